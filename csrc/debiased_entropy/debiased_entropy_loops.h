@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU loops of debiased_entropy. Compiled once for each instruction set, as merge_loops.h.
+//
+// Two passes over rows that stay in cache: the first makes each row's numbers (entropy, soft
+// cross-entropy), the second writes the gradient, once the kept rows of a task are counted.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "common/vec8.h"
+
+namespace mdft {
+
+struct RowNumbers {  // of one row, in the accumulator's precision widened to double
+  double shift, log_sum;                  // log q_c = z_c - shift - log_sum
+  double teacher_shift, teacher_log_sum;  // the same for p, unused where p is given
+  double entropy, teacher_entropy, cross_entropy;
+};
+
+struct EntropyArgs {
+  const void* logits;            // [M]
+  const void* teacher;           // [M]
+  const void* teacher_entropy;   // [R] or null: teacher holds logits
+  const int64_t* row_offsets;    // [R + 1]
+  RowNumbers* numbers;           // [R]
+  const double* scale;           // [R]: weight / kept rows of the task; 0 where removed
+  void* grad;                    // [M]
+  DType logits_dtype, teacher_dtype;
+  double alpha;
+  bool use_entropy;
+};
+
+struct EntropyLoops {
+  void (*rows)(const EntropyArgs&, int64_t begin, int64_t end);
+  void (*gradient)(const EntropyArgs&, int64_t begin, int64_t end);
+};
+
+namespace MDFT_ISA {
+
+template <typename acc_t>
+constexpr acc_t kNoLogit = -std::numeric_limits<acc_t>::infinity();
+
+// A row read in any dtype, whole vectors at a time; past its end stands `fill`.
+template <typename acc_t>
+struct Row {
+  const void* data;
+  DType dtype;
+  int64_t start, C;
+
+  Vec8<acc_t> operator()(int64_t i, acc_t fill) const {
+    const int64_t n = C - i;
+    Vec8<acc_t> x;
+    if constexpr (sizeof(acc_t) == sizeof(double)) {
+      x = read<double>(i, n);
+    } else if (dtype == DType::kFloat32) {
+      x = read<float>(i, n);
+    } else if (dtype == DType::kBFloat16) {
+      x = read<BFloat16Bits>(i, n);
+    } else {
+      x = read<Float16Bits>(i, n);
+    }
+    if (n >= 8) return x;
+    acc_t lanes[8];
+    x.store(lanes);
+    for (int64_t j = n; j < 8; ++j) lanes[j] = fill;
+    return Vec8<acc_t>::load(lanes);
+  }
+
+ private:
+  template <typename scalar_t>
+  Vec8<acc_t> read(int64_t i, int64_t n) const {
+    return load<acc_t>(static_cast<const scalar_t*>(data) + start + i, n, scalar_t{});
+  }
+};
+
+template <typename acc_t>
+inline acc_t largest(const Vec8<acc_t>& x) {
+  acc_t m = x[0];
+  for (int i = 1; i < 8; ++i) m = m < x[i] ? x[i] : m;
+  return m;
+}
+
+// -inf becomes the lowest finite number: times a probability of 0 it is 0, not NaN (0 log 0 = 0).
+template <typename acc_t>
+inline Vec8<acc_t> above_infinity(const Vec8<acc_t>& x) {
+  return max(x, Vec8<acc_t>::all(std::numeric_limits<acc_t>::lowest()));
+}
+
+// shift, log_sum and entropy of softmax(row): H = log sum - sum e^y y / sum, y = z - shift.
+template <typename acc_t>
+inline void softmax_numbers(const Row<acc_t>& row, double* shift, double* log_sum,
+                            double* entropy) {
+  Vec8<acc_t> top = Vec8<acc_t>::all(kNoLogit<acc_t>);
+  for (int64_t i = 0; i < row.C; i += 8) top = max(top, row(i, kNoLogit<acc_t>));
+  const acc_t most = largest(top);
+  const auto down = Vec8<acc_t>::all(-most);
+  auto total = Vec8<acc_t>::all(0);
+  auto weighted = Vec8<acc_t>::all(0);
+  for (int64_t i = 0; i < row.C; i += 8) {
+    const Vec8<acc_t> y = row(i, kNoLogit<acc_t>) + down;
+    const Vec8<acc_t> e = exp(y);
+    total = total + e;
+    weighted = fma(e, above_infinity(y), weighted);
+  }
+  const double s = sum(total);
+  *shift = most;
+  *log_sum = std::log(s);
+  *entropy = *log_sum - sum(weighted) / s;
+}
+
+// log q_c = z_c - shift - log_sum, subtracted in two steps: shift may be large, and what remains
+// of the first difference is exact near it.
+template <typename acc_t>
+inline Vec8<acc_t> log_softmax(const Vec8<acc_t>& z, double shift, double log_sum) {
+  return (z + Vec8<acc_t>::all(static_cast<acc_t>(-shift))) +
+         Vec8<acc_t>::all(static_cast<acc_t>(-log_sum));
+}
+
+template <typename acc_t>
+void entropy_rows(const EntropyArgs& a, int64_t begin, int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t start = a.row_offsets[r];
+    const int64_t C = a.row_offsets[r + 1] - start;
+    const Row<acc_t> z{a.logits, a.logits_dtype, start, C};
+    const Row<acc_t> t{a.teacher, a.teacher_dtype, start, C};
+    RowNumbers& n = a.numbers[r];
+    softmax_numbers(z, &n.shift, &n.log_sum, &n.entropy);
+    if (a.teacher_entropy == nullptr) {
+      softmax_numbers(t, &n.teacher_shift, &n.teacher_log_sum, &n.teacher_entropy);
+    } else {
+      n.teacher_entropy = static_cast<const acc_t*>(a.teacher_entropy)[r];
+    }
+    auto crossed = Vec8<acc_t>::all(0);  // sum of p log q; a class with p = 0 adds nothing
+    for (int64_t i = 0; i < C; i += 8) {
+      const Vec8<acc_t> p =
+          a.teacher_entropy != nullptr
+              ? t(i, 0)
+              : exp(log_softmax(t(i, kNoLogit<acc_t>), n.teacher_shift, n.teacher_log_sum));
+      const Vec8<acc_t> log_q = log_softmax(z(i, 0), n.shift, n.log_sum);
+      crossed = fma(p, where_nonzero(p, log_q), crossed);
+    }
+    n.cross_entropy = -static_cast<double>(sum(crossed));
+  }
+}
+
+template <typename scalar_t, typename acc_t>
+void gradient_row(const EntropyArgs& a, int64_t r) {
+  const int64_t start = a.row_offsets[r];
+  const int64_t C = a.row_offsets[r + 1] - start;
+  auto* grad = static_cast<scalar_t*>(a.grad) + start;
+  const RowNumbers& n = a.numbers[r];
+  if (a.scale[r] == 0) {  // removed: exactly 0, also where the logits are not finite
+    for (int64_t i = 0; i < C; i += 8) store(Vec8<acc_t>::all(0), grad + i, C - i);
+    return;
+  }
+  const Row<acc_t> z{a.logits, a.logits_dtype, start, C};
+  const Row<acc_t> t{a.teacher, a.teacher_dtype, start, C};
+  const auto alpha = Vec8<acc_t>::all(static_cast<acc_t>(a.scale[r] * a.alpha));
+  const auto minus_one = Vec8<acc_t>::all(-1);
+  const auto entropy_scale =
+      Vec8<acc_t>::all(static_cast<acc_t>(a.use_entropy ? -a.scale[r] : 0.0));
+  const auto entropy = Vec8<acc_t>::all(static_cast<acc_t>(n.entropy));
+  for (int64_t i = 0; i < C; i += 8) {
+    const Vec8<acc_t> log_q =
+        log_softmax(z(i, kNoLogit<acc_t>), n.shift, n.log_sum);
+    const Vec8<acc_t> q = exp(log_q);
+    const Vec8<acc_t> p =
+        a.teacher_entropy != nullptr
+            ? t(i, 0)
+            : exp(log_softmax(t(i, kNoLogit<acc_t>), n.teacher_shift, n.teacher_log_sum));
+    const Vec8<acc_t> cross = fma(minus_one, p, q);
+    const Vec8<acc_t> spread = mul(q, above_infinity(log_q) + entropy);
+    store(fma(alpha, cross, mul(entropy_scale, spread)), grad + i, C - i);
+  }
+}
+
+template <typename acc_t>
+void gradient_rows(const EntropyArgs& a, int64_t begin, int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    if constexpr (sizeof(acc_t) == sizeof(double)) {
+      gradient_row<double, double>(a, r);
+    } else if (a.logits_dtype == DType::kFloat32) {
+      gradient_row<float, float>(a, r);
+    } else if (a.logits_dtype == DType::kBFloat16) {
+      gradient_row<BFloat16Bits, float>(a, r);
+    } else {
+      gradient_row<Float16Bits, float>(a, r);
+    }
+  }
+}
+
+inline void rows_range(const EntropyArgs& a, int64_t begin, int64_t end) {
+  a.logits_dtype == DType::kFloat64 ? entropy_rows<double>(a, begin, end)
+                                    : entropy_rows<float>(a, begin, end);
+}
+inline void gradient_range(const EntropyArgs& a, int64_t begin, int64_t end) {
+  a.logits_dtype == DType::kFloat64 ? gradient_rows<double>(a, begin, end)
+                                    : gradient_rows<float>(a, begin, end);
+}
+
+}  // namespace MDFT_ISA
+}  // namespace mdft

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arena's map: where each tensor lies, and which column of λ each tile reads.
+
+An arena is one flat tensor. Each parameter starts at a multiple of ``TILE`` elements and is
+padded with zeros up to the next one, so a tile belongs to exactly one tensor, and through it to
+exactly one column of the coefficients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdft_fast.errors import MdftError
+
+TILE = 1024  # elements; 4 KiB of float32: one memory page, and all running sums stay in L1
+
+
+class Slot(NamedTuple):
+    """One tensor's place in the arena."""
+
+    name: str
+    shape: tuple[int, ...]
+    tile: int  # its first tile
+    column: int  # the column of λ that scales it
+
+    @property
+    def numel(self) -> int:
+        """Number of elements, padding not counted."""
+        return math.prod(self.shape)
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles, the padded last one included."""
+        return -(-self.numel // TILE)
+
+
+class TilePlan(NamedTuple):
+    """What the operators read of a layout, for one range of tiles.
+
+    Attributes:
+        columns: int32 ``[T]`` on the arena's device: tile -> column of λ.
+        order: int32 ``[T]`` on the arena's device: the tiles, sorted by column.
+        starts: int32 ``[L + 1]`` on the arena's device: column ``l`` owns
+            ``order[starts[l]:starts[l + 1]]``.
+        tensor_tiles: int64 ``[n + 1]`` on the CPU: first tile of each tensor of the range,
+            counted from the range's start; the last entry is ``T``.
+        first: the range's first tile, and ``last``: one past its last tile.
+    """
+
+    columns: Tensor
+    order: Tensor
+    starts: Tensor
+    tensor_tiles: Tensor
+    first: int
+    last: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Tensors in an arena and their columns of λ. Build with :meth:`of` or :meth:`single`.
+
+    Attributes:
+        slots: the tensors in arena order.
+        columns: names of λ's columns; ``L = len(columns)``.
+    """
+
+    slots: tuple[Slot, ...]
+    columns: tuple[str, ...]
+
+    @staticmethod
+    def of(shapes: Mapping[str, Iterable[int]]) -> Layout:
+        """Lays tensors out in the given order, one column of λ per tensor."""
+        slots, tile = [], 0
+        for column, (name, shape) in enumerate(shapes.items()):
+            slot = Slot(name, tuple(shape), tile, column)
+            slots.append(slot)
+            tile += slot.tiles
+        return Layout(tuple(slots), tuple(shapes))
+
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def single(elements: int) -> Layout:
+        """Returns the layout of one tensor of ``elements`` elements under one column."""
+        return Layout.of({"all": (elements,)})
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles of the whole arena."""
+        return self.slots[-1].tile + self.slots[-1].tiles if self.slots else 0
+
+    @property
+    def elements(self) -> int:
+        """``N``: number of elements of an arena, padding included."""
+        return self.tiles * TILE
+
+    def group(self, column_of: Mapping[str, str]) -> Layout:
+        """Returns the same arena with its tensors under coarser columns.
+
+        Args:
+            column_of: tensor name -> column name, for every tensor. Columns are numbered in the
+                order in which the arena first meets them.
+        """
+        columns = tuple(dict.fromkeys(column_of[slot.name] for slot in self.slots))
+        number = {name: i for i, name in enumerate(columns)}
+        return Layout(
+            tuple(slot._replace(column=number[column_of[slot.name]]) for slot in self.slots), columns
+        )
+
+    def slots_in(self, tiles: tuple[int, int] | None) -> tuple[Slot, ...]:
+        """Returns the tensors of a range of tiles, which must begin and end between tensors."""
+        if tiles is None:
+            return self.slots
+        first, last = tiles
+        inside = tuple(s for s in self.slots if first <= s.tile and s.tile + s.tiles <= last)
+        if not 0 <= first <= last <= self.tiles or sum(s.tiles for s in inside) != last - first:
+            raise MdftError(
+                f"layout: tiles must be a range of [0, {self.tiles}] that begins and ends between "
+                f"tensors, got {tiles}"
+            )
+        return inside
+
+    def plan(self, device: torch.device, tiles: tuple[int, int] | None = None) -> TilePlan:
+        """Returns the index tensors that the operators read, made once per device and range."""
+        key = (device, tiles)
+        if key not in self._plans:
+            self._plans[key] = self._make_plan(device, tiles)
+        return self._plans[key]
+
+    @functools.cached_property
+    def _plans(self) -> dict[tuple[torch.device, tuple[int, int] | None], TilePlan]:
+        return {}
+
+    def _make_plan(self, device: torch.device, tiles: tuple[int, int] | None) -> TilePlan:
+        slots = self.slots_in(tiles)
+        first, last = tiles or (0, self.tiles)
+        counts = torch.tensor([slot.tiles for slot in slots], dtype=torch.int64)
+        column = torch.tensor([slot.column for slot in slots], dtype=torch.int64)
+        columns = column.repeat_interleave(counts)
+        owned = torch.bincount(columns, minlength=len(self.columns))
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), owned.cumsum(0)])
+        tensor_tiles = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        return TilePlan(
+            columns.int().to(device),
+            columns.argsort(stable=True).int().to(device),
+            starts.int().to(device),
+            tensor_tiles,
+            first,
+            last,
+        )
+
+    def views(self, arena: Tensor, tiles: tuple[int, int] | None = None) -> list[Tensor]:
+        """Returns each tensor of an arena (or of a range of its tiles) as a view.
+
+        Args:
+            arena: ``[N]``, or ``[(last - first) * TILE]`` where ``tiles`` is given.
+            tiles: a range ``(first, last)`` of tiles.
+        """
+        first = tiles[0] if tiles else 0
+        views = []
+        for slot in self.slots_in(tiles):
+            start = (slot.tile - first) * TILE
+            views.append(arena[start : start + slot.numel].view(slot.shape))
+        return views

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators: usable alone, in anyone's own model."""
+
+from mdft_fast.ops._library import kernels
+from mdft_fast.ops.debiased_entropy import DebiasedEntropyFunction, debiased_entropy_loss
+from mdft_fast.ops.merge import MergeFunction, merge, merge_dots, merge_tensors
+
+__all__ = [
+    "DebiasedEntropyFunction",
+    "MergeFunction",
+    "debiased_entropy_loss",
+    "kernels",
+    "merge",
+    "merge_dots",
+    "merge_tensors",
+]

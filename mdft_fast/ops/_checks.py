@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks of csrc/common/checks.h for the fakes, word for word (a test compares the texts)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mdft_fast.ops._library import dtype_name as name
+from mdft_fast.reference import accumulator
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def shape(x: Tensor) -> str:
+    """Returns ``[2, 3]``."""
+    return str(list(x.shape))
+
+
+def check_floating(op: str, what: str, x: Tensor) -> None:
+    """Refuses what is not a floating dtype."""
+    torch._check(
+        x.dtype in FLOATING,
+        lambda: f"{op}: {what} must be float32, float64, float16 or bfloat16, got {name(x.dtype)}",
+    )
+
+
+def check_dtype(op: str, what: str, x: Tensor, wanted: torch.dtype) -> None:
+    """Refuses every dtype but one."""
+    torch._check(
+        x.dtype == wanted, lambda: f"{op}: {what} must be {name(wanted)}, got {name(x.dtype)}"
+    )
+
+
+def check_accumulates(op: str, what: str, dtype: torch.dtype, acc: torch.dtype) -> None:
+    """Refuses a dtype whose sums are not kept in ``acc``."""
+    rule = (
+        "float64 like the rest" if acc == torch.float64 else "float32, float16 or bfloat16"
+    )
+    torch._check(
+        dtype in FLOATING and accumulator(dtype) == acc,
+        lambda: f"{op}: {what} must be {rule}, got {name(dtype)}",
+    )
+
+
+def check_beside(op: str, what: str, x: Tensor, other: Tensor) -> None:
+    """Refuses another device, and strides."""
+    torch._check(
+        x.device == other.device,
+        lambda: f"{op}: {what} must be on the device of the other tensors, got another device",
+    )
+    torch._check(
+        x.is_contiguous(), lambda: f"{op}: {what} must be contiguous, got strides"
+    )

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads the native operators, and says which kernel runs where."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from mdft_fast.errors import MdftError, MdftFallbackWarning
+
+_FOLDER = Path(__file__).parent.parent / "lib"
+_warned: set[tuple[str, str, str]] = set()
+
+
+def _load(name: str) -> str:
+    """Loads a library; returns nothing where that worked, else why not."""
+    path = _FOLDER / name
+    if not path.exists():
+        return f"{path.name} was not built"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path.name} does not load: {error}"
+    return ""
+
+
+_missing = {"cpu": _load("libmdft_ops.so"), "cuda": "this torch has no CUDA"}
+if torch.version.cuda and not _missing["cpu"]:
+    _missing["cuda"] = _load("libmdft_ops_cuda.so")
+
+LOADED = not _missing["cpu"]  # the schemas exist; fakes can be registered
+
+
+def native(op: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Returns whether a native kernel runs ``op`` here; if not, warns once or raises.
+
+    Raises:
+        MdftError: if there is none and the environment says ``MDFT_STRICT=1``.
+    """
+    why = _missing.get(device.type, f"no kernel for {device.type}") if LOADED else _missing["cpu"]
+    if not why or (LOADED and device.type == "meta"):
+        return True
+    message = (
+        f"{op}: no native kernel for {device.type} {str(dtype).removeprefix('torch.')} ({why})"
+    )
+    if os.environ.get("MDFT_STRICT") == "1":
+        raise MdftError(f"{message}, and MDFT_STRICT=1 forbids the plain-torch reference")
+    key = (op, device.type, str(dtype))
+    if key not in _warned:
+        _warned.add(key)
+        warnings.warn(f"{message}; running the plain-torch reference", MdftFallbackWarning, 3)
+    return False
+
+
+def kernels() -> dict[str, str]:
+    """Returns what computes the operators here: device -> ``avx2``, ``portable``, ``cuda`` or
+    why the plain-torch reference stands in, and what has fallen back so far."""  # noqa: D205, D209
+    found = {device: why and f"reference ({why})" for device, why in _missing.items()}
+    found["cpu"] = found["cpu"] or _cpu_loops()
+    found["cuda"] = found["cuda"] or "cuda"
+    if _warned:
+        found["fell_back"] = ", ".join(" ".join(key) for key in sorted(_warned))
+    return found
+
+
+def _cpu_loops() -> str:
+    """Returns the loops that csrc/common/cpu.h chooses."""
+    from mdft_fast import _native
+
+    features = _native.cpu_features()
+    avx2 = all(features.get(name) for name in ("avx2", "fma", "f16c"))
+    return "avx2" if avx2 and os.environ.get("MDFT_CPU") != "portable" else "portable"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns ``float32`` for ``torch.float32``: the word that csrc/common/checks.h prints."""
+    return str(dtype).removeprefix("torch.")

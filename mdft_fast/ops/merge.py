@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Merging task vectors into weights (equation 1), and its gradient with respect to λ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdft_fast import reference
+from mdft_fast.layout import TILE, Layout, TilePlan
+from mdft_fast.ops import _checks as checks
+from mdft_fast.ops._library import LOADED, native
+from mdft_fast.reference import accumulator
+from mdft_fast.task_vectors import TaskVectors
+
+Tiles = tuple[int, int]
+
+
+def merge(
+    base: Tensor,
+    deltas: Tensor | TaskVectors,
+    coefficients: Tensor,
+    layout: Layout | None = None,
+    *,
+    tiles: Tiles | None = None,
+    out: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    r"""Mixes K task vectors into pre-trained weights, for a whole model or a part in one launch.
+
+    .. math:: \text{out}_n = \text{base}_n + \sum_k \text{coefficients}_{k,l(n)} \text{deltas}_{kn}
+
+    where :math:`l(n)` is the column of λ that element n belongs to.
+
+    Args:
+        base: ``[N]`` pre-trained weights. float32, float16, bfloat16 or float64. Contiguous.
+        deltas: ``[K, N]`` task vectors, fine-tuned minus pre-trained, or packed
+            :class:`TaskVectors`. Any of these dtypes, float64 exactly where ``base`` is.
+            Contiguous. Data, never a parameter.
+        coefficients: ``[K, L]`` λ (no unit), or ``[K]`` where there is no layout.
+            float32; float64 where ``base`` is.
+        layout: the arena's map; None: all N elements share one column.
+        tiles: merge only the tiles ``(first, last)`` of the arena, one block say.
+        out: where to write: ``[elements of the tiles]``. Not differentiable through what it held.
+        out_dtype: dtype of the result where ``out`` is not given; float64 needs a float64 base.
+
+    Returns:
+        ``[elements of the tiles]`` merged weights (``out`` itself where given). Terms are summed
+        in the dtype of ``coefficients`` in the order base, k = 0..K-1 and rounded once: equal
+        inputs give equal bits, whatever the number of threads.
+
+    Raises:
+        ValueError: if ``deltas`` requires grad; its gradient is not computed.
+        RuntimeError: if shapes, dtypes, devices or strides break the rules above.
+
+    Differentiable in ``base`` and ``coefficients``. Keeps a reference to ``deltas``, not a copy.
+
+    Source:
+        Task arithmetic, Ilharco et al. 2023 (arXiv:2212.04089), sec. 2, with a coefficient per
+        task and layer as in AdaMerging (arXiv:2310.02575).
+    """
+    if layout is None:
+        layout = Layout.single(base.shape[0])
+        if coefficients.dim() == 1:
+            coefficients = coefficients[:, None]
+    (merged,) = MergeFunction.apply(
+        base, _codes("merge", deltas), coefficients, layout, tiles, out, out_dtype, True
+    )
+    return merged
+
+
+def merge_tensors(
+    base: Tensor,
+    deltas: Tensor | TaskVectors,
+    coefficients: Tensor,
+    layout: Layout,
+    *,
+    tiles: Tiles | None = None,
+    out: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, ...]:
+    """Merges as :func:`merge` and returns every tensor of the layout in its own shape.
+
+    The tensors are views of one buffer and separate outputs of one autograd node: backward sees
+    all their gradients at once and makes one pass over the task vectors. (Slicing a flat result
+    instead would make each slice's backward allocate a whole arena.) They refuse in-place
+    changes; clone one before saving it, or the whole buffer is saved.
+
+    Args:
+        base: as in :func:`merge`, and so are the other arguments.
+        deltas: task vectors.
+        coefficients: λ.
+        layout: the arena's map.
+        tiles: a range of tiles that begins and ends between tensors.
+        out: where to write.
+        out_dtype: dtype of the result.
+    """
+    codes = _codes("merge", deltas)
+    return MergeFunction.apply(base, codes, coefficients, layout, tiles, out, out_dtype, False)
+
+
+def merge_dots(
+    grads: Sequence[Tensor | None] | Tensor,
+    deltas: Tensor | TaskVectors,
+    layout: Layout | None = None,
+    *,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    r"""Projects weight gradients on the task vectors: the gradient of :func:`merge` in λ.
+
+    .. math:: \text{dots}_{kl} = \sum_{n: l(n) = l} \text{grad}_n \, \text{deltas}_{kn}
+
+    Args:
+        grads: the gradient of each tensor of the layout (of the range ``tiles``), in arena order,
+            taken where it lies; None counts as zero. One dtype. A single tensor stands for a
+            list of one.
+        deltas: ``[K, N]`` task vectors, as in :func:`merge`.
+        layout: the arena's map; None: one tensor, one column.
+        tiles: the range ``(first, last)`` of tiles that the gradients cover.
+
+    Returns:
+        ``[K, L]`` float32 (float64 for float64); zero in columns that the range does not touch.
+        Summed in a fixed order: equal inputs give equal bits, whatever the number of threads.
+
+    Raises:
+        RuntimeError: if shapes, dtypes, devices or strides break the rules above.
+
+    Not differentiable.
+    """
+    codes = deltas.codes if isinstance(deltas, TaskVectors) else deltas
+    layout = layout or Layout.single(codes.shape[-1])
+    grads = [grads] if isinstance(grads, Tensor) else grads
+    with torch.no_grad():
+        return _merge_dots(grads, codes, layout.plan(codes.device, tiles))
+
+
+class MergeFunction(torch.autograd.Function):
+    """Autograd around ``merge``: ``apply`` takes the arguments of forward, in order.
+
+    Returns a tuple: every tensor of the layout (or of the range of tiles) as a view of one
+    buffer; the whole buffer alone where ``flat``.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        base: Tensor,
+        codes: Tensor,
+        coefficients: Tensor,
+        layout: Layout,
+        tiles: Tiles | None,
+        out: Tensor | None,
+        out_dtype: torch.dtype,
+        flat: bool,
+    ) -> tuple[Tensor, ...]:
+        plan = layout.plan(base.device, tiles)
+        merged = _merge(base, codes, coefficients, plan, out, out_dtype)
+        return (merged,) if flat else tuple(layout.views(merged, tiles))
+
+    @staticmethod
+    def setup_context(  # noqa: D102
+        ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
+    ) -> None:
+        base, codes, _, layout, tiles, out, _, flat = inputs
+        ctx.set_materialize_grads(False)  # a tensor without gradient stays None: no zeros are made
+        ctx.save_for_backward(codes)
+        ctx.base_dtype, ctx.layout, ctx.tiles, ctx.flat = base.dtype, layout, tiles, flat
+        ctx.elements = base.shape[0]
+        if out is not None and flat:
+            ctx.mark_dirty(out)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # noqa: D102
+        (codes,) = ctx.saved_tensors
+        needs_base, _, needs_coefficients = ctx.needs_input_grad[:3]
+        plan = ctx.layout.plan(codes.device, ctx.tiles)
+        if ctx.flat:
+            count = torch.tensor([0, plan.last - plan.first])
+            plan = plan._replace(tensor_tiles=count)
+        contiguous = [None if g is None else g.contiguous() for g in grads]
+        dots = _merge_dots(contiguous, codes, plan) if needs_coefficients else None
+        base = _base_gradient(ctx, contiguous, plan) if needs_base else None
+        return base, None, dots, None, None, None, None, None
+
+
+def _base_gradient(ctx: Any, grads: list[Tensor | None], plan: TilePlan) -> Tensor:
+    """Lays the gradients out as the arena; padding and absent ones are zero."""
+    device = ctx.saved_tensors[0].device
+    result = torch.zeros(ctx.elements, dtype=ctx.base_dtype, device=device)
+    for grad, tile in zip(grads, plan.tensor_tiles[:-1].tolist(), strict=True):
+        if grad is not None:
+            start = (plan.first + tile) * TILE
+            result[start : start + grad.numel()] = grad.reshape(-1)
+    return result
+
+
+def _codes(op: str, deltas: Tensor | TaskVectors) -> Tensor:
+    codes = deltas.codes if isinstance(deltas, TaskVectors) else deltas
+    if codes.requires_grad:
+        raise ValueError(f"{op}: deltas are data, not parameters; pass deltas.detach()")
+    return codes
+
+
+def _merge(
+    base: Tensor,
+    codes: Tensor,
+    coefficients: Tensor,
+    plan: TilePlan,
+    out: Tensor | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    if not native("merge", base.device, base.dtype):
+        merged = reference.merge(
+            base, codes, coefficients, plan, out.dtype if out is not None else out_dtype
+        )
+        return merged if out is None else out.copy_(merged)
+    columns, first, last = plan.columns, plan.first, plan.last
+    if out is None:
+        result: Tensor = torch.ops.mdft_fast.merge(
+            base, codes, coefficients, columns, first, last, out_dtype
+        )
+        return result
+    torch.ops.mdft_fast.merge_out(base, codes, coefficients, columns, first, last, out)
+    # A kernel's write does not bump the version: without this a stale graph would go unnoticed.
+    torch.autograd.graph.increment_version(out)
+    return out
+
+
+def _merge_dots(grads: Sequence[Tensor | None], codes: Tensor, plan: TilePlan) -> Tensor:
+    if not native("merge_dots", codes.device, codes.dtype):
+        return reference.merge_dots(grads, codes, plan)
+    result: Tensor = torch.ops.mdft_fast.merge_dots(
+        list(grads), codes, plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last
+    )
+    return result
+
+
+def _check_range(op: str, first: int, last: int, n: int) -> None:
+    tiles = -(-n // TILE)
+    torch._check(
+        0 <= first <= last <= tiles,
+        lambda: f"{op}: tiles must be a range of [0, {tiles}], got [{first}, {last})",
+    )
+
+
+def _merge_fake(
+    base: Tensor,
+    deltas: Tensor,
+    coefficients: Tensor,
+    columns: Tensor,
+    first: int,
+    last: int,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    shape = checks.shape
+    torch._check(base.dim() == 1, lambda: f"merge: base must be [N], got {shape(base)}")
+    n = base.shape[0]
+    torch._check(
+        deltas.dim() == 2 and deltas.shape[1] == n,
+        lambda: f"merge: deltas must be [K, {n}], got {shape(deltas)}",
+    )
+    torch._check(
+        coefficients.dim() == 2 and coefficients.shape[0] == deltas.shape[0],
+        lambda: f"merge: coefficients must be [{deltas.shape[0]}, L], got {shape(coefficients)}",
+    )
+    _check_range("merge", first, last, n)
+    torch._check(
+        columns.dim() == 1 and columns.shape[0] == last - first,
+        lambda: f"merge: columns must be [{last - first}], got {shape(columns)}",
+    )
+    checks.check_floating("merge", "base", base)
+    acc = accumulator(base.dtype)
+    checks.check_accumulates("merge", "deltas", deltas.dtype, acc)
+    checks.check_dtype("merge", "coefficients", coefficients, acc)
+    checks.check_dtype("merge", "columns", columns, torch.int32)
+    checks.check_accumulates("merge", "out", out_dtype, acc)
+    checks.check_beside("merge", "base", base, deltas)
+    checks.check_beside("merge", "deltas", deltas, base)
+    checks.check_beside("merge", "coefficients", coefficients, base)
+    checks.check_beside("merge", "columns", columns, base)
+    return base.new_empty(min(last * TILE, n) - min(first * TILE, n), dtype=out_dtype)
+
+
+def _merge_out_fake(
+    base: Tensor,
+    deltas: Tensor,
+    coefficients: Tensor,
+    columns: Tensor,
+    first: int,
+    last: int,
+    out: Tensor,
+) -> None:
+    wanted = _merge_fake(base, deltas, coefficients, columns, first, last, out.dtype).shape[0]
+    torch._check(
+        out.dim() == 1 and out.shape[0] == wanted,
+        lambda: f"merge: out must be [{wanted}], got {checks.shape(out)}",
+    )
+    checks.check_beside("merge", "out", out, base)
+
+
+def _merge_dots_fake(
+    grads: Sequence[Tensor | None],
+    deltas: Tensor,
+    order: Tensor,
+    starts: Tensor,
+    tensor_tiles: Tensor,
+    first: int,
+    last: int,
+) -> Tensor:
+    op, shape, n = "merge_dots", checks.shape, len(grads)
+    torch._check(deltas.dim() == 2, lambda: f"{op}: deltas must be [K, N], got {shape(deltas)}")
+    _check_range(op, first, last, deltas.shape[1])
+    torch._check(
+        order.dim() == 1 and order.shape[0] == last - first,
+        lambda: f"{op}: order must be [{last - first}], got {shape(order)}",
+    )
+    torch._check(
+        starts.dim() == 1 and starts.shape[0] >= 1,
+        lambda: f"{op}: starts must be [L + 1], got {shape(starts)}",
+    )
+    torch._check(
+        tensor_tiles.dim() == 1 and tensor_tiles.shape[0] == n + 1,
+        lambda: f"{op}: tensor_tiles must be [{n + 1}], got {shape(tensor_tiles)}",
+    )
+    checks.check_floating(op, "deltas", deltas)
+    checks.check_dtype(op, "order", order, torch.int32)
+    checks.check_dtype(op, "starts", starts, torch.int32)
+    checks.check_dtype(op, "tensor_tiles", tensor_tiles, torch.int64)
+    checks.check_beside(op, "deltas", deltas, order)
+    checks.check_beside(op, "order", order, deltas)
+    checks.check_beside(op, "starts", starts, deltas)
+    acc = accumulator(deltas.dtype)
+    dtype: torch.dtype | None = None
+    for grad in grads:
+        if grad is None:
+            continue
+        checks.check_accumulates(op, "a gradient", grad.dtype, acc)
+        dtype = dtype or grad.dtype
+        wanted, got = checks.name(dtype), checks.name(grad.dtype)
+        torch._check(
+            grad.dtype == dtype, lambda: f"{op}: all gradients must be {wanted}, got {got}"  # noqa: B023
+        )
+        checks.check_beside(op, "a gradient", grad, deltas)
+    return deltas.new_empty(deltas.shape[0], starts.shape[0] - 1, dtype=acc)
+
+
+if LOADED:
+    torch.library.register_fake("mdft_fast::merge", _merge_fake)
+    torch.library.register_fake("mdft_fast::merge_out", _merge_out_fake)
+    torch.library.register_fake("mdft_fast::merge_dots", _merge_dots_fake)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every operator in plain torch, right by inspection. Kernels are judged against this in float64.
+
+Equation numbers are the paper's (docs/method.md). Everything here is differentiable by torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdft_fast.layout import TILE, TilePlan
+
+Reweight = Literal["off", "as_written", "normalized"]
+EntropyOf = Literal["teacher", "meta"]
+
+
+class DebiasedEntropy(NamedTuple):
+    """What the loss gives: see :func:`mdft_fast.debiased_entropy_loss`."""
+
+    loss: Tensor
+    entropy: Tensor
+    weight: Tensor
+    kept: Tensor
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype in which sums over ``dtype`` are kept."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def merge(
+    base: Tensor,
+    deltas: Tensor,
+    coefficients: Tensor,
+    plan: TilePlan,
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Equation (1): ``out[n] = base[n] + sum_k coefficients[k, column of n] * deltas[k, n]``.
+
+    Args:
+        base: ``[N]``.
+        deltas: ``[K, N]``.
+        coefficients: ``[K, L]``.
+        plan: which column each tile reads; also which tiles to merge.
+        out_dtype: dtype of the result; the sum is kept in float32 (float64).
+    """
+    dtype = accumulator(base.dtype)
+    some = slice(plan.first * TILE, plan.last * TILE)
+    merged = base[some].to(dtype)
+    for delta, scale in zip(deltas, coefficients, strict=True):
+        of_element = scale[plan.columns.long()].repeat_interleave(TILE)[: len(merged)]
+        merged = merged + of_element * delta[some].to(dtype)
+    return merged.to(out_dtype)
+
+
+def merge_dots(grads: Sequence[Tensor | None], deltas: Tensor, plan: TilePlan) -> Tensor:
+    """The gradient of equation (1): ``dots[k, l] = sum over column l of <grad, deltas[k]>``.
+
+    Args:
+        grads: gradient of each tensor in the plan's range, or None.
+        deltas: ``[K, N]``.
+        plan: the range, and which column each tile belongs to.
+    """
+    dtype = accumulator(deltas.dtype)
+    dots = deltas.new_zeros(len(deltas), len(plan.starts) - 1, dtype=dtype)
+    for grad, tile in zip(grads, plan.tensor_tiles[:-1].tolist(), strict=True):
+        if grad is None:
+            continue
+        for start in range(0, grad.numel(), TILE):
+            piece = grad.reshape(-1)[start : start + TILE].to(dtype)
+            at = (plan.first + tile) * TILE + start
+            column = plan.columns[tile + start // TILE]
+            dots[:, column] += deltas[:, at : at + len(piece)].to(dtype) @ piece
+    return dots
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Equation (3)'s second term: ``H(softmax(logits))`` of each row, in nats."""
+    log_q = logits.log_softmax(-1)
+    return -torch.where(log_q == -math.inf, 0.0, log_q.exp() * log_q).sum(-1)
+
+
+def cross_entropy(p: Tensor, logits: Tensor) -> Tensor:
+    """Equation (3)'s first term: ``-sum_c p_c log softmax(logits)_c`` of each row."""
+    return -torch.where(p == 0, 0.0, p * logits.log_softmax(-1)).sum(-1)
+
+
+def debiased_entropy(
+    logits: Sequence[Tensor],
+    teacher_logits: Sequence[Tensor],
+    *,
+    alpha: float = 1.0,
+    mu: float = 0.4,
+    entropy_of: EntropyOf = "teacher",
+    use_entropy: bool = True,
+    filter: bool = True,
+    reweight: Reweight = "as_written",
+) -> DebiasedEntropy:
+    """Equations (2) to (6), one task after another.
+
+    Args:
+        logits: for each task ``[B_k, C_k]``, the meta-model's.
+        teacher_logits: for each task ``[B_k, C_k]``, its own teacher's.
+        alpha: weight of the cross-entropy.
+        mu: threshold H0 = mu log C of filter and weight.
+        entropy_of: whose H filter and weight read.
+        use_entropy: whether the loss holds the term H(q).
+        filter: whether rows with H >= H0 are removed.
+        reweight: the weight of a kept row: 1, exp(H0 - H), or the latter with mean 1.
+    """
+    losses, entropies, weights, masks = [], [], [], []
+    for z, t in zip(logits, teacher_logits, strict=True):
+        z, t = z.to(accumulator(z.dtype)), t.to(accumulator(z.dtype)).detach()
+        h0 = mu * math.log(z.shape[1])
+        h = entropy(t) if entropy_of == "teacher" else entropy(z).detach()
+        kept = h < h0 if filter else torch.ones_like(h, dtype=torch.bool)  # (4)
+        weight = torch.ones_like(h) if reweight == "off" else (h0 - h).exp()  # (5)
+        weight = torch.where(kept, weight, 0.0)
+        if reweight == "normalized" and kept.any():
+            weight = weight / (weight.sum() / kept.sum())
+        rows = alpha * cross_entropy(t.softmax(-1), z)  # (2, 3)
+        if use_entropy:
+            rows = rows + entropy(z)
+        rows = torch.where(kept, rows, 0.0)
+        # B / (B - N) / B = 1 / kept rows; none kept adds exactly 0. (5, 6)
+        losses.append((weight * rows).sum() / kept.sum().clamp(min=1))
+        entropies.append(h)
+        weights.append(weight)
+        masks.append(kept)
+    return DebiasedEntropy(
+        torch.stack(losses), torch.cat(entropies), torch.cat(weights), torch.cat(masks)
+    )
+
+
+def alignment(features: Tensor, target: Tensor) -> Tensor:
+    """Equation (7): the mean absolute difference of two representations ``[B, D]``."""
+    return (features - target).abs().mean()
