@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints become a verified pool: readers, pack (write), open (read)."""
+
+from mdft_fast.pool.codecs import CodecError
+from mdft_fast.pool.head import Head
+from mdft_fast.pool.pool import Pool
+from mdft_fast.pool.preprocess import Preprocess, as_preprocess
+from mdft_fast.pool.readers import StateSource, read_state
+from mdft_fast.pool.tasks import TaskInfo, TaskLike
+
+__all__ = [
+    "CodecError",
+    "Head",
+    "Pool",
+    "Preprocess",
+    "StateSource",
+    "TaskInfo",
+    "TaskLike",
+    "as_preprocess",
+    "read_state",
+]

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes safetensors files piece by piece, and folders all or nothing.
+
+safetensors' own writer wants every tensor in memory at once and aligns the data to 8 bytes only.
+This one takes an iterator of pieces, so K task vectors never need to be in memory together, and
+pads the header to a page, so rows of a mapped arena start on page boundaries. The files are plain
+safetensors files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdft_fast.errors import MdftError
+
+PAGE = 4096  # bytes; the header is padded with spaces to a whole number of pages
+_PIECE = 1 << 20  # bytes hashed and then written, while they are still in the cache
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class Entry(NamedTuple):
+    """One tensor to write: its name, form, and pieces that together are its elements."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: Iterable[Tensor]
+
+
+class Written(NamedTuple):
+    """What was written: size and sha256 of the whole file."""
+
+    bytes: int
+    sha256: str
+
+
+def entry(name: str, tensor: Tensor) -> Entry:
+    """Returns the entry of a tensor that is at hand."""
+    return Entry(name, tensor.dtype, tuple(tensor.shape), (tensor,))
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """Returns the bytes of a tensor; a view where it is contiguous and on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def digest(tensor: Tensor) -> str:
+    """Returns the sha256 of a tensor's bytes."""
+    return hashlib.sha256(raw(tensor)).hexdigest()
+
+
+def write_tensors(path: Path, entries: Iterable[Entry]) -> Written:
+    """Writes a safetensors file, flushed to the disk.
+
+    Args:
+        path: the new file.
+        entries: wider elements before narrower ones, so that each tensor stays aligned.
+    """
+    entries = list(entries)
+    header = _header(entries, path)
+    total = hashlib.sha256()
+    size = 0
+    with open(path, "xb") as file:
+        for piece in _all_pieces(header, entries):
+            for start in range(0, len(piece), _PIECE):
+                part = piece[start : start + _PIECE]
+                total.update(part)
+                file.write(part)
+            size += len(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return Written(size, total.hexdigest())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, flushed to the disk."""
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def file_digest(path: Path) -> str:
+    """Returns the sha256 of a file."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(_PIECE):
+            total.update(part)
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
+    """Yields a temporary sibling of ``path`` that becomes ``path`` when the block succeeds.
+
+    The folder appears whole or not at all. An old one is moved aside only when the new one is
+    complete, and removed last.
+
+    Args:
+        path: the folder to make.
+        overwrite: whether an existing folder may be replaced.
+        marker: a file that an existing folder must hold to be replaced, so that a wrong path
+            cannot cost anyone their files.
+    """
+    _check_target(path, overwrite, marker)
+    token = secrets.token_hex(4)
+    temporary = path.with_name(f".{path.name}.new-{token}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        for folder in [*(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
+            _flush_folder(folder)
+        _check_target(path, overwrite, marker)
+        _swap(temporary, path, path.with_name(f".{path.name}.old-{token}"))
+    except OSError as error:
+        raise MdftError(f"{path}: could not be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, path: Path, aside: Path) -> None:
+    old = path.exists()
+    if old:
+        path.rename(aside)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if old:
+            aside.rename(path)
+        raise
+    _flush_folder(path.parent)
+    if old:
+        shutil.rmtree(aside)
+
+
+def _check_target(path: Path, overwrite: bool, marker: str) -> None:
+    if not path.exists() and not path.is_symlink():
+        return
+    if not overwrite:
+        raise MdftError(f"{path}: already exists; pass overwrite=True to replace it")
+    if path.is_symlink() or not (path / marker).is_file():
+        raise MdftError(f"{path}: is no folder with a {marker}, so it is not replaced")
+
+
+def _flush_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _header(entries: list[Entry], path: Path) -> bytes:
+    described: dict[str, object] = {}
+    end = 0
+    for item in entries:
+        if item.dtype not in _NAMES:
+            raise MdftError(
+                f"{path}: tensor {item.name!r} must be in one of {sorted(_NAMES.values())}, got "
+                f"{item.dtype}"
+            )
+        start, end = end, end + item.dtype.itemsize * torch.Size(item.shape).numel()
+        described[item.name] = {
+            "dtype": _NAMES[item.dtype],
+            "shape": list(item.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(described).encode()
+    text += b" " * (-(len(text) + 8) % PAGE)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _all_pieces(header: bytes, entries: list[Entry]) -> Iterator[memoryview]:
+    yield memoryview(header)
+    for item in entries:
+        missing = item.dtype.itemsize * torch.Size(item.shape).numel()
+        for tensor in item.pieces:
+            piece = raw(tensor)
+            missing -= len(piece)
+            yield piece
+        if missing:
+            raise MdftError(f"tensor {item.name!r}: the pieces lack {missing} bytes of its shape")

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pool as a folder: written whole or not at all, opened by mapping."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mdft_fast.errors import MdftError
+from mdft_fast.pool.container import (
+    Entry,
+    Written,
+    entry,
+    file_digest,
+    new_folder,
+    write_tensors,
+    write_text,
+)
+from mdft_fast.pool.head import Head
+from mdft_fast.pool.manifest import (
+    BASE,
+    MANIFEST,
+    TAU,
+    Manifest,
+    head_file,
+    read_manifest,
+    to_json,
+)
+from mdft_fast.pool.pack import Packing, check_spec
+from mdft_fast.pool.pool import Pool
+from mdft_fast.pool.readers import read_state
+from mdft_fast.task_vectors import DTYPE_OF_CODEC, Codec, TaskVectors
+
+_BUFFER = "buffer."
+
+
+def save_pool(pool: Pool, path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Writes a pool: arrays first, ``pool.json`` last, then the folder gets its name."""
+    with new_folder(Path(path), overwrite=overwrite, marker=MANIFEST) as folder:
+        files = {
+            BASE: _write_base(folder, pool.base, pool.buffers),
+            TAU: write_tensors(folder / TAU, [entry("codes", pool.vectors.codes)]),
+        }
+        _finish(folder, pool, files)
+
+
+def stream_pool(
+    path: str | os.PathLike[str],
+    packing: Packing,
+    codec: Codec,
+    spec: Mapping[str, Any],
+    overwrite: bool,
+) -> None:
+    """Packs and writes a pool, holding one task vector at a time."""
+    check_spec(spec)
+    with new_folder(Path(path), overwrite=overwrite, marker=MANIFEST) as folder:
+        shape = (packing.K, packing.layout.elements)
+        codes = Entry("codes", DTYPE_OF_CODEC[codec], shape, packing.rows(codec))
+        files = {
+            BASE: _write_base(folder, packing.base, packing.buffers),
+            TAU: write_tensors(folder / TAU, [codes]),
+        }
+        mapped = read_state(folder / TAU)["codes"]
+        _finish(folder, packing.finish(TaskVectors(mapped, codec), spec), files)
+
+
+def open_pool(path: str | os.PathLike[str], *, verify: bool) -> Pool:
+    """Opens a pool by mapping its files."""
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    for name, written in manifest.files.items():
+        _check_file(folder / name, written, verify)
+    base = read_state(folder / BASE)
+    wanted = {"base", *(_BUFFER + name for name in manifest.dtypes)}
+    for key in base:
+        if key not in wanted:
+            raise MdftError(f"{folder / BASE}: tensor {key!r} is not in {MANIFEST}")
+    elements = manifest.layout.elements
+    codes = _take(folder / TAU, "codes", (len(manifest.tasks), elements), manifest.codec)
+    return Pool(
+        layout=manifest.layout,
+        base=_take(folder / BASE, "base", (elements,), "fp32"),
+        vectors=TaskVectors(codes, manifest.codec),
+        tasks=manifest.tasks,
+        heads=dict(_read_heads(folder, manifest)),
+        buffers={key.removeprefix(_BUFFER): base[key] for key in base if key.startswith(_BUFFER)},
+        left_out=manifest.left_out,
+        dtypes=manifest.dtypes,
+        backbone_spec=manifest.backbone_spec,
+        preprocess=manifest.preprocess,
+        checksum=manifest.checksum,
+        notes=manifest.notes,
+    )
+
+
+def _write_base(folder: Path, base: Tensor, buffers: Mapping[str, Tensor]) -> Written:
+    ordered = sorted(buffers.items(), key=lambda item: -item[1].dtype.itemsize)
+    entries = [entry("base", base), *(entry(_BUFFER + name, t) for name, t in ordered)]
+    return write_tensors(folder / BASE, entries)
+
+
+def _finish(folder: Path, pool: Pool, files: dict[str, Written]) -> None:
+    (folder / "heads").mkdir()
+    for name, head in pool.heads.items():
+        tensors = [entry("weight", head.weight)]
+        if head.bias is not None:
+            tensors.append(entry("bias", head.bias))
+        tensors.sort(key=lambda item: -item.dtype.itemsize)
+        files[head_file(name)] = write_tensors(folder / head_file(name), tensors)
+    write_text(folder / MANIFEST, to_json(pool, files))
+
+
+def _check_file(path: Path, written: Written, verify: bool) -> None:
+    if not path.is_file():
+        raise MdftError(f"{path}: missing, although the pool's {MANIFEST} names it")
+    size = path.stat().st_size
+    if size != written.bytes:
+        raise MdftError(
+            f"{path}: must be {written.bytes} bytes as in {MANIFEST}, got {size} "
+            f"({'cut short' if size < written.bytes else 'too long'})"
+        )
+    if verify and (sha256 := file_digest(path)) != written.sha256:
+        raise MdftError(
+            f"{path}: sha256 must be {written.sha256} as in {MANIFEST}, got {sha256}: the file "
+            f"changed since it was written"
+        )
+
+
+def _take(path: Path, key: str, shape: tuple[int, ...], codec: Codec) -> Tensor:
+    state = read_state(path)
+    if key not in state:
+        raise MdftError(f"{path}: tensor {key!r} is missing, got {sorted(state)}")
+    tensor, dtype = state[key], DTYPE_OF_CODEC[codec]
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise MdftError(
+            f"{path}: tensor {key!r} must be {list(shape)} in {dtype} as in {MANIFEST}, got "
+            f"{list(tensor.shape)} in {tensor.dtype}"
+        )
+    return tensor
+
+
+def _read_heads(folder: Path, manifest: Manifest) -> Iterable[tuple[str, Head]]:
+    heads: Iterator[tuple[str, tuple[bool, float]]] = iter(manifest.heads.items())
+    for task, (name, (normalize, scale)) in zip(manifest.tasks, heads, strict=True):
+        path = folder / head_file(name)
+        head = Head.from_file(path, normalize=normalize, scale=scale)
+        if head.classes != task.classes:
+            raise MdftError(
+                f"{path}: head must have {task.classes} rows as {MANIFEST} has class names, got "
+                f"weight {list(head.weight.shape)}"
+            )
+        yield name, head

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sorts a backbone's tensors into those that are merged and those that are not, with why."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mdft_fast.errors import MdftError, nearest
+from mdft_fast.pool.readers import State
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COUNTER = "num_batches_tracked"  # BatchNorm's step counter: eval mode never reads it
+
+
+@dataclasses.dataclass(frozen=True)
+class Inventory:
+    """What a backbone holds, by name as in its state dict.
+
+    Attributes:
+        merged: name -> shape of each parameter that is merged, in the arena's order.
+        kept: name -> shape of each tensor whose value is the base's: buffers, frozen parameters.
+        optional: those of ``kept`` that a checkpoint may lack.
+        aliases: second name of a tied parameter -> its first name.
+        left_out: name -> why, for everything that is not merged.
+    """
+
+    merged: Mapping[str, tuple[int, ...]]
+    kept: Mapping[str, tuple[int, ...]]
+    optional: frozenset[str]
+    aliases: Mapping[str, str]
+    left_out: Mapping[str, str]
+
+    @property
+    def names(self) -> set[str]:
+        """Every name that a checkpoint may hold."""
+        return {*self.merged, *self.kept, *self.aliases}
+
+
+def take_inventory(backbone: nn.Module) -> Inventory:
+    """Sorts the tensors of a module's state dict. The module is only looked at."""
+    state = {
+        name: value
+        for name, value in backbone.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor)
+    }
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    merged: dict[str, tuple[int, ...]] = {}
+    left_out: dict[str, str] = {}
+    for name, parameter in backbone.named_parameters(remove_duplicate=False):
+        if name not in state:
+            raise MdftError(f"backbone: parameter {name!r} is missing from its state dict")
+        original = first.setdefault(id(parameter), name)
+        if original != name:
+            aliases[name] = original
+            left_out[name] = f"tied to {original!r}"
+        elif not parameter.is_floating_point():
+            left_out[name] = f"not a floating-point tensor ({parameter.dtype})"
+        elif not parameter.requires_grad:
+            left_out[name] = "frozen by the user (requires_grad=False)"
+        else:
+            merged[name] = tuple(parameter.shape)
+    for name, value in state.items():
+        if name not in merged and name not in left_out:
+            left_out[name] = "buffer" if value.is_floating_point() else f"buffer ({value.dtype})"
+    if not merged:
+        raise MdftError("backbone: no floating-point parameter requires grad, nothing to merge")
+    kept = {n: tuple(state[n].shape) for n in left_out if n not in aliases}
+    optional = frozenset(n for n in kept if not state[n].is_floating_point())
+    return Inventory(merged, kept, optional, aliases, left_out)
+
+
+def match_keys(state: State, inventory: Inventory, ignore: Sequence[str]) -> dict[str, str]:
+    """Checks a checkpoint's keys against the backbone's.
+
+    Returns:
+        Extra key -> why it is left out, for those that a pattern of ``ignore`` matches.
+
+    Raises:
+        MdftError: if a key is missing, or there is an extra one that no pattern matches.
+    """
+    found, known = set(state.tensors), inventory.names
+    ignored = {}
+    extra = []
+    for name in state.tensors:
+        pattern = next((p for p in ignore if fnmatch.fnmatchcase(name, p)), None)
+        if name not in known and pattern is not None:
+            ignored[name] = f"not in the backbone; ignored by pattern {pattern!r}"
+        elif name not in known:
+            extra.append(name)
+    reachable = found | {inventory.aliases[n] for n in found & set(inventory.aliases)}
+    missing = [
+        name
+        for name in (*inventory.merged, *inventory.kept)
+        if name not in reachable and name not in inventory.optional
+    ]
+    if missing:
+        raise MdftError(
+            f"{state.label}: tensor {missing[0]!r} of the backbone is missing"
+            f"{_more(missing)}{nearest(missing[0], extra)}"
+        )
+    if extra:
+        raise MdftError(
+            f"{state.label}: extra key {extra[0]!r} is not in the backbone{_more(extra)}"
+            f"{nearest(extra[0], known - found)}; ignore=[...] leaves keys out by pattern"
+        )
+    return ignored
+
+
+def fetch(state: State, inventory: Inventory, name: str) -> Tensor | None:
+    """Returns a tensor under its first name, or under a tied one; None if the file has none."""
+    for key in (name, *(a for a, original in inventory.aliases.items() if original == name)):
+        if key in state.tensors:
+            return state.tensors[key]
+    return None
+
+
+def check_forms(state: State, inventory: Inventory, base: State | None) -> None:
+    """Checks shapes against the backbone, dtypes against the base, and tied copies."""
+    for name, shape in (*inventory.merged.items(), *inventory.kept.items()):
+        tensor = fetch(state, inventory, name)
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise MdftError(
+                f"{state.label}: tensor {name!r} must be {list(shape)} as in the backbone, got "
+                f"{list(tensor.shape)}"
+            )
+        if name in inventory.merged and tensor.dtype not in FLOATS:
+            raise MdftError(
+                f"{state.label}: tensor {name!r} must be in one of "
+                f"{[str(d) for d in FLOATS]}, got {tensor.dtype}"
+            )
+        wanted = None if base is None else fetch(base, inventory, name)
+        if base is not None and wanted is not None and wanted.dtype != tensor.dtype:
+            raise MdftError(
+                f"{state.label}: mixed dtypes: tensor {name!r} must be in {wanted.dtype} as in "
+                f"{base.label}, got {tensor.dtype}"
+            )
+    _check_aliases(state, inventory.aliases.items())
+
+
+def differs(name: str, mine: Tensor | None, base: Tensor | None) -> bool:
+    """Says whether a tensor that is not merged differs from the base's where it matters."""
+    if mine is None or base is None or name.rpartition(".")[2] == _COUNTER:
+        return False
+    return not torch.equal(mine.to(base.device), base)
+
+
+def _check_aliases(state: State, aliases: Iterable[tuple[str, str]]) -> None:
+    for alias, original in aliases:
+        if alias not in state.tensors or original not in state.tensors:
+            continue
+        one, other = state.tensors[original], state.tensors[alias]
+        if one.shape != other.shape or not torch.equal(one, other):
+            raise MdftError(
+                f"{state.label}: {alias!r} must equal {original!r}, to which the backbone ties "
+                f"it, got different values"
+            )
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" ({len(names)} such keys)" if len(names) > 1 else ""

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``pool.json``: what a saved pool says about itself, and the checks that it must pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mdft_fast.errors import MdftError
+from mdft_fast.layout import TILE, Layout
+from mdft_fast.pool.container import Written
+from mdft_fast.pool.pool import Pool
+from mdft_fast.pool.preprocess import Preprocess, as_preprocess
+from mdft_fast.pool.tasks import TaskInfo
+from mdft_fast.task_vectors import CODECS, ERROR_OF_CODEC, Codec
+
+SCHEMA = 1
+MANIFEST = "pool.json"
+BASE = "base.safetensors"
+TAU = "tau.safetensors"
+
+
+def head_file(task: str) -> str:
+    """Returns the name of a task's head file, relative to the pool."""
+    return f"heads/{task}.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """``pool.json``, read and checked. Attributes as in :class:`Pool` where they share a name.
+
+    Attributes:
+        layout: as in the pool.
+        codec: as in the pool.
+        tasks: as in the pool.
+        heads: task -> (normalize, scale).
+        left_out: as in the pool.
+        dtypes: as in the pool.
+        backbone_spec: as in the pool.
+        preprocess: as in the pool.
+        checksum: as in the pool.
+        notes: as in the pool.
+        files: relative path -> size and sha256, for every other file of the folder.
+    """
+
+    layout: Layout
+    codec: Codec
+    tasks: tuple[TaskInfo, ...]
+    heads: Mapping[str, tuple[bool, float]]
+    left_out: Mapping[str, str]
+    dtypes: Mapping[str, str]
+    backbone_spec: Mapping[str, Any]
+    preprocess: Preprocess
+    checksum: str
+    notes: tuple[str, ...]
+    files: Mapping[str, Written]
+
+
+def to_json(pool: Pool, files: Mapping[str, Written]) -> str:
+    """Returns the text of ``pool.json``."""
+    tasks = [
+        {
+            "name": task.name,
+            "class_names": list(task.class_names),
+            "head": {
+                "normalize": pool.heads[task.name].normalize,
+                "scale": pool.heads[task.name].scale,
+            },
+            "round_off": task.round_off,
+        }
+        for task in pool.tasks
+    ]
+    tensors = [
+        {"name": s.name, "shape": list(s.shape), "tile": s.tile, "dtype": pool.dtypes[s.name]}
+        for s in pool.layout.slots
+    ]
+    content = {
+        "schema": SCHEMA,
+        "checksum": pool.checksum,
+        "codec": pool.codec,
+        "codec_relative_error": ERROR_OF_CODEC[pool.codec],
+        "tile_elements": TILE,
+        "tasks": tasks,
+        "backbone": dict(pool.backbone_spec),
+        "preprocess": dict(pool.preprocess),
+        "notes": list(pool.notes),
+        "left_out": dict(pool.left_out),
+        "buffers": {name: pool.dtypes[name] for name in pool.buffers},
+        "tensors": tensors,
+        "files": {name: written._asdict() for name, written in files.items()},
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads and checks ``pool.json``; every message begins with its path."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise MdftError(f"{folder}: no such pool folder")
+    if not path.is_file():
+        raise MdftError(f"{folder}: not a pool, {MANIFEST} is missing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
+        raise MdftError(f"{path}: not readable as JSON: {error}") from None
+    top = _Node(content, str(path))
+    schema = top.get("schema", int)
+    if schema != SCHEMA:
+        raise MdftError(f"{path}: schema version must be {SCHEMA}, got {schema}")
+    try:
+        return _manifest(top)
+    except MdftError as error:
+        text = str(error)
+        raise MdftError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def _manifest(top: _Node) -> Manifest:
+    codec = next((c for c in CODECS if c == top.get("codec", str)), None)
+    if codec is None:
+        raise top.wrong("codec", f"one of {list(CODECS)}", top.get("codec", str))
+    tasks = top.items("tasks")
+    names = [task.get("name", str) for task in tasks]
+    heads = [task.child("head") for task in tasks]
+    return Manifest(
+        layout=_layout(top),
+        codec=codec,
+        tasks=tuple(
+            TaskInfo(name, task.strings("class_names"), float(task.get("round_off", (int, float))))
+            for name, task in zip(names, tasks, strict=True)
+        ),
+        heads={
+            name: (head.get("normalize", bool), float(head.get("scale", (int, float))))
+            for name, head in zip(names, heads, strict=True)
+        },
+        left_out=top.child("left_out").texts(),
+        dtypes={t.get("name", str): t.get("dtype", str) for t in top.items("tensors")}
+        | top.child("buffers").texts(),
+        backbone_spec=dict(top.get("backbone", dict)),
+        preprocess=as_preprocess(top.get("preprocess", dict)),
+        checksum=top.get("checksum", str),
+        notes=top.strings("notes"),
+        files=_files(top.child("files"), [BASE, TAU, *(head_file(name) for name in names)]),
+    )
+
+
+def _layout(top: _Node) -> Layout:
+    if top.get("tile_elements", int) != TILE:
+        raise top.wrong("tile_elements", str(TILE), top.get("tile_elements", int))
+    tensors = top.items("tensors")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for tensor in tensors:
+        shape = tensor.get("shape", list)
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise tensor.wrong("shape", "a list of sizes", shape)
+        shapes[tensor.get("name", str)] = tuple(shape)
+    layout = Layout.of(shapes)
+    if len(shapes) != len(tensors) or not shapes:
+        raise top.wrong("tensors", "one or more tensors of different names", f"{len(tensors)}")
+    for slot, tensor in zip(layout.slots, tensors, strict=True):
+        if tensor.get("tile", int) != slot.tile:
+            raise tensor.wrong("tile", str(slot.tile), tensor.get("tile", int))
+    return layout
+
+
+def _files(files: _Node, wanted: list[str]) -> dict[str, Written]:
+    entries = {name: files.child(name) for name in wanted}
+    return {n: Written(e.get("bytes", int), e.get("sha256", str)) for n, e in entries.items()}
+
+
+class _Node:
+    """A JSON object and where it stands, so that errors can say so."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise MdftError(f"{where}: must be a JSON object, got {type(value).__name__}")
+        self._value = value
+        self._where = where
+
+    def get(self, key: str, kind: type | tuple[type, ...]) -> Any:
+        if key not in self._value:
+            raise MdftError(f"{self._where}: key {key!r} is missing, got {sorted(self._value)}")
+        value = self._value[key]
+        # In Python a bool is an int; in JSON it is not.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            raise self.wrong(key, " or ".join(k.__name__ for k in kinds), value)
+        return value
+
+    def child(self, key: str) -> _Node:
+        return _Node(self.get(key, dict), f"{self._where}: {key!r}")
+
+    def items(self, key: str) -> list[_Node]:
+        values = self.get(key, list)
+        return [_Node(value, f"{self._where}: {key!r}[{i}]") for i, value in enumerate(values)]
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        values = self.get(key, list)
+        if not all(isinstance(value, str) for value in values):
+            raise self.wrong(key, "a list of strings", values)
+        return tuple(values)
+
+    def texts(self) -> dict[str, str]:
+        return {key: self.get(key, str) for key in self._value}
+
+    def wrong(self, key: str, wanted: str, got: object) -> MdftError:
+        return MdftError(f"{self._where}: key {key!r} must be {wanted}, got {got!r}")

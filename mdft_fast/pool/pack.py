@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints become task vectors, once everything about them has been verified."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mdft_fast.errors import MdftError
+from mdft_fast.layout import Layout
+from mdft_fast.pool.codecs import encode_row
+from mdft_fast.pool.container import digest
+from mdft_fast.pool.inventory import check_forms, differs, fetch, match_keys, take_inventory
+from mdft_fast.pool.pool import Buffers, Pool, pool_checksum
+from mdft_fast.pool.preprocess import as_preprocess
+from mdft_fast.pool.readers import State, StateSource, as_state
+from mdft_fast.pool.tasks import TaskInfo, TaskLike, align, check_features, check_tasks
+from mdft_fast.task_vectors import DTYPE_OF_CODEC, Codec, TaskVectors
+
+_PIECE = 1 << 20  # elements worked on at a time; 4 MiB of float32
+
+
+class Packing:
+    """A pool in the making. Building one verifies all names, shapes and dtypes.
+
+    Attributes:
+        layout: the arena's layout.
+        base: ``[N]`` float32 arena of the base.
+        buffers: the base's tensors that are not merged.
+        K: number of tasks.
+    """
+
+    def __init__(
+        self,
+        base: StateSource,
+        checkpoints: Mapping[str, StateSource] | Sequence[StateSource],
+        tasks: Sequence[TaskLike],
+        backbone: nn.Module,
+        preprocess: Mapping[str, Any],
+        buffers: Buffers,
+        ignore: Sequence[str],
+    ) -> None:
+        if buffers not in ("same", "base"):
+            raise MdftError(f"pool: buffers must be 'same' or 'base', got {buffers!r}")
+        self._tasks = tuple(tasks)
+        self._preprocess = as_preprocess(preprocess)
+        check_tasks(self._tasks)
+        self._heads = {task.name: task.head for task in self._tasks}
+        self.K = len(self._tasks)
+        self._inventory = take_inventory(backbone)
+        check_features(backbone, self._preprocess["size"], self._tasks)
+        self.layout = Layout.of(self._inventory.merged)
+        self._base = as_state(base, "base")
+        self._models = [
+            as_state(source, f"checkpoint of task {task.name!r}")
+            for task, source in zip(self._tasks, align(checkpoints, self._tasks), strict=True)
+        ]
+        ignored: dict[str, str] = {}
+        for state in (self._base, *self._models):
+            ignored |= match_keys(state, self._inventory, ignore)
+            check_forms(state, self._inventory, None if state is self._base else self._base)
+        self._left_out = {**self._inventory.left_out, **ignored}
+        self._notes = [*self._check_kept(buffers), *self._check_widths()]
+        self.buffers = self._take_buffers()
+        self._base_arena: Tensor | None = None
+        self._row_digests: list[str] = []
+        self._round_off: list[float] = []
+
+    @property
+    def base(self) -> Tensor:
+        """``[N]`` float32 arena of the base, read when first asked for."""
+        if self._base_arena is None:
+            arena = torch.zeros(self.layout.elements)
+            self._read(self._base, arena)
+            if not math.isfinite(_largest(arena)):
+                raise self._not_finite(self._base, arena)
+            self._base_arena = arena
+        return self._base_arena
+
+    def rows(self, codec: Codec) -> Iterator[Tensor]:
+        """Yields the K task vectors ``[N]`` in the codec, one at a time.
+
+        The next one may overwrite the last. A model that equals the base or another model is an
+        error.
+        """
+        theta, row = torch.zeros(2, self.layout.elements)
+        seen: dict[str, State] = {}
+        for task, state in zip(self._tasks, self._models, strict=True):
+            self._round_off.append(self._subtract(state, theta, row))
+            if not row.any():
+                raise MdftError(
+                    f"{state.label}: equals the base {self._base.label}, so its task vector is "
+                    f"all zero; wanted a model fine-tuned on task {task.name!r}"
+                )
+            codes = encode_row(row, codec, self.layout, state.label)
+            key = digest(codes)
+            if key in seen:
+                raise MdftError(
+                    f"{state.label}: the model of task {task.name!r} is identical to "
+                    f"{seen[key].label}; wanted a model of its own for every task"
+                )
+            seen[key] = state
+            self._row_digests.append(key)
+            yield codes
+
+    def in_memory(self, codec: Codec, spec: Mapping[str, Any]) -> Pool:
+        """Packs into memory."""
+        check_spec(spec)
+        codes = torch.empty(self.K, self.layout.elements, dtype=DTYPE_OF_CODEC[codec])
+        for out, row in zip(codes, self.rows(codec), strict=True):
+            out.copy_(row)
+        return self.finish(TaskVectors(codes, codec), spec)
+
+    def finish(self, vectors: TaskVectors, spec: Mapping[str, Any]) -> Pool:
+        """Returns the pool, after :meth:`rows` has run to its end into ``vectors``."""
+        tasks = tuple(
+            TaskInfo(task.name, tuple(task.class_names), round_off)
+            for task, round_off in zip(self._tasks, self._round_off, strict=True)
+        )
+        named = {n: self._tensor(self._base, n) for n in self.layout.columns} | self.buffers
+        return Pool(
+            layout=self.layout,
+            base=self.base,
+            vectors=vectors,
+            tasks=tasks,
+            heads=self._heads,
+            buffers=self.buffers,
+            left_out=self._left_out,
+            dtypes={name: str(t.dtype).removeprefix("torch.") for name, t in named.items()},
+            backbone_spec=dict(spec),
+            preprocess=self._preprocess,
+            checksum=pool_checksum(
+                self.layout, vectors.codec, digest(self.base), self._row_digests, self.buffers
+            ),
+            notes=tuple(self._notes),
+        )
+
+    def _tensor(self, state: State, name: str) -> Tensor:
+        tensor = fetch(state, self._inventory, name)
+        if tensor is None:
+            raise MdftError(f"{state.label}: tensor {name!r} is missing")
+        return tensor
+
+    def _read(self, state: State, arena: Tensor) -> None:
+        for slot, out in zip(self.layout.slots, self.layout.views(arena), strict=True):
+            out.copy_(self._tensor(state, slot.name))
+
+    def _subtract(self, state: State, theta: Tensor, row: Tensor) -> float:
+        """Reads θ, writes θ − base into a row; returns the largest |base + τ − θ|.
+
+        Whole pieces of an arena at a time: an operation a tensor would be 150 thread barriers,
+        each of them milliseconds long on a machine with other work.
+        """
+        self._read(state, theta)
+        worst = 0.0
+        for start in range(0, len(row), _PIECE):
+            part = slice(start, start + _PIECE)
+            torch.sub(theta[part], self.base[part], out=row[part])
+            round_off = _largest((self.base[part] + row[part]).sub_(theta[part]))
+            if not math.isfinite(round_off):  # NaN and infinity in θ end up here
+                raise self._not_finite(state, theta)
+            worst = max(worst, round_off)
+        return worst
+
+    def _not_finite(self, state: State, arena: Tensor) -> MdftError:
+        for slot, tensor in zip(self.layout.slots, self.layout.views(arena), strict=True):
+            count = int((~tensor.isfinite()).sum())
+            if count:
+                return MdftError(
+                    f"{state.label}: tensor {slot.name!r} must be finite, got {count} of "
+                    f"{slot.numel} elements NaN or infinite in float32"
+                )
+        return MdftError(f"{state.label}: a tensor minus the base's is beyond float32's range")
+
+    def _check_kept(self, buffers: Buffers) -> Iterator[str]:
+        for name in self._inventory.kept:
+            inventory = self._inventory
+            base = fetch(self._base, inventory, name)
+            states = [s for s in self._models if differs(name, fetch(s, inventory, name), base)]
+            if states and buffers == "same":
+                raise MdftError(
+                    f"{states[0].label}: tensor {name!r} ({self._left_out[name]}) must equal "
+                    f"{self._base.label}'s, as it is not merged, got other values; "
+                    f"buffers='base' uses the base's for all"
+                )
+            if states:
+                yield (
+                    f"tensor {name!r} ({self._left_out[name]}) is the base's, although it "
+                    f"differs in {len(states)} of {self.K} models (buffers='base')"
+                )
+
+    def _check_widths(self) -> Iterator[str]:
+        for name in self._inventory.merged:
+            if self._tensor(self._base, name).dtype == torch.float64:
+                yield f"float64 tensors, such as {name!r}, are rounded to float32"
+                return
+
+    def _take_buffers(self) -> dict[str, Tensor]:
+        taken = {}
+        for name in self._inventory.kept:
+            tensor = fetch(self._base, self._inventory, name)
+            if tensor is not None:
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    raise MdftError(f"{self._base.label}: tensor {name!r} must be finite")
+                taken[name] = tensor.detach().cpu().clone()
+        return taken
+
+
+def _largest(tensor: Tensor) -> float:
+    """Returns the largest magnitude; NaN or infinity where there is one; 0 for no elements."""
+    if not tensor.numel():
+        return 0.0
+    low, high = tensor.aminmax()
+    return float(torch.maximum(-low, high))
+
+
+def check_spec(spec: Mapping[str, Any]) -> None:
+    """Refuses a backbone spec that JSON would not give back as it was."""
+    try:
+        again = json.loads(json.dumps(dict(spec), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise MdftError(f"backbone_spec: must be plain JSON, got {spec!r}: {error}") from None
+    if again != dict(spec):
+        raise MdftError(f"backbone_spec: must survive JSON unchanged, got {spec!r}")

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pool: one base, K task vectors, K heads, and what is known about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from mdft_fast.layout import Layout
+from mdft_fast.pool.codecs import CodecError, check_codec, codec_errors, encode
+from mdft_fast.pool.container import digest
+from mdft_fast.pool.head import Head
+from mdft_fast.pool.preprocess import Preprocess
+from mdft_fast.pool.readers import StateSource
+from mdft_fast.pool.tasks import TaskInfo, TaskLike
+from mdft_fast.task_vectors import ERROR_OF_CODEC, Codec, TaskVectors
+
+Buffers = Literal["same", "base"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pool:
+    """A base and the models fine-tuned from it, packed. Data: nothing here is ever trained.
+
+    Attributes:
+        layout: where each merged tensor lies; one column of λ a tensor.
+        base: ``[N]`` float32 arena of the pre-trained model; padding is 0.
+        vectors: the K task vectors ``[K, N]``; padding is 0.
+        tasks: one a task vector, in the same order.
+        heads: task -> its classifier.
+        buffers: the base's tensors that are not merged, as they were: buffers, frozen parameters.
+        left_out: tensor -> why it is not merged.
+        dtypes: tensor -> its dtype in the checkpoints (``"float16"``), for exports.
+        backbone_spec: library, name and arguments that build the backbone, as given.
+        preprocess: image size, mean and standard deviation.
+        checksum: sha256 of names, shapes, codec, base, task vectors and buffers.
+        notes: what a reader of results should know, one sentence each.
+    """
+
+    layout: Layout
+    base: Tensor
+    vectors: TaskVectors
+    tasks: tuple[TaskInfo, ...]
+    heads: Mapping[str, Head]
+    buffers: Mapping[str, Tensor]
+    left_out: Mapping[str, str]
+    dtypes: Mapping[str, str]
+    backbone_spec: Mapping[str, Any]
+    preprocess: Preprocess
+    checksum: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def K(self) -> int:
+        """``K``: number of task vectors."""
+        return self.vectors.codes.shape[0]
+
+    @property
+    def N(self) -> int:
+        """``N``: number of elements of an arena, padding included."""
+        return self.layout.elements
+
+    @property
+    def codec(self) -> Codec:
+        """How an element of a task vector is stored."""
+        return self.vectors.codec
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tasks, in order."""
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of λ's columns: the merged tensors, in arena order."""
+        return self.layout.columns
+
+    @property
+    def parameters(self) -> int:
+        """Number of merged parameters, padding not counted."""
+        return sum(slot.numel for slot in self.layout.slots)
+
+    def codec_error(self, codec: str) -> dict[str, CodecError]:
+        """Measures, for each tensor, what storing the task vectors in a codec would cost."""
+        return codec_errors(self.vectors, check_codec(codec), self.layout)
+
+    def encode(self, codec: str) -> Pool:
+        """Returns the pool with its task vectors in a codec; itself where they are already.
+
+        Raises:
+            MdftError: if the codec is unknown, or an element is too large for it.
+        """
+        known = check_codec(codec)
+        if known == self.codec:
+            return self
+        codes = encode(self.vectors, known, self.layout, [f"task {n!r}" for n in self.names])
+        rows = [digest(row) for row in codes]
+        checksum = pool_checksum(self.layout, known, digest(self.base), rows, self.buffers)
+        return dataclasses.replace(self, vectors=TaskVectors(codes, known), checksum=checksum)
+
+    @staticmethod
+    def from_checkpoints(
+        base: StateSource,
+        checkpoints: Mapping[str, StateSource] | Sequence[StateSource],
+        tasks: Sequence[TaskLike],
+        *,
+        backbone: nn.Module,
+        preprocess: Mapping[str, Any],
+        buffers: Buffers = "same",
+        ignore: Sequence[str] = (),
+        backbone_spec: Mapping[str, Any] | None = None,
+        codec: str = "fp32",
+    ) -> Pool:
+        """Verifies a base and K models, and packs them in memory.
+
+        Args:
+            base: the pre-trained model: a path, a state dict or a module.
+            checkpoints: the K fine-tuned models, in the order of ``tasks`` or by task name.
+            tasks: K tasks; their names, class names and heads are read, never their data.
+            backbone: the module whose parameters these are. It gives names, shapes, ties,
+                buffers and what is frozen (``requires_grad=False``); its values are not used.
+            preprocess: ``size``, ``mean`` and ``std``, see :func:`as_preprocess`.
+            buffers: "same": tensors that are not merged must be equal over the pool.
+                "base": where they differ the base's are used, and a note says so.
+            ignore: glob patterns of keys that the checkpoints hold and the backbone does not.
+            backbone_spec: library, name and arguments that build the backbone; kept as given.
+            codec: how to store the task vectors.
+
+        Returns:
+            The pool. Peak memory: base, task vectors and one tensor, beside what is given.
+
+        Raises:
+            MdftError: if anything does not fit together; it names the file and the key.
+
+        Nothing of the caller's is changed or kept, the heads apart.
+        """
+        from mdft_fast.pool.pack import Packing
+
+        packing = Packing(base, checkpoints, tasks, backbone, preprocess, buffers, ignore)
+        return packing.in_memory(check_codec(codec), backbone_spec or {})
+
+    @staticmethod
+    def pack(
+        path: str | os.PathLike[str],
+        base: StateSource,
+        checkpoints: Mapping[str, StateSource] | Sequence[StateSource],
+        tasks: Sequence[TaskLike],
+        *,
+        backbone: nn.Module,
+        preprocess: Mapping[str, Any],
+        buffers: Buffers = "same",
+        ignore: Sequence[str] = (),
+        backbone_spec: Mapping[str, Any] | None = None,
+        codec: str = "fp32",
+        overwrite: bool = False,
+    ) -> Pool:
+        """Does :meth:`from_checkpoints` and :meth:`save` in one, task vector by task vector.
+
+        Peak memory is the base and one task vector, whatever K. Returns the pool, mapped.
+        """
+        from mdft_fast.pool.folder import open_pool, stream_pool
+        from mdft_fast.pool.pack import Packing
+
+        packing = Packing(base, checkpoints, tasks, backbone, preprocess, buffers, ignore)
+        stream_pool(path, packing, check_codec(codec), backbone_spec or {}, overwrite)
+        return open_pool(path, verify=False)
+
+    def save(
+        self, path: str | os.PathLike[str], codec: str | None = None, *, overwrite: bool = False
+    ) -> None:
+        """Writes the pool as a folder, which appears whole or not at all.
+
+        Args:
+            path: the folder; it must not exist, unless ``overwrite``.
+            codec: stores the task vectors in another codec; None: as they are.
+            overwrite: replaces an older pool, which goes when the new one is complete.
+        """
+        from mdft_fast.pool.folder import save_pool
+
+        save_pool(self if codec is None else self.encode(codec), path, overwrite)
+
+    @staticmethod
+    def open(path: str | os.PathLike[str], *, verify: bool = False) -> Pool:
+        """Opens a saved pool. Its arenas are mapped: a page is read when first touched.
+
+        Args:
+            path: the folder that :meth:`save` wrote.
+            verify: reads everything once and compares sha256. Sizes, names and shapes are
+                always compared.
+
+        Raises:
+            MdftError: if the folder is incomplete, damaged, or of an unknown version.
+        """
+        from mdft_fast.pool.folder import open_pool
+
+        return open_pool(path, verify=verify)
+
+    def describe(self) -> str:
+        """Returns what is inside, as text."""
+        spec, size = self.backbone_spec, self.preprocess["size"]
+        stored = self.vectors.codes
+        lines = [
+            f"pool of {self.K} tasks, {len(self.layout.slots)} tensors, {self.parameters:,} "
+            f"parameters ({self.N:,} with padding)",
+            f"backbone  {spec.get('library', '?')} {spec.get('name', '?')}, "
+            f"images {size[0]} x {size[1]}",
+            f"codec     {self.codec}, {stored.numel() * stored.element_size() / 1e6:,.1f} MB of "
+            f"task vectors, relative error <= {ERROR_OF_CODEC[self.codec]:.2g}",
+            f"checksum  {self.checksum}",
+            f"left out  {len(self.left_out)} tensors",
+            *(f"  {name}: {why}" for name, why in self.left_out.items()),
+            "tasks",
+        ]
+        lines += [
+            f"  {task.name}: {task.classes} classes, base + task vector "
+            + ("equals the checkpoint" if not task.round_off else f"within {task.round_off:.2g}")
+            for task in self.tasks
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def pool_checksum(
+    layout: Layout, codec: Codec, base: str, rows: Sequence[str], buffers: Mapping[str, Tensor]
+) -> str:
+    """Returns the sha256 that names a pool's content, from the digests of its parts."""
+    parts = {
+        "tensors": [[slot.name, list(slot.shape)] for slot in layout.slots],
+        "codec": codec,
+        "base": base,
+        "rows": list(rows),
+        "buffers": [[name, digest(tensor)] for name, tensor in sorted(buffers.items())],
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pool knows of its tasks, and how tasks, heads and backbone must agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mdft_fast.errors import MdftError, nearest
+from mdft_fast.pool.head import Head
+from mdft_fast.pool.readers import StateSource
+
+_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # also a file name, on any system
+
+
+class TaskLike(Protocol):
+    """What a pool reads of a task; ``mdft_fast.data.Task`` has it."""
+
+    @property
+    def name(self) -> str:
+        """Unique name."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a class."""
+
+    @property
+    def head(self) -> Head:
+        """The classifier."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskInfo:
+    """A task as the pool knows it.
+
+    Attributes:
+        name: unique within the pool.
+        class_names: one name a class, in the order of the head's rows.
+        round_off: largest |base + τ − θ| over the model's elements, in float32 before the codec.
+            0 means that base + τ is the checkpoint bit for bit.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    round_off: float = 0.0
+
+    @property
+    def classes(self) -> int:
+        """``C``: number of classes."""
+        return len(self.class_names)
+
+
+def check_tasks(tasks: Sequence[TaskLike]) -> None:
+    """Checks names, class names and heads against each other."""
+    if not tasks:
+        raise MdftError("pool: tasks must name at least one task, got none")
+    names = [task.name for task in tasks]
+    for i, task in enumerate(tasks):
+        if not _TASK_NAME.fullmatch(task.name):
+            raise MdftError(
+                f"task {task.name!r}: a name must be letters, digits, '_', '-', '+' or '.', and "
+                f"begin with a letter or digit"
+            )
+        if task.name.lower() in [name.lower() for name in names[:i]]:
+            raise MdftError(f"pool: task names must differ, got {task.name!r} twice in {names}")
+        _check_head(task, tasks[0])
+
+
+def _check_head(task: TaskLike, first: TaskLike) -> None:
+    head: Head = task.head
+    if head.classes != len(task.class_names):
+        raise MdftError(
+            f"task {task.name!r}: head must have one row for each of {len(task.class_names)} "
+            f"class names, got weight {list(head.weight.shape)}"
+        )
+    if head.features != first.head.features:
+        raise MdftError(
+            f"task {task.name!r}: head must read {first.head.features} features as task "
+            f"{first.name!r}'s does, got weight {list(head.weight.shape)}"
+        )
+    for key, tensor in (("weight", head.weight), ("bias", head.bias)):
+        if tensor is not None and not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise MdftError(
+                f"task {task.name!r}: head {key!r} must be finite, got {count} of "
+                f"{tensor.numel()} elements NaN or infinite"
+            )
+
+
+def align(
+    checkpoints: Mapping[str, StateSource] | Sequence[StateSource], tasks: Sequence[TaskLike]
+) -> list[StateSource]:
+    """Returns the checkpoints in the order of the tasks."""
+    names = [task.name for task in tasks]
+    if isinstance(checkpoints, (str, bytes)):
+        raise MdftError(f"pool: checkpoints must be one for each task, got {checkpoints!r}")
+    if not isinstance(checkpoints, Mapping):
+        if len(checkpoints) != len(names):
+            raise MdftError(
+                f"pool: checkpoints must be one for each of {len(names)} tasks {names}, got "
+                f"{len(checkpoints)}"
+            )
+        return list(checkpoints)
+    for key in checkpoints:
+        if key not in names:
+            raise MdftError(f"pool: checkpoint of unknown task {key!r}{nearest(str(key), names)}")
+    for name in names:
+        if name not in checkpoints:
+            raise MdftError(
+                f"pool: the checkpoint of task {name!r} is missing, got {sorted(checkpoints)}"
+            )
+    return [checkpoints[name] for name in names]
+
+
+def check_features(backbone: nn.Module, size: Sequence[int], tasks: Sequence[TaskLike]) -> None:
+    """Checks that the heads read as many features as the backbone gives.
+
+    The forward runs on the meta device: shapes only, no arithmetic, nothing of the module's
+    touched. A backbone that cannot run there, or whose output is not [B, D], is not checked.
+    """
+    state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    on_meta = {name: tensor.detach().to("meta") for name, tensor in state.items()}
+    image = torch.empty(1, 3, *size, device="meta")
+    try:
+        with torch.no_grad():
+            features = torch.func.functional_call(backbone, on_meta, (image,))
+    except Exception:  # whatever a user's forward raises without data is no fault of the pool
+        return
+    if not isinstance(features, Tensor) or features.dim() != 2:
+        return
+    if features.shape[1] != tasks[0].head.features:
+        raise MdftError(
+            f"task {tasks[0].name!r}: head must read the backbone's {features.shape[1]} features, "
+            f"got weight {list(tasks[0].head.weight.shape)}"
+        )
