@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The build backend: takes the environment's torch, asks for nothing that is there."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Stands in for the project's own: says what it was given instead of compiling for half a minute.
+CMAKE_STAND_IN = """
+cmake_minimum_required(VERSION 3.24)
+project(stand_in LANGUAGES NONE)
+file(WRITE "${MDFT_PACKAGE_DIR}/lib/torch_root.txt" "${MDFT_TORCH_ROOT}")
+"""
+
+
+@pytest.fixture(scope="module")
+def backend() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "mdft_build", ROOT / "build_backend/mdft_build.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def ask(hook: str, packages: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Calls a hook as pip does: isolated, seeing only the named packages and an empty PATH."""
+    for name, version in packages.items():
+        info = folder / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n", encoding="utf-8")
+    code = (
+        f"import sys; sys.path.append({str(ROOT / 'build_backend')!r}); import mdft_build\n"
+        f"mdft_build.environment_path = lambda: [{str(folder)!r}]\n"
+        f"print(mdft_build.{hook}())"
+    )
+    # -S: without this environment's own site-packages, and so without its torch.
+    command = [sys.executable, "-I", "-S", "-c", code]
+    environment = {**os.environ, "PATH": ""}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize(
+    ("version", "floor", "enough"),
+    [
+        ("2.11.0", "2.11", True),
+        ("2.11.0+cu130", "2.11", True),
+        ("2.11", "2.11", True),
+        ("2.12.0a0+git1234", "2.11", True),
+        ("3.0", "2.11", True),
+        ("2.9.1", "2.11", False),
+        ("2.10.0+cu999", "2.11", False),
+        ("65.5.0", "77.0.3", False),
+    ],
+)
+def test_versions_are_compared_as_numbers(
+    backend: ModuleType, version: str, floor: str, enough: bool
+) -> None:
+    assert backend.at_least(version, floor) is enough
+
+
+@pytest.mark.parametrize(
+    "hook", ["get_requires_for_build_editable", "get_requires_for_build_wheel", "check_torch"]
+)
+def test_no_torch_is_one_line_that_says_what_to_install(tmp_path: Path, hook: str) -> None:
+    done = ask(hook, {}, tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "got none" in done.stderr
+    assert "pip install torch==2.11.0" in done.stderr
+
+
+def test_an_old_torch_is_refused_by_its_version(tmp_path: Path) -> None:
+    done = ask("get_requires_for_build_wheel", {"torch": "2.10.0"}, tmp_path)
+    assert done.returncode == 1
+    assert ">= 2.11, got 2.10.0" in done.stderr
+
+
+def test_asks_only_for_what_is_missing_by_version(tmp_path: Path) -> None:
+    there = {"torch": "2.11.0+cu130", "setuptools": "65.5.0", "cmake": "4.1.0"}
+    done = ask("get_requires_for_build_editable", there, tmp_path)
+    assert done.stdout.strip() == "['setuptools>=77.0.3', 'ninja>=1.10']", done.stderr
+
+
+def test_asks_for_nothing_when_all_is_there(tmp_path: Path) -> None:
+    there = {"torch": "2.12.0", "setuptools": "81.0.0", "cmake": "3.25.1", "ninja": "1.13"}
+    done = ask("get_requires_for_build_wheel", there, tmp_path)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_source_archive_needs_no_torch(tmp_path: Path) -> None:
+    done = ask("get_requires_for_build_sdist", {"setuptools": "81.0.0"}, tmp_path)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_sees_the_environment_behind_an_isolated_path(backend: ModuleType) -> None:
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None
+    assert torch.origin is not None
+    assert str(Path(torch.origin).parents[1]) in backend.environment_path()
+
+
+def test_pip_install_keeps_the_environments_torch(backend: ModuleType, tmp_path: Path) -> None:
+    if backend.missing_tools():
+        pytest.skip(f"this environment lacks {backend.missing_tools()}, and no index is used here")
+    source, environment = tmp_path / "source", tmp_path / "environment"
+    shutil.copytree(ROOT / "build_backend", source / "build_backend")
+    for name in ("pyproject.toml", "setup.py", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    (source / "README.md").touch()
+    (source / "CMakeLists.txt").write_text(CMAKE_STAND_IN, encoding="utf-8")
+    (source / "mdft_fast").mkdir()
+    (source / "mdft_fast/__init__.py").touch()
+
+    # A new environment that borrows this one's packages; pip may add to it but not change them.
+    venv.create(environment)
+    python = environment / "bin/python"
+    borrowed = {
+        str(Path(spec.origin).parents[1])
+        for name in ("torch", "setuptools")
+        if (spec := importlib.util.find_spec(name)) and spec.origin
+    }
+    site_packages = next(environment.glob("lib/python*/site-packages"))
+    (site_packages / "borrowed.pth").write_text("\n".join(borrowed), encoding="utf-8")
+
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+    install = [*pip, "install", "--no-index", "--no-deps", "--editable", str(source)]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None
+    assert torch.origin is not None
+    built_with = (source / "mdft_fast/lib/torch_root.txt").read_text(encoding="utf-8")
+    assert Path(built_with) == Path(torch.origin).parent
+    code = "import importlib.metadata as m; print(m.version('torch'), m.version('mdft-fast'))"
+    versions = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    assert versions.stdout.split() == [importlib.metadata.version("torch"), "0.1.0"]
