@@ -45,6 +45,7 @@ class Packing:
         buffers: Buffers,
         ignore: Sequence[str],
     ) -> None:
+        """Opens and verifies everything; arguments as in :meth:`Pool.from_checkpoints`."""
         if buffers not in ("same", "base"):
             raise MdftError(f"pool: buffers must be 'same' or 'base', got {buffers!r}")
         self._tasks = tuple(tasks)

@@ -39,6 +39,7 @@ class SafetensorsState(Mapping[str, Tensor]):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Opens the file and reads its header."""
         try:
             opened: Any = safe_open(os.fspath(path), framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:
@@ -51,15 +52,18 @@ class SafetensorsState(Mapping[str, Tensor]):
         self._names = dict.fromkeys(opened.keys())
 
     def __getitem__(self, name: str) -> Tensor:
+        """Returns one tensor, mapped."""
         if name not in self._names:
             raise KeyError(name)
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
+        """Iterates over the names."""
         return iter(self._names)
 
     def __len__(self) -> int:
+        """Returns the number of tensors."""
         return len(self._names)
 
 

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks, unlabelled batches and their order. Labels are read through ``load_labelled`` alone."""
+
+from mdft_fast.data.order import BatchOrder, split
+from mdft_fast.data.samples import Samples, load_labelled, load_samples
+from mdft_fast.data.sources import LabelledSource, NpzSource, Source, read_class_names
+from mdft_fast.data.task import Task
+from mdft_fast.pool import Head
+
+__all__ = [
+    "BatchOrder",
+    "Head",
+    "LabelledSource",
+    "NpzSource",
+    "Samples",
+    "Source",
+    "Task",
+    "load_labelled",
+    "load_samples",
+    "read_class_names",
+    "split",
+]

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images held once, as small as they came, and turned into the backbone's input batch by batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdft_fast.data.sources import (
+    Array,
+    LabelledSource,
+    NpzSource,
+    Source,
+    as_tensor,
+    read_npz,
+    stack_images,
+)
+from mdft_fast.errors import MdftError
+from mdft_fast.pool import Preprocess, as_preprocess
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """Images of one task, without labels. Build with :func:`load_samples`.
+
+    Attributes:
+        x: uint8 ``[n, H, W, c]``, normalised in :meth:`batch`, or float32 ``[n, c, H, W]``, taken
+            as already normalised; c is 1 or 3.
+        preprocess: size, mean and standard deviation.
+    """
+
+    x: Tensor
+    preprocess: Preprocess
+
+    def __len__(self) -> int:
+        """Returns the number of samples."""
+        return self.x.shape[0]
+
+    def batch(self, indices: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Returns some samples as the backbone wants them.
+
+        Args:
+            indices: int64 ``[b]``, each in [0, n).
+            device: where the batch goes; bytes travel, and become floats there.
+
+        Returns:
+            float32 ``[b, 3, H, W]``, contiguous: ``(x / 255 - mean) / std`` of uint8 images,
+            float images as they are. Grayscale is repeated over the three channels.
+        """
+        images = self.x.index_select(0, indices.to(self.x.device)).to(device, non_blocking=True)
+        if images.dtype == torch.float32:
+            return images.expand(-1, 3, -1, -1).contiguous()
+        images = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+        images = images.to(torch.float32, memory_format=torch.contiguous_format)
+        mean, std = self._constants(images.device)
+        return images.div_(255).sub_(mean).div_(std)
+
+    def to(self, device: torch.device | str) -> Samples:
+        """Returns the same samples held on a device, so that batches need no transfer."""
+        return Samples(self.x.to(device), self.preprocess)
+
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._made:
+            self._made[device] = (
+                torch.tensor(self.preprocess["mean"], device=device).view(3, 1, 1),
+                torch.tensor(self.preprocess["std"], device=device).view(3, 1, 1),
+            )
+        return self._made[device]
+
+    @functools.cached_property
+    def _made(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
+
+def load_samples(source: Source, preprocess: Mapping[str, Any]) -> Samples:
+    """Reads a task's unlabelled images. A label, where the source has one, is never touched.
+
+    Args:
+        source: uint8 ``[n, H, W, 3]`` or ``[n, H, W]``; float ``[n, 3, H, W]``, taken as already
+            normalised; an :class:`NpzSource` of either; or a dataset, see
+            :func:`~mdft_fast.data.sources.stack_images`. Arrays are kept, not copied.
+        preprocess: ``size``, ``mean``, ``std``. Images of another size are refused, never resized.
+
+    Raises:
+        MdftError: if there is no image, or one of the wrong form; it names file and key.
+    """
+    if isinstance(source, NpzSource):
+        return _samples(read_npz(source.path, source.x), _label(source, source.x), preprocess)
+    label = _label(source, "")
+    if isinstance(source, (np.ndarray, Tensor)):
+        return _samples(source, label, preprocess)
+    if isinstance(source, (str, os.PathLike)):
+        raise MdftError(f"{source}: a path alone names no array; use NpzSource(path, x=key)")
+    if isinstance(source, tuple):
+        raise MdftError(
+            "samples: must be images alone, got a tuple; a labelled source is evaluate's"
+        )
+    return _samples(stack_images(source, label), label, preprocess)
+
+
+def load_labelled(
+    source: LabelledSource, preprocess: Mapping[str, Any], classes: int
+) -> tuple[Samples, Tensor]:
+    """Reads labelled images, for evaluation alone.
+
+    Args:
+        source: an :class:`NpzSource` with ``y``; a tuple ``(x, y)`` of arrays; or a dataset of
+            items ``(image, label)``.
+        preprocess: as in :func:`load_samples`.
+        classes: ``C``; labels must lie in [0, C).
+
+    Returns:
+        The images, and their labels int64 ``[n]``.
+    """
+    if isinstance(source, NpzSource):
+        if source.y is None:
+            raise MdftError(f"{source.path}: no key of labels is given; use NpzSource(path, x, y)")
+        samples = load_samples(NpzSource(source.path, source.x), preprocess)
+        label = _label(source, source.y)
+        labels = as_tensor(read_npz(source.path, source.y), label)
+    elif isinstance(source, tuple):
+        if len(source) != 2:
+            raise MdftError(f"labelled samples: must be a tuple (x, y), got {len(source)} entries")
+        samples = load_samples(source[0], preprocess)
+        label = "labels"
+        labels = as_tensor(source[1], label)
+    else:
+        samples = load_samples(source, preprocess)
+        label = f"{_label(source, '')}: labels"
+        labels = torch.tensor([_item_label(source, i, label) for i in range(len(samples))])
+    return samples, _checked_labels(labels, len(samples), classes, label)
+
+
+def _item_label(dataset: Any, index: int, label: str) -> int:
+    item = dataset[index]
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        raise MdftError(f"{label}: item {index} must be (image, label), got {type(item).__name__}")
+    return int(item[1])
+
+
+def _checked_labels(labels: Tensor, count: int, classes: int, label: str) -> Tensor:
+    if labels.shape != (count,) or labels.is_floating_point():
+        raise MdftError(
+            f"{label}: must be whole numbers [{count}], one for each image, got "
+            f"{list(labels.shape)} in {labels.dtype}"
+        )
+    labels = labels.to("cpu", torch.int64)
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        raise MdftError(
+            f"{label}: must lie in [0, {classes}), got {int(labels[wrong][0])} "
+            f"({int(wrong.sum())} of {count} labels lie outside)"
+        )
+    return labels
+
+
+def _samples(images: Array | Tensor, label: str, preprocess: Mapping[str, Any]) -> Samples:
+    checked = as_preprocess(preprocess)
+    x = as_tensor(images, label)
+    form = f"{list(x.shape)} in {str(x.dtype).removeprefix('torch.')}"
+    wanted = "uint8 [n, H, W, 3] or [n, H, W], or float [n, 3, H, W]"
+    if x.dim() == 3:
+        x = x[..., None] if x.dtype == torch.uint8 else x[:, None]
+    channels = x.shape[3 if x.dtype == torch.uint8 else 1] if x.dim() == 4 else 0
+    if channels not in (1, 3) or not (x.dtype == torch.uint8 or x.is_floating_point()):
+        raise MdftError(f"{label}: images must be {wanted}, got {form}")
+    if not len(x):
+        raise MdftError(f"{label}: holds no sample, got {form}; wanted one or more")
+    size = list(x.shape[1:3] if x.dtype == torch.uint8 else x.shape[2:])
+    if size != checked["size"]:
+        raise MdftError(
+            f"{label}: images must be {checked['size'][0]} x {checked['size'][1]} pixels as the "
+            f"pool's preprocess says, got {size[0]} x {size[1]}; resize them before"
+        )
+    if x.is_floating_point():
+        x = x.float()
+        bad = int((~x.isfinite()).sum())
+        if bad:
+            raise MdftError(f"{label}: images must be finite, got {bad} NaN or infinite values")
+    return Samples(x, checked)
+
+
+def _label(source: object, key: str) -> str:
+    if isinstance(source, NpzSource):
+        return f"{source.path}: key {key!r}"
+    return f"samples ({type(source).__name__})"

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A task as a user states it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from mdft_fast.data.sources import LabelledSource, Source
+from mdft_fast.errors import MdftError
+from mdft_fast.pool import Head
+
+
+@dataclasses.dataclass(frozen=True, init=False, eq=False)
+class Task:
+    """One task: its classes, its frozen head, its unlabelled samples.
+
+    Attributes:
+        name: unique within a pool.
+        class_names: one name a class, in the order of the head's rows.
+        head: the classifier.
+        adapt: unlabelled samples, see :func:`~mdft_fast.data.load_samples`.
+        evaluate: labelled samples, read by evaluation alone, or None.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    head: Head
+    adapt: Source
+    evaluate: LabelledSource | None
+
+    def __init__(
+        self,
+        name: str,
+        class_names: Iterable[str],
+        head: Head | Tensor,
+        adapt: Source,
+        evaluate: LabelledSource | None = None,
+    ) -> None:
+        """States a task; nothing is read yet.
+
+        Args:
+            name: letters, digits, '_', '-', '+' and '.'; unique within a pool.
+            class_names: C names.
+            head: a :class:`Head`, or the weight ``[C, D]`` of a plain linear one.
+            adapt: unlabelled samples.
+            evaluate: labelled samples, read by evaluation alone.
+        """
+        if isinstance(class_names, str):
+            raise MdftError(
+                f"task {name!r}: class_names must be one name a class, got {class_names!r}"
+            )
+        names = tuple(str(class_name) for class_name in class_names)
+        head = head if isinstance(head, Head) else Head(head)
+        if head.classes != len(names):
+            raise MdftError(
+                f"task {name!r}: head must have one row for each of {len(names)} class names, got "
+                f"weight {list(head.weight.shape)}"
+            )
+        for key, value in (
+            ("name", name),
+            ("class_names", names),
+            ("head", head),
+            ("adapt", adapt),
+            ("evaluate", evaluate),
+        ):
+            object.__setattr__(self, key, value)
