@@ -67,7 +67,7 @@ def merge(
         if coefficients.dim() == 1:
             coefficients = coefficients[:, None]
     (merged,) = MergeFunction.apply(
-        base, _codes("merge", deltas), coefficients, layout, tiles, out, out_dtype, True
+        base, _codes("merge", deltas), coefficients, layout, tiles, out, out_dtype, True, False
     )
     return merged
 
@@ -81,6 +81,7 @@ def merge_tensors(
     tiles: Tiles | None = None,
     out: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
+    current: bool = False,
 ) -> tuple[Tensor, ...]:
     """Merges as :func:`merge` and returns every tensor of the layout in its own shape.
 
@@ -97,9 +98,13 @@ def merge_tensors(
         tiles: a range of tiles that begins and ends between tensors.
         out: where to write.
         out_dtype: dtype of the result.
+        current: whether ``out`` already holds this very merge: nothing is computed then, and
+            graphs made before stay valid.
     """
     codes = _codes("merge", deltas)
-    return MergeFunction.apply(base, codes, coefficients, layout, tiles, out, out_dtype, False)
+    return MergeFunction.apply(
+        base, codes, coefficients, layout, tiles, out, out_dtype, False, current
+    )
 
 
 def merge_dots(
@@ -141,7 +146,7 @@ class MergeFunction(torch.autograd.Function):
     """Autograd around ``merge``: ``apply`` takes the arguments of forward, in order.
 
     Returns a tuple: every tensor of the layout (or of the range of tiles) as a view of one
-    buffer; the whole buffer alone where ``flat``.
+    buffer; the whole buffer alone where ``flat``. ``current``: ``out`` holds the result already.
     """
 
     @staticmethod
@@ -154,16 +159,20 @@ class MergeFunction(torch.autograd.Function):
         out: Tensor | None,
         out_dtype: torch.dtype,
         flat: bool,
+        current: bool,
     ) -> tuple[Tensor, ...]:
-        plan = layout.plan(base.device, tiles)
-        merged = _merge(base, codes, coefficients, plan, out, out_dtype)
+        if current and out is not None:
+            merged = out
+        else:
+            plan = layout.plan(base.device, tiles)
+            merged = _merge(base, codes, coefficients, plan, out, out_dtype)
         return (merged,) if flat else tuple(layout.views(merged, tiles))
 
     @staticmethod
     def setup_context(  # noqa: D102
         ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ) -> None:
-        base, codes, _, layout, tiles, out, _, flat = inputs
+        base, codes, _, layout, tiles, out, _, flat, _ = inputs
         ctx.set_materialize_grads(False)  # a tensor without gradient stays None: no zeros are made
         ctx.save_for_backward(codes)
         ctx.base_dtype, ctx.layout, ctx.tiles, ctx.flat = base.dtype, layout, tiles, flat
@@ -183,7 +192,7 @@ class MergeFunction(torch.autograd.Function):
         contiguous = [None if g is None else g.contiguous() for g in grads]
         dots = _merge_dots(contiguous, codes, plan) if needs_coefficients else None
         base = _base_gradient(ctx, contiguous, plan) if needs_base else None
-        return base, None, dots, None, None, None, None, None
+        return base, None, dots, None, None, None, None, None, None
 
 
 def _base_gradient(ctx: Any, grads: list[Tensor | None], plan: TilePlan) -> Tensor:

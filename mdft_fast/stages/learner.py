@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both stages share: λ under an optimizer, the order of samples, and their saved state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdft_fast.data import BatchOrder
+from mdft_fast.errors import MdftError
+from mdft_fast.model import MetaModel
+from mdft_fast.stages.config import OptimizerConfig
+
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": lambda params, lr: torch.optim.AdamW(params, lr=lr, weight_decay=0.0),
+    "sgd": torch.optim.SGD,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """What a step did. Tensors are on the device: reading them waits for it.
+
+    Attributes:
+        stage: "construct" or "specialize".
+        task: stage 2's task, else None.
+        step: number of the step, from 1.
+        steps: how many there will be.
+        losses: each task's loss ``[K]``, detached.
+        names: their tasks.
+        kept: task -> share of its drawn samples that were kept.
+        lr: the step's learning rate.
+        samples: images encoded.
+        seconds: the step's wall time, as the host saw it.
+    """
+
+    stage: str
+    task: str | None
+    step: int
+    steps: int
+    losses: Tensor
+    names: tuple[str, ...]
+    kept: Mapping[str, float] | Tensor
+    lr: float
+    samples: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns plain values, one line of ``metrics.jsonl``."""
+        losses = [float(x) for x in self.losses.tolist()]
+        kept = self.kept
+        if isinstance(kept, Tensor):
+            kept = dict(zip(self.names, (float(x) for x in kept.tolist()), strict=True))
+        return {
+            "stage": self.stage,
+            "task": self.task,
+            "step": self.step,
+            "loss": sum(losses),
+            "losses": dict(zip(self.names, losses, strict=True)),
+            "kept": dict(kept),
+            "seconds": self.seconds,
+            "samples_per_s": self.samples / self.seconds if self.seconds > 0 else None,
+            "lr": self.lr,
+        }
+
+
+class Learner:
+    """λ on its way: an optimizer, a schedule and the order of samples.
+
+    Args:
+        meta: the meta-model whose λ is learned.
+        config: how λ is updated.
+        steps: how many updates there will be.
+        orders: task -> the order in which its samples are drawn.
+    """
+
+    def __init__(
+        self,
+        meta: MetaModel,
+        config: OptimizerConfig,
+        steps: int,
+        orders: Mapping[str, BatchOrder],
+    ) -> None:
+        self.meta, self.config, self.steps, self.orders = meta, config, steps, orders
+        self.step = 0
+        self.path = [meta.coefficients.detach().cpu().clone()]
+        self._optimizer = _OPTIMIZERS[config.name]([meta.coefficients], lr=config.lr)
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are made."""
+        return self.step >= self.steps
+
+    def advance(self, loss: Tensor) -> float:
+        """Makes one update of λ from a scalar loss; returns the learning rate used."""
+        lr = self.config.lr_at(self.step, self.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.zero_grad(set_to_none=True)
+        if loss.requires_grad:  # no sample kept in any task: nothing to learn from, λ stays
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+        self.step += 1
+        self.path.append(self.meta.coefficients.detach().to("cpu", copy=True))
+        return lr
+
+    def state(self) -> dict[str, Any]:
+        """Returns all that a later :meth:`restore` needs to go on bit for bit."""
+        return {
+            "step": self.step,
+            "steps": self.steps,
+            "optimizer_config": dataclasses.asdict(self.config),
+            "path": torch.stack(self.path),
+            "optimizer": self._optimizer.state_dict(),
+            "orders": {name: order.state() for name, order in self.orders.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes to where :meth:`state` was taken."""
+        mine = {"steps": self.steps, "optimizer_config": dataclasses.asdict(self.config)}
+        for key, wanted in mine.items():
+            if state.get(key) != wanted:
+                raise MdftError(f"resume: {key} must be {wanted}, got {state.get(key)}")
+        if set(state["orders"]) != set(self.orders):
+            raise MdftError(
+                f"resume: tasks must be {sorted(self.orders)}, got {sorted(state['orders'])}"
+            )
+        self.meta.set_coefficients(state["path"][-1])
+        self._optimizer.load_state_dict(state["optimizer"])
+        for name, order in self.orders.items():
+            order.restore(state["orders"][name])
+        self.path = list(state["path"])
+        self.step = state["step"]
+
+
+Callback = Callable[[StepRecord, Learner], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunResult:
+    """What a stage gives.
+
+    Attributes:
+        coefficients: the learned λ, float32 ``[K, L]`` on the CPU.
+        path: λ at the start and after every step, float32 ``[steps + 1, K, L]`` on the CPU.
+        columns: names of λ's columns; ``tasks``: names of its rows.
+        seconds: wall time of the stage, what a resumed run had done before not counted.
+        warnings: what a user should know, one sentence each.
+    """
+
+    coefficients: Tensor
+    path: Tensor
+    columns: tuple[str, ...]
+    tasks: tuple[str, ...]
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+
+def result_of(learner: Learner, seconds: float, warnings: tuple[str, ...] = ()) -> RunResult:
+    """Returns a finished learner's result."""
+    meta = learner.meta
+    path = torch.stack(learner.path)
+    return RunResult(
+        path[-1].clone(), path, meta.layout.columns, meta.pool.names, seconds, warnings
+    )

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 2: specialize the meta-model to one task (equation 7)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from mdft_fast import reference
+from mdft_fast.data import BatchOrder, Task
+from mdft_fast.model import MetaModel
+from mdft_fast.stages.config import SpecializeConfig
+from mdft_fast.stages.learner import Callback, Learner, RunResult, StepRecord, result_of
+from mdft_fast.stages.teachers import TaughtTask, represent, teach
+
+
+def specialize(
+    meta: MetaModel,
+    task: Task | TaughtTask,
+    config: SpecializeConfig,
+    *,
+    callbacks: Iterable[Callback] = (),
+    resume: Mapping[str, Any] | None = None,
+) -> RunResult:
+    """Moves λ until the encoder's output on a task's images is near the task's own model's.
+
+    Starts from where ``meta.coefficients`` stand (stage 1's λ, say) and changes them in place.
+    The optimum is known (λ = 1 at the task, else 0, where the loss is 0): 20 steps stop early.
+
+    Args:
+        meta: the meta-model.
+        task: a task of the pool; its labels, if any, are never read.
+        config: see :class:`SpecializeConfig`.
+        callbacks: called after every step as ``callback(record, learner)``.
+        resume: a state of an earlier call with the same arguments: goes on bit for bit.
+
+    Returns:
+        The learned λ and its path.
+    """
+    started = time.perf_counter()
+    (taught,) = teach(meta, [task], holdout=config.holdout, seed=config.seed)
+    order = BatchOrder(
+        len(taught.learn), config.batch, config.seed, f"specialize/{taught.name}"
+    )
+    learner = Learner(meta, config.optimizer, config.steps, {taught.name: order})
+    if resume is not None:
+        learner.restore(resume)
+    callbacks = tuple(callbacks)
+    while not learner.done:
+        record = _step(learner, taught, config)
+        for callback in callbacks:
+            callback(record, learner)
+    return result_of(learner, time.perf_counter() - started)
+
+
+def _step(learner: Learner, task: TaughtTask, config: SpecializeConfig) -> StepRecord:
+    started = time.perf_counter()
+    rows = task.learn[next(learner.orders[task.name])]
+    features = learner.meta.encode(task.images(rows))
+    target = task.features[rows.to(features.device)]
+    loss = reference.alignment(
+        represent(features, task.head, config.representation),
+        represent(target, task.head, config.representation),
+    )
+    lr = learner.advance(loss)
+    return StepRecord(
+        stage="specialize",
+        task=task.name,
+        step=learner.step,
+        steps=learner.steps,
+        losses=loss.detach()[None],
+        names=(task.name,),
+        kept=torch.ones(1),
+        lr=lr,
+        samples=len(rows),
+        seconds=time.perf_counter() - started,
+    )

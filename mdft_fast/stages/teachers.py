@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the stages know of each task: its unlabelled images, and what its own model says of them.
+
+A teacher never changes, so it is asked once: the pool's own model is the meta-model at λ = e_k.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdft_fast import reference
+from mdft_fast.data import Samples, Task, load_samples, split
+from mdft_fast.errors import MdftError
+from mdft_fast.model import MetaModel
+from mdft_fast.pool import Head
+
+_BATCH = 128  # images a teacher sees at once; no gradient is kept
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaughtTask:
+    """A task as the stages see it. No labels.
+
+    Attributes:
+        name: the task's.
+        samples: its n unlabelled images.
+        learn: int64 indices to learn from.
+        holdout: int64 indices kept apart.
+        features: float32 ``[n, D]``, the teacher's encoder output, on the meta-model's device.
+        logits: float32 ``[n, C]``, the teacher's.
+        entropy: float32 ``[n]``, H of the teacher's softmax, in nats.
+        head: the task's classifier.
+    """
+
+    name: str
+    samples: Samples
+    learn: Tensor
+    holdout: Tensor
+    features: Tensor
+    logits: Tensor
+    entropy: Tensor
+    head: Head
+
+    @property
+    def classes(self) -> int:
+        """``C``."""
+        return self.logits.shape[1]
+
+    def kept(self, mu: float) -> Tensor:
+        """Returns the learning indices with H < mu log C (equation 4)."""
+        passes = self.entropy.cpu()[self.learn] < mu * math.log(self.classes)
+        return self.learn[passes]
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Returns images as the encoder wants them, on the teacher's device."""
+        return self.samples.batch(indices, self.logits.device)
+
+
+@torch.no_grad()
+def teach(
+    meta: MetaModel, tasks: Sequence[Task | TaughtTask], *, holdout: float, seed: int
+) -> list[TaughtTask]:
+    """Asks each task's own model about its unlabelled images, once.
+
+    Args:
+        meta: the meta-model; its λ is set to each e_k in turn and restored.
+        tasks: tasks of the pool; what is taught already is passed through.
+        holdout: share of the samples kept apart.
+        seed: of the split.
+    """
+    return [
+        task if isinstance(task, TaughtTask) else _teach(meta, task, holdout, seed)
+        for task in tasks
+    ]
+
+
+def _teach(meta: MetaModel, task: Task, holdout: float, seed: int) -> TaughtTask:
+    if task.name not in meta.pool.names:
+        raise MdftError(f"task: must be one of {list(meta.pool.names)}, got {task.name!r}")
+    samples = load_samples(task.adapt, meta.pool.preprocess)
+    learn, held_out = split(len(samples), holdout, seed, task.name)
+    head = meta.heads[task.name]
+    with meta.using(meta.individual(task.name)):
+        everything = torch.arange(len(samples))
+        device = meta.coefficients.device
+        features = torch.cat(
+            [meta.encode(samples.batch(i, device)) for i in everything.split(_BATCH)]
+        )
+    logits = head(features)
+    if not logits.isfinite().all():
+        raise MdftError(f"task {task.name!r}: its own model's logits must be finite, got NaN")
+    entropy = reference.entropy(logits)
+    return TaughtTask(task.name, samples, learn, held_out, features, logits, entropy, head)
+
+
+@torch.no_grad()
+def holdout_cross_entropy(meta: MetaModel, tasks: Sequence[TaughtTask]) -> dict[str, float]:
+    """Measures, without labels, how far the meta-model is from the teachers.
+
+    Returns:
+        task -> mean of CE(p, q) over its held-out samples, in nats; no filter, no weights, so
+        that runs with different objectives compare. Tasks without held-out samples are left out.
+    """
+    measured = {}
+    for task in tasks:
+        if len(task.holdout) == 0:
+            continue
+        rows = []
+        for indices in task.holdout.split(_BATCH):
+            q = task.head(meta.encode(task.images(indices)))
+            p = task.logits[indices.to(q.device)].softmax(-1)
+            rows.append(reference.cross_entropy(p, q))
+        measured[task.name] = float(torch.cat(rows).mean())
+    return measured
+
+
+def represent(features: Tensor, head: Head, representation: str) -> Tensor:
+    """Returns what stage 2 aligns, of encoder outputs ``[B, D]``."""
+    if representation == "normalized":
+        return F.normalize(features, dim=-1)
+    return head(features) if representation == "logits" else features
