@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of values that a recipe holds, each with a message that says what was wanted."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from mdft_fast.errors import nearest
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes a folder and a file name
+
+
+def shown(value: object) -> str:
+    """Returns a value as an error message shows it: short, and strings in quotes."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."
+
+
+def wrong(wanted: str, got: object, hint: str = "") -> PydanticCustomError:
+    """Returns the error ``must be <wanted>, got <got><hint>``."""
+    return problem(f"must be {wanted}, got {shown(got)}{hint}")
+
+
+def problem(message: str) -> PydanticCustomError:
+    """Returns an error that pydantic reports with exactly this message."""
+    return PydanticCustomError("recipe", "{message}", {"message": message})
+
+
+def choice(*now: str | int, later: tuple[str, ...] = ()) -> BeforeValidator:
+    """Returns a check that a value is one of ``now``; those of ``later`` are named as not yet."""
+
+    def check(value: Any) -> Any:
+        if any(value == known and type(value) is type(known) for known in now):
+            return value
+        if value in later:
+            raise problem(f"{value!r} isn't there yet, only {list(now)} so far")
+        wanted = f"one of {list(now)}" if len(now) > 1 else shown(now[0])
+        raise wrong(wanted, value, nearest(str(value), map(str, now)))
+
+    return BeforeValidator(check)
+
+
+def not_yet(neutral: Any) -> BeforeValidator:
+    """Returns a check that a key of the coming engine still has its neutral value."""
+
+    def check(value: Any) -> Any:
+        if value != neutral or type(value) is not type(neutral):
+            raise problem(f"{shown(value)} isn't there yet, only {shown(neutral)} so far")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _one_or_many(
+    words: str, count: int | None = None, kinds: tuple[type, ...] = (int, float)
+) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        good = bool(items) and all(type(v) in kinds and math.isfinite(v) for v in items)
+        if not good or (items is value and count not in (None, len(items))):
+            raise wrong(f"one {'whole ' * (float not in kinds)}number or {words}", value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return BeforeValidator(check)
+
+
+def _located(value: Any, info: ValidationInfo) -> Any:
+    """Resolves a path against the recipe's folder; ``..`` goes up by name, links are kept."""
+    if isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise wrong("a path", value)
+    folder = (info.context or {}).get("folder", Path.cwd())
+    return Path(os.path.normpath(Path(folder) / Path(value).expanduser()))
+
+
+def _device(value: Any) -> Any:
+    if isinstance(value, str) and _DEVICE.fullmatch(value):
+        return value
+    raise wrong("auto, cpu, cuda or cuda:<number>", value)
+
+
+def _task_name(value: Any) -> Any:
+    if isinstance(value, str) and _TASK_NAME.fullmatch(value):
+        return value
+    wanted = "text of letters, digits, '.', '_' and '-' (quote a bare number)"
+    raise wrong(wanted, value)
+
+
+def _which_tasks(value: Any) -> Any:
+    if value in ("all", "none"):
+        return value
+    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    raise wrong("'all', 'none' or a list of task names", value)
+
+
+FilePath = Annotated[Path, BeforeValidator(_located)]
+Device = Annotated[str, BeforeValidator(_device)]
+TaskName = Annotated[str, BeforeValidator(_task_name)]
+WhichTasks = Annotated[Literal["all", "none"] | tuple[str, ...], BeforeValidator(_which_tasks)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+PerChannel = Annotated[Number | tuple[Number, ...], _one_or_many("three, one a channel", 3)]
+PerVector = Annotated[Number | tuple[Number, ...], _one_or_many("a list, one a task")]
+PixelSize = Annotated[int | tuple[int, int], _one_or_many("two, height and width", 2, (int,))]
+Text = Annotated[str, Field(min_length=1)]

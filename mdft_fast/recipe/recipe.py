@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe as a whole: reading, checking, writing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mdft_fast.errors import nearest
+from mdft_fast.recipe.keys import Keys
+from mdft_fast.recipe.messages import RecipeError, recipe_error
+from mdft_fast.recipe.overrides import override
+from mdft_fast.recipe.presets import PRESETS, merged
+from mdft_fast.recipe.text import parse, render
+
+
+class Recipe(Keys):
+    """Everything that a run reads, does and writes. Read one with :meth:`load`."""
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+        """Reads a recipe's file.
+
+        Args:
+            path: a YAML file. Relative paths inside, overrides included, start at its folder.
+            overrides: ``key=value`` each, as in ``construct.steps=50``; values are YAML.
+
+        Raises:
+            RecipeError: naming the file and every key that is wrong.
+        """
+        file = Path(path)
+        try:
+            content = parse(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(str(file), [f"not readable: {error.strerror}"]) from None
+        except ValueError as error:  # no YAML, or not UTF-8
+            raise RecipeError(str(file), [str(error)]) from None
+        if not isinstance(content, dict):
+            raise RecipeError(str(file), ["must be a mapping of keys, see `mdft init`"])
+        content.setdefault("output", f"runs/{file.stem}")
+        try:
+            override(content, overrides)
+        except ValueError as error:
+            raise RecipeError("--set", [str(error)]) from None
+        return Recipe.from_mapping(content, folder=file.parent, where=str(file))
+
+    @staticmethod
+    def from_mapping(
+        content: Mapping[str, Any], *, folder: str | os.PathLike[str] = ".", where: str = "recipe"
+    ) -> Recipe:
+        """Checks a recipe's content, with the preset's values under it.
+
+        Args:
+            content: what the YAML file would hold; null is the same as absent. Not changed.
+            folder: relative paths start here.
+            where: words for the content, for errors.
+        """
+        preset = content.get("preset", "default")
+        if not isinstance(preset, str) or preset not in PRESETS:
+            hint = nearest(str(preset), PRESETS)
+            wanted = f"preset: must be one of {list(PRESETS)}, got {preset!r}{hint}"
+            raise RecipeError(where, [wanted])
+        said = {key: value for key, value in content.items() if value is not None}
+        filled = merged(PRESETS[preset], said)
+        try:
+            return Recipe.model_validate(filled, context={"folder": Path(folder).resolve()})
+        except ValidationError as error:
+            raise recipe_error(where, error, Recipe) from None
+
+    def dump(self) -> str:
+        """Returns YAML with every key and absolute paths; loading it gives an equal recipe."""
+        return render(self.model_dump(mode="json", exclude_none=True))
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes :meth:`dump` to a file that appears whole or not at all."""
+        temporary = Path(f"{os.fspath(path)}.{os.getpid()}.part")
+        temporary.write_text(self.dump(), encoding="utf-8")
+        temporary.replace(path)
+
+    def check_files(self) -> None:
+        """Raises a :class:`RecipeError` that lists every input file that is not there."""
+        missing = [f"{key}: no such {kind}: {path}" for key, kind, path in self._absent()]
+        if missing:
+            raise RecipeError("recipe", missing)
+
+    def _absent(self) -> Iterator[tuple[str, str, Path]]:
+        wanted: list[tuple[str, Path | None, str]] = [
+            ("pool.base", self.pool.base, "file"),
+            ("pool.models", self.pool.models, "folder"),
+            ("pool.folder", self.pool.folder, "folder"),
+        ]
+        for i, task in enumerate(self.tasks):
+            wanted += [
+                (f"tasks[{i}].head.file", task.head.file if task.head else None, "file"),
+                (f"tasks[{i}].adapt.npz", task.adapt.npz, "file"),
+                (f"tasks[{i}].evaluate.npz", task.evaluate.npz if task.evaluate else None, "file"),
+            ]
+        for key, path, kind in wanted:
+            if path and not (path.is_file() if kind == "file" else path.is_dir()):
+                yield key, kind, path

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sections of a recipe, as frozen models with the keys of the YAML file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from mdft_fast.recipe.fields import (
+    FilePath,
+    Number,
+    PerChannel,
+    PixelSize,
+    TaskName,
+    Text,
+    WhichTasks,
+    choice,
+    not_yet,
+    problem,
+)
+
+Schedule = Annotated[Literal["constant", "cosine"], choice("constant", "cosine")]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[Number, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A mapping of the recipe: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class PoolSource(Section):
+    """Where the models are: a base and a folder of checkpoints, or a packed pool.
+
+    Attributes:
+        base: the pre-trained model's file.
+        models: folder that holds ``<task>.safetensors`` for every task.
+        folder: a packed pool, in place of the two.
+    """
+
+    base: FilePath | None = None
+    models: FilePath | None = None
+    folder: FilePath | None = None
+
+
+class Backbone(Section):
+    """The module whose parameters are merged.
+
+    Attributes:
+        library: who builds it, ``timm`` or ``open_clip``.
+        name: the library's name of the model.
+        kwargs: further arguments of the library's builder.
+    """
+
+    library: Text
+    name: Text
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class Preprocess(Section):
+    """How a stored uint8 image becomes an input.
+
+    Attributes:
+        size: pixels, one number or [height, width].
+        mean: on the scale [0, 1], one number or one a channel.
+        std: on the scale [0, 1], one number or one a channel.
+    """
+
+    size: PixelSize
+    mean: PerChannel
+    std: PerChannel
+
+
+class HeadFile(Section):
+    """A task's classifier.
+
+    Attributes:
+        file: safetensors file with ``weight`` [C, D] and maybe ``bias`` [C].
+        normalize: whether the features are divided by their norm first.
+    """
+
+    file: FilePath
+    normalize: bool
+
+
+class AdaptData(Section):
+    """Unlabelled samples: array ``x`` of an npz file, uint8 [n, H, W, 3]."""
+
+    npz: FilePath
+    x: Text = "x"
+
+
+class EvaluateData(Section):
+    """Labelled test samples, read by the evaluation alone.
+
+    Attributes:
+        npz: the file.
+        x: its array of images.
+        y: its array of labels.
+    """
+
+    npz: FilePath
+    x: Text = "x"
+    y: Text = "y"
+
+
+class TaskRecipe(Section):
+    """One task.
+
+    Attributes:
+        name: unique; it names the checkpoint and the folder of results.
+        head: the classifier; may be left out where a packed pool holds it.
+        adapt: unlabelled samples.
+        evaluate: labelled test samples, if there are any.
+        class_names: one name a class; where left out, the data file's or plain numbers.
+    """
+
+    name: TaskName
+    head: HeadFile | None = None
+    adapt: AdaptData
+    evaluate: EvaluateData | None = None
+    class_names: Annotated[tuple[Text, ...], Field(strict=False)] | None = None
+
+
+class Memory(Section):
+    """How the weights are held. More than `resident` comes with the engine.
+
+    Attributes:
+        mode: where merged weights live.
+        codec: how an element of a task vector is stored.
+        budget: bytes that a run may take.
+        checkpointing: whether activations are recomputed.
+        micro_batch: samples a forward pass.
+    """
+
+    mode: Annotated[
+        Literal["auto", "resident"],
+        choice("auto", "resident", later=("layerwise", "streamed")),
+    ] = "auto"
+    codec: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        choice("fp32", "bf16", "fp16", later=("int8", "int4")),
+    ] = "fp32"
+    budget: Annotated[None, not_yet(None)] = None
+    checkpointing: Annotated[Literal[False], not_yet(False)] = False
+    micro_batch: Annotated[None, not_yet(None)] = None
+
+
+class Optimizer(Section):
+    """The optimiser of λ.
+
+    Attributes:
+        name: which one.
+        lr: learning rate of the first step.
+        schedule: how it goes on; cosine ends near 0.
+    """
+
+    name: Annotated[Literal["adam", "adamw", "sgd"], choice("adam", "adamw", "sgd")]
+    lr: Annotated[Number, Field(gt=0)]
+    schedule: Schedule
+
+
+class Objective(Section):
+    """Equation (2,3) and (5).
+
+    Attributes:
+        alpha: weight of the cross-entropy to the teacher.
+        entropy: whether the meta-model's entropy is minimised too.
+        reweight: γ' as written, with mean 1 over the kept samples, or 1 everywhere.
+    """
+
+    alpha: Weight
+    entropy: bool
+    reweight: Annotated[
+        Literal["as_written", "normalized", "off"], choice("as_written", "normalized", "off")
+    ]
+
+
+class Filter(Section):
+    """Equation (4): keep a sample iff its entropy is below μ log C.
+
+    Attributes:
+        enabled: whether samples are removed at all.
+        mu: the threshold as a share of the largest entropy there is.
+        entropy_of: whose entropy, the teacher's or the meta-model's at each step.
+    """
+
+    enabled: bool
+    mu: Weight
+    entropy_of: Annotated[Literal["teacher", "meta"], choice("teacher", "meta")]
+
+
+class Construct(Section):
+    """Stage 1.
+
+    Attributes:
+        steps: number of updates of λ; 0 leaves it at the start.
+        batch: samples a task and step.
+        draw: "kept": every batch is drawn from the kept samples; "batch": drawn from all, then
+            filtered.
+        objective: what is minimised.
+        filter: which samples count.
+        optimizer: how.
+        holdout: share of the unlabelled samples that no step sees, to measure on.
+    """
+
+    steps: Count
+    batch: Positive
+    draw: Annotated[Literal["kept", "batch"], choice("kept", "batch")]
+    objective: Objective
+    filter: Filter
+    optimizer: Optimizer
+    holdout: Annotated[Number, Field(ge=0, lt=1)]
+
+
+class Specialize(Section):
+    """Stage 2, equation (7).
+
+    Attributes:
+        tasks: all, none or the names of those to specialize for.
+        steps: number of updates of λ.
+        batch: samples a step.
+        representation: what is aligned.
+        draw: "fresh": a new batch every step; "fixed": the same few again and again.
+        batches: how many, with "fixed".
+        optimizer: how.
+    """
+
+    tasks: WhichTasks
+    steps: Count
+    batch: Positive
+    representation: Annotated[
+        Literal["encoder", "normalized", "logits"], choice("encoder", "normalized", "logits")
+    ]
+    draw: Annotated[Literal["fresh", "fixed"], choice("fresh", "fixed")]
+    batches: Positive | None = None
+    optimizer: Optimizer
+
+
+def _no_transform(value: Any) -> Any:
+    if value not in ([], ()):
+        raise problem("task-vector transforms aren't there yet, only an empty list [] so far")
+    return ()
+
+
+NoTransform = Annotated[tuple[()], BeforeValidator(_no_transform)]
+Granularity = Annotated[
+    Literal["task", "block", "tensor"], choice("task", "block", "tensor", later=("row",))
+]
+Precision = Annotated[Literal["fp32"], choice("fp32", later=("bf16",))]
