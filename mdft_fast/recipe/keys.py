@@ -125,16 +125,15 @@ def _task_problems(recipe: Keys) -> Iterator[str]:
 
 
 def _method_problems(recipe: Keys) -> Iterator[str]:
-    construct, specialize = recipe.construct, recipe.specialize
+    construct = recipe.construct
     if isinstance(recipe.start, tuple) and len(recipe.start) != len(recipe.tasks):
         wanted = f"must be one number or {len(recipe.tasks)}, one a task"
         yield f"start: {wanted}, got {len(recipe.start)}"
     if construct.objective.alpha == 0 and not construct.objective.entropy:
         yield "construct.objective: is empty, alpha is 0 and entropy is off"
-    if construct.draw == "kept" and construct.filter.entropy_of == "meta":
+    moving = construct.filter.enabled and construct.filter.entropy_of == "meta"
+    if construct.draw == "kept" and moving:
         yield (
             "construct.draw: must be 'batch' where construct.filter.entropy_of is 'meta', whose "
             "kept samples change with every step"
         )
-    if (specialize.draw == "fixed") is (specialize.batches is None):
-        yield "specialize.batches: must be given with draw 'fixed', and only then"

@@ -21,7 +21,7 @@ _PAPER: dict[str, Any] = {
         "objective": {"alpha": 1.0, "entropy": True, "reweight": "as_written"},
         "filter": {"enabled": True, "mu": 0.4, "entropy_of": "teacher"},
         "optimizer": {"name": "adam", "lr": 1e-3, "schedule": "constant"},
-        "holdout": 0.0,
+        "holdout": 0.2,
     },
     "specialize": {
         "tasks": "all",
@@ -64,7 +64,7 @@ _ADAMERGING = merged(
 PRESETS: dict[str, dict[str, Any]] = {
     "default": merged(
         _PAPER,
-        {"construct": {"optimizer": {"lr": 0.01, "schedule": "cosine"}, "holdout": 0.2}},
+        {"construct": {"optimizer": {"lr": 0.01, "schedule": "cosine"}}},
     ),
     "paper": _PAPER,
     "adamerging": _ADAMERGING,

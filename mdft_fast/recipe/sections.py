@@ -21,7 +21,6 @@ from mdft_fast.recipe.fields import (
 )
 
 Schedule = Annotated[Literal["constant", "cosine"], choice("constant", "cosine")]
-Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[Number, Field(ge=0)]
 
@@ -197,7 +196,7 @@ class Construct(Section):
     """Stage 1.
 
     Attributes:
-        steps: number of updates of λ; 0 leaves it at the start.
+        steps: number of updates of λ.
         batch: samples a task and step.
         draw: "kept": every batch is drawn from the kept samples; "batch": drawn from all, then
             filtered.
@@ -207,7 +206,7 @@ class Construct(Section):
         holdout: share of the unlabelled samples that no step sees, to measure on.
     """
 
-    steps: Count
+    steps: Positive
     batch: Positive
     draw: Annotated[Literal["kept", "batch"], choice("kept", "batch")]
     objective: Objective
@@ -224,19 +223,17 @@ class Specialize(Section):
         steps: number of updates of λ.
         batch: samples a step.
         representation: what is aligned.
-        draw: "fresh": a new batch every step; "fixed": the same few again and again.
-        batches: how many, with "fixed".
+        draw: "fresh": a new batch every step.
         optimizer: how.
     """
 
     tasks: WhichTasks
-    steps: Count
+    steps: Positive
     batch: Positive
     representation: Annotated[
         Literal["encoder", "normalized", "logits"], choice("encoder", "normalized", "logits")
     ]
-    draw: Annotated[Literal["fresh", "fixed"], choice("fresh", "fixed")]
-    batches: Positive | None = None
+    draw: Annotated[Literal["fresh"], choice("fresh", later=("fixed",))]
     optimizer: Optimizer
 
 

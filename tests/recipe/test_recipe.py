@@ -103,7 +103,7 @@ def test_preset_paper_is_the_papers_method() -> None:
             "objective": {"alpha": 1.0, "entropy": True, "reweight": "as_written"},
             "filter": {"enabled": True, "mu": 0.4, "entropy_of": "teacher"},
             "optimizer": {"name": "adam", "lr": 0.001, "schedule": "constant"},
-            "holdout": 0.0,
+            "holdout": 0.2,
         },
         "specialize": {
             "tasks": "all",
@@ -219,8 +219,7 @@ def test_a_misspelt_key_that_is_needed_is_one_error(file: Path) -> None:
         ("tasks[1].name=mnist", "tasks[1].name: 'mnist' is tasks[0]'s; must be unique"),
         ("tasks[0].evaluate.x=x_unlabelled", "tasks[0].adapt: these are the test images; say"),
         ("construct.filter.entropy_of=meta", "construct.draw: must be 'batch' where"),
-        ("specialize.draw=fixed", "specialize.batches: must be given with draw 'fixed'"),
-        ("specialize.batches=4", "specialize.batches: must be given with draw 'fixed'"),
+        ("specialize.steps=0", "specialize.steps: must be at least 1, got 0"),
         ("tasks[0].head=null", "tasks[0].head: is missing; needed with pool.base"),
         ("backbone=null", "backbone: is missing; needed with pool.base"),
         ("pool={}", "pool: must have base and models, or folder for a packed pool"),
@@ -241,7 +240,12 @@ def test_a_wrong_value_says_what_was_wanted_and_what_came(
     [
         *("memory.mode=layerwise", "memory.mode=streamed", "memory.codec=int8"),
         *("memory.codec=int4", "memory.budget=1e9", "memory.micro_batch=4"),
-        *("memory.checkpointing=true", "precision=bf16", "granularity=row"),
+        *(
+            "memory.checkpointing=true",
+            "specialize.draw=fixed",
+            "precision=bf16",
+            "granularity=row",
+        ),
         "transform=[{ties: {density: 0.2}}]",
     ],
 )
@@ -261,7 +265,7 @@ def test_several_errors_are_one_a_line(file: Path) -> None:
 
 def test_combinations_that_fit(file: Path) -> None:
     Recipe.load(file, ["construct.filter.entropy_of=meta", "construct.draw=batch"])
-    Recipe.load(file, ["specialize.draw=fixed", "specialize.batches=4"])
+    Recipe.load(file, ["construct.filter.entropy_of=meta", "construct.filter.enabled=false"])
     Recipe.load(file, ["tasks[0].evaluate.x=x_unlabelled", "transductive=true"])
     Recipe.load(
         file, ["pool={folder: packed}", "backbone=null", "preprocess=null", "tasks[0].head=null"]
