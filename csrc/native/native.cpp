@@ -5,7 +5,7 @@
 
 #include <string_view>
 
-#include "build_info.h"
+#include "native/build_info.h"
 
 namespace py = pybind11;
 
@@ -16,8 +16,7 @@ py::object text_or_none(std::string_view text) {
   return py::str(text.data(), text.size());
 }
 
-// The architectures come from CMake as "80-real;90a-real".
-py::list split(std::string_view text) {
+py::list split_at_semicolons(std::string_view text) {
   py::list parts;
   while (!text.empty()) {
     const size_t end = text.find(';');
@@ -30,14 +29,14 @@ py::list split(std::string_view text) {
 
 py::dict build_info() {
   py::dict info;
-  info["torch_version"] = kTorchVersion;
-  info["torch_target_version"] = kTargetVersion;
-  info["compiler"] = kCompiler;
-  info["nvcc_version"] = text_or_none(kNvccVersion);
-  info["cuda_architectures"] = split(kCudaArchitectures);
-  info["flags"] = kFlags;
-  info["commit"] = text_or_none(kCommit);
-  info["build_type"] = kBuildType;
+  info["torch_version"] = kBuildInfo.torch_version;
+  info["torch_target_version"] = kBuildInfo.torch_target_version;
+  info["compiler"] = kBuildInfo.compiler;
+  info["nvcc_version"] = text_or_none(kBuildInfo.nvcc_version);
+  info["cuda_architectures"] = split_at_semicolons(kBuildInfo.cuda_architectures);
+  info["flags"] = kBuildInfo.flags;
+  info["commit"] = text_or_none(kBuildInfo.commit);
+  info["build_type"] = kBuildInfo.build_type;
   return info;
 }
 
