@@ -80,8 +80,8 @@ def _check_head(task: TaskLike, first: TaskLike) -> None:
         )
     if head.features != first.head.features:
         raise MdftError(
-            f"task {task.name!r}: head must read {first.head.features} features as task "
-            f"{first.name!r}'s does, got weight {list(head.weight.shape)}"
+            f"task {task.name!r}: head must read {first.head.features} features as that of "
+            f"task {first.name!r}, got weight {list(head.weight.shape)}"
         )
     for key, tensor in (("weight", head.weight), ("bias", head.bias)):
         if tensor is not None and not tensor.isfinite().all():

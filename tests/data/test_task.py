@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mdft_fast.data import Head, NpzSource, Task, load_labelled, read_class_names
+from mdft_fast.errors import MdftError
+from mdft_fast.pool import Pool
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "pool"
+
+# README of the real pool: top-1 in per cent on the files' test subset, to one decimal.
+INDIVIDUAL = {
+    "omniglot242": 47.7,
+    "gtsrb": 74.3,
+    "aid30": 83.2,
+    "mnist": 97.5,
+    "fashion_mnist": 84.0,
+    "sign_digits": 94.7,
+    "dtd10": 74.7,
+    "trashnet": 84.8,
+}
+
+
+def test_a_weight_becomes_a_linear_head() -> None:
+    weight = torch.ones(2, 3)
+    task = Task("t", np.array(["a", "b"]), weight, np.zeros((1, 2, 2, 3), np.uint8))
+    assert task.class_names == ("a", "b")
+    assert task.head.weight is weight
+    assert not task.head.normalize
+    assert task.evaluate is None
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(MdftError, match=r"task 't': head must have one row for each of 3 class"):
+        Task("t", ["a", "b", "c"], torch.ones(2, 3), [])
+    with pytest.raises(
+        MdftError, match=r"task 't': class_names must be one name a class, got 'ab'"
+    ):
+        Task("t", "ab", Head(torch.ones(2, 3)), [])
+    with pytest.raises(MdftError, match=r"head: weight must be floating \[C, D\], got \[3\]"):
+        Task("t", ["a"], torch.ones(3), [])
+
+
+def _accuracy(backbone: Any, arena: torch.Tensor, pool: Pool, task: Task) -> float:
+    state = dict(zip(pool.column_names, pool.layout.views(arena), strict=True))
+    assert not backbone.load_state_dict(state, strict=True).missing_keys
+    samples, labels = load_labelled(task.evaluate, pool.preprocess, len(task.class_names))
+    with torch.inference_mode():
+        logits = pool.heads[task.name](backbone(samples.batch(torch.arange(len(samples)))))
+    return 100 * float((logits.argmax(-1) == labels).double().mean())
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[Any, Pool, list[Task]]:
+    """The backbone, the pool and the eight tasks beside the repository."""
+    timm = pytest.importorskip("timm")
+    if not (SHARED / "pool.json").is_file():
+        pytest.skip("the real pool is not at ../shared/pool, beside the repository")
+    facts = json.loads((SHARED / "pool.json").read_text())
+    tasks = []
+    for name in INDIVIDUAL:
+        file = SHARED / f"data/{name}.npz"
+        head = Head.from_file(SHARED / f"heads/{name}.safetensors", normalize=True)
+        source = NpzSource(file, "x_test", "y_test")
+        names = read_class_names(file)
+        tasks.append(Task(name, names, head, NpzSource(file, "x_unlabelled"), source))
+    spec = facts["architecture"]
+    backbone = timm.create_model(spec["name"], pretrained=False, **spec["kwargs"]).eval()
+    pool = Pool.from_checkpoints(
+        SHARED / "base.safetensors",
+        {task.name: SHARED / f"models/{task.name}.safetensors" for task in tasks},
+        tasks,
+        backbone=backbone,
+        preprocess={key: facts["input"][key] for key in ("size", "mean", "std")},
+    )
+    return backbone, pool, tasks
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "dtd10" else pytest.param(n, marks=pytest.mark.slow) for n in INDIVIDUAL],
+)
+def test_a_real_models_accuracy_comes_out(name: str, real: Any) -> None:
+    backbone, pool, tasks = real
+    k = pool.names.index(name)
+    arena = pool.base + pool.vectors.codes[k]
+    accuracy = _accuracy(backbone, arena, pool, tasks[k])
+    assert accuracy == pytest.approx(INDIVIDUAL[name], abs=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("start", "average", "tolerance"),
+    [(0.0, 45.87, 0.006), (0.3, 54.05, 0.13)],  # one image of 300 to 400 is 0.03 to 0.04
+)
+def test_real_averages_come_out(start: float, average: float, tolerance: float, real: Any) -> None:
+    backbone, pool, tasks = real
+    arena = pool.base + start * pool.vectors.codes.sum(0)
+    accuracies = [_accuracy(backbone, arena, pool, task) for task in tasks]
+    assert np.mean(accuracies) == pytest.approx(average, abs=tolerance)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ViT-Tiny and eight models fine-tuned from it: METHOD's oracle 1, and what codecs cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mdft_fast.pool import Pool, read_state
+from mdft_fast.task_vectors import CODECS
+
+
+def test_base_plus_task_vector_is_every_model_bit_for_bit(real: Any, real_pool: Pool) -> None:
+    assert real_pool.K == 8
+    assert len(real_pool.column_names) == len(read_state(real.base)) == 150
+    assert not real_pool.left_out
+    for k, name in enumerate(real_pool.names):
+        model = read_state(real.models[name])
+        merged = real_pool.layout.views(real_pool.base + real_pool.vectors.codes[k])
+        for column, tensor in zip(real_pool.column_names, merged, strict=True):
+            assert torch.equal(tensor, model[column].float()), (name, column)
+            assert torch.equal(tensor.half(), model[column])
+        assert real_pool.tasks[k].round_off == 0
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_comes_back_bit_for_bit(codec: str, real: Any, real_pool: Pool, tmp_path: Path) -> None:
+    pool = real_pool.encode(codec)
+    pool.save(tmp_path / "pool")
+    opened = Pool.open(tmp_path / "pool", verify=True)
+    assert torch.equal(opened.vectors.codes, pool.vectors.codes)
+    assert torch.equal(opened.base, pool.base)
+    assert opened.checksum == pool.checksum
+    streamed = Pool.pack(
+        tmp_path / "s", real.base, real.models, real.tasks, **real.options, codec=codec
+    )
+    assert streamed.checksum == pool.checksum
+
+
+@pytest.mark.parametrize(("codec", "eps"), [("fp32", 0), ("bf16", 2.0**-7), ("fp16", 2.0**-10)])
+def test_codecs_err_within_their_bound(codec: str, eps: float, real_pool: Pool) -> None:
+    errors = real_pool.codec_error(codec)
+    assert list(errors) == list(real_pool.column_names)
+    for name, error in errors.items():
+        assert error.relative <= eps / 2, name
+    assert any(error.absolute > 0 for error in errors.values()) == (codec != "fp32")
