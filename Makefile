@@ -46,7 +46,8 @@ types: $(VENV)/dev.stamp
 
 # What can be said about compiled code without running it. Looks at CUDA when nvcc was there.
 native-gates: build
-	$(BIN)/python scripts/check_native.py mdft_fast/lib/*.so $$(find build/editable-* -name '*.cu.o.log')
+	$(BIN)/python scripts/check_native.py mdft_fast/lib/*.so \
+	  $$(find build/editable-* -name '*.cu.o.log')
 	if [ -e scripts/check_sass.py ] && [ -e mdft_fast/lib/libmdft_ops_cuda.so ]; then \
 	  $(BIN)/python scripts/check_sass.py mdft_fast/lib/libmdft_ops_cuda.so; fi
 
