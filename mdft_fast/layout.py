@@ -22,6 +22,11 @@ from mdft_fast.errors import MdftError
 TILE = 1024  # elements; 4 KiB of float32: one memory page, and all running sums stay in L1
 
 
+def makes_fakes() -> bool:
+    """Returns whether tensors made now are fakes (of FakeTensorMode), which nobody may keep."""
+    return type(torch.empty(0)) is not Tensor
+
+
 class Slot(NamedTuple):
     """One tensor's place in the arena."""
 
@@ -73,6 +78,9 @@ class Layout:
 
     slots: tuple[Slot, ...]
     columns: tuple[str, ...]
+    _plans: dict[tuple[torch.device, tuple[int, int] | None], TilePlan] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @staticmethod
     def of(shapes: Mapping[str, Iterable[int]]) -> Layout:
@@ -110,7 +118,8 @@ class Layout:
         columns = tuple(dict.fromkeys(column_of[slot.name] for slot in self.slots))
         number = {name: i for i, name in enumerate(columns)}
         return Layout(
-            tuple(slot._replace(column=number[column_of[slot.name]]) for slot in self.slots), columns
+            tuple(slot._replace(column=number[column_of[slot.name]]) for slot in self.slots),
+            columns,
         )
 
     def slots_in(self, tiles: tuple[int, int] | None) -> tuple[Slot, ...]:
@@ -128,22 +137,21 @@ class Layout:
 
     def plan(self, device: torch.device, tiles: tuple[int, int] | None = None) -> TilePlan:
         """Returns the index tensors that the operators read, made once per device and range."""
+        if makes_fakes():
+            return self._make_plan(device, tiles)
         key = (device, tiles)
         if key not in self._plans:
             self._plans[key] = self._make_plan(device, tiles)
         return self._plans[key]
-
-    @functools.cached_property
-    def _plans(self) -> dict[tuple[torch.device, tuple[int, int] | None], TilePlan]:
-        return {}
 
     def _make_plan(self, device: torch.device, tiles: tuple[int, int] | None) -> TilePlan:
         slots = self.slots_in(tiles)
         first, last = tiles or (0, self.tiles)
         counts = torch.tensor([slot.tiles for slot in slots], dtype=torch.int64)
         column = torch.tensor([slot.column for slot in slots], dtype=torch.int64)
-        columns = column.repeat_interleave(counts)
-        owned = torch.bincount(columns, minlength=len(self.columns))
+        # Output sizes that follow from shapes, not from data: fakes can make a plan too.
+        columns = column.repeat_interleave(counts, output_size=last - first)
+        owned = torch.zeros(len(self.columns), dtype=torch.int64).index_add(0, column, counts)
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), owned.cumsum(0)])
         tensor_tiles = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         return TilePlan(

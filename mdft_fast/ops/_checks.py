@@ -6,9 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdft_fast.ops._library import dtype_name as name
+from mdft_fast.ops._library import dtype_name
 from mdft_fast.reference import accumulator
 
+name = dtype_name
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -34,9 +35,7 @@ def check_dtype(op: str, what: str, x: Tensor, wanted: torch.dtype) -> None:
 
 def check_accumulates(op: str, what: str, dtype: torch.dtype, acc: torch.dtype) -> None:
     """Refuses a dtype whose sums are not kept in ``acc``."""
-    rule = (
-        "float64 like the rest" if acc == torch.float64 else "float32, float16 or bfloat16"
-    )
+    rule = "float64 like the rest" if acc == torch.float64 else "float32, float16 or bfloat16"
     torch._check(
         dtype in FLOATING and accumulator(dtype) == acc,
         lambda: f"{op}: {what} must be {rule}, got {name(dtype)}",
@@ -49,6 +48,4 @@ def check_beside(op: str, what: str, x: Tensor, other: Tensor) -> None:
         x.device == other.device,
         lambda: f"{op}: {what} must be on the device of the other tensors, got another device",
     )
-    torch._check(
-        x.is_contiguous(), lambda: f"{op}: {what} must be contiguous, got strides"
-    )
+    torch._check(x.is_contiguous(), lambda: f"{op}: {what} must be contiguous, got strides")

@@ -13,6 +13,10 @@ from mdft_fast.errors import MdftError, MdftFallbackWarning
 
 _FOLDER = Path(__file__).parent.parent / "lib"
 _warned: set[tuple[str, str, str]] = set()
+_NAMED = {
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.int16,
+    torch.int32, torch.int64, torch.uint8, torch.bool, torch.complex64, torch.complex128,
+}  # fmt: skip
 
 
 def _load(name: str) -> str:
@@ -77,4 +81,4 @@ def _cpu_loops() -> str:
 
 def dtype_name(dtype: torch.dtype) -> str:
     """Returns ``float32`` for ``torch.float32``: the word that csrc/common/checks.h prints."""
-    return str(dtype).removeprefix("torch.")
+    return str(dtype).removeprefix("torch.") if dtype in _NAMED else "another dtype"

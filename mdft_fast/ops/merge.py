@@ -12,6 +12,7 @@ from torch import Tensor
 from mdft_fast import reference
 from mdft_fast.layout import TILE, Layout, TilePlan
 from mdft_fast.ops import _checks as checks
+from mdft_fast.ops._autograd import differentiable_once
 from mdft_fast.ops._library import LOADED, native
 from mdft_fast.reference import accumulator
 from mdft_fast.task_vectors import TaskVectors
@@ -102,6 +103,8 @@ def merge_tensors(
             graphs made before stay valid.
     """
     codes = _codes("merge", deltas)
+    if out is not None and out.is_leaf and out.requires_grad:
+        raise RuntimeError("merge: out must not be a parameter, got a leaf that requires grad")
     return MergeFunction.apply(
         base, codes, coefficients, layout, tiles, out, out_dtype, False, current
     )
@@ -181,28 +184,30 @@ class MergeFunction(torch.autograd.Function):
             ctx.mark_dirty(out)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # noqa: D102
         (codes,) = ctx.saved_tensors
         needs_base, _, needs_coefficients = ctx.needs_input_grad[:3]
-        plan = ctx.layout.plan(codes.device, ctx.tiles)
-        if ctx.flat:
-            count = torch.tensor([0, plan.last - plan.first])
-            plan = plan._replace(tensor_tiles=count)
-        contiguous = [None if g is None else g.contiguous() for g in grads]
-        dots = _merge_dots(contiguous, codes, plan) if needs_coefficients else None
-        base = _base_gradient(ctx, contiguous, plan) if needs_base else None
+        with torch.no_grad():
+            plan = ctx.layout.plan(codes.device, ctx.tiles)
+            if ctx.flat:
+                count = torch.tensor([0, plan.last - plan.first])
+                plan = plan._replace(tensor_tiles=count)
+            contiguous = [None if g is None else g.contiguous() for g in grads]
+            dots = _merge_dots(contiguous, codes, plan) if needs_coefficients else None
+            base = _base_gradient(ctx, contiguous, codes.device) if needs_base else None
+        base = differentiable_once("merge", base, *grads)
+        dots = differentiable_once("merge", dots, *grads)
         return base, None, dots, None, None, None, None, None, None
 
 
-def _base_gradient(ctx: Any, grads: list[Tensor | None], plan: TilePlan) -> Tensor:
+def _base_gradient(ctx: Any, grads: list[Tensor | None], device: torch.device) -> Tensor:
     """Lays the gradients out as the arena; padding and absent ones are zero."""
-    device = ctx.saved_tensors[0].device
     result = torch.zeros(ctx.elements, dtype=ctx.base_dtype, device=device)
-    for grad, tile in zip(grads, plan.tensor_tiles[:-1].tolist(), strict=True):
+    first = ctx.tiles[0] if ctx.tiles else 0
+    tiles = [first] if ctx.flat else [slot.tile for slot in ctx.layout.slots_in(ctx.tiles)]
+    for grad, tile in zip(grads, tiles, strict=True):
         if grad is not None:
-            start = (plan.first + tile) * TILE
-            result[start : start + grad.numel()] = grad.reshape(-1)
+            result[tile * TILE : tile * TILE + grad.numel()] = grad.reshape(-1)
     return result
 
 
@@ -350,7 +355,8 @@ def _merge_dots_fake(
         dtype = dtype or grad.dtype
         wanted, got = checks.name(dtype), checks.name(grad.dtype)
         torch._check(
-            grad.dtype == dtype, lambda: f"{op}: all gradients must be {wanted}, got {got}"  # noqa: B023
+            grad.dtype == dtype,
+            lambda: f"{op}: all gradients must be {wanted}, got {got}",  # noqa: B023
         )
         checks.check_beside(op, "a gradient", grad, deltas)
     return deltas.new_empty(deltas.shape[0], starts.shape[0] - 1, dtype=acc)

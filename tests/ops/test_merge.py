@@ -1,0 +1,601 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``merge``, ``merge_out``, ``merge_tensors``: the seven kinds of tests."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+import mdft_fast
+from mdft_fast import reference
+from mdft_fast.layout import TILE, Layout
+from mdft_fast.task_vectors import TaskVectors
+from tests.ops.inputs import (
+    BF16,
+    F16,
+    F32,
+    F64,
+    NARROW,
+    Arena,
+    fake_outcome,
+    flat,
+    layouts,
+    make_arena,
+    name,
+    outcome,
+)
+from tests.tolerance import assert_within_rounding
+
+# (base, deltas, out): the narrow floats mix freely; float64 stands alone.
+MIXTURES = [*itertools.product(NARROW, repeat=3), (F64, F64, F64)]
+# Nothing, one, a tail, one tile, tiles + tail, many tasks, no task at all.
+SIZES = [(2, 0), (1, 1), (3, 1023), (4, 1024), (8, 20_001), (20, 4096), (0, 100)]
+
+OPS = torch.ops.mdft_fast
+
+
+def assert_merges(got: Tensor, arena: Arena, layout: Layout, tiles: Any = None) -> None:
+    plan = layout.plan(got.device, tiles)
+    K = len(arena.deltas)
+    assert_within_rounding(
+        got,
+        exact=reference.merge(*arena.double(), plan, F64),
+        magnitude=reference.merge(*arena.double().abs(), plan, F64),
+        terms=K + 1,  # K sums, and where multiply and add are two roundings, one product
+        reference_terms=K + 1,
+    )
+
+
+# ---- 1. rounding
+
+
+@pytest.mark.parametrize("dtypes", MIXTURES, ids=name)
+@pytest.mark.parametrize(("K", "N"), SIZES)
+def test_rounds_no_more_than_it_must(
+    K: int, N: int, dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> None:
+    arena = make_arena(K, flat(N), device, base=dtypes[0], deltas=dtypes[1], elements=N)
+    got = mdft_fast.merge(*arena, flat(N), out_dtype=dtypes[2])
+    assert got.dtype == dtypes[2]
+    assert_merges(got, arena, flat(N))
+    out = torch.full((N,), torch.nan, dtype=dtypes[2], device=device)
+    assert mdft_fast.merge(*arena, flat(N), out=out) is out
+    assert torch.equal(out, got)
+
+
+@given(layout=layouts(), K=st.integers(0, 18), dtypes=st.sampled_from(MIXTURES))
+def test_rounds_no_more_than_it_must_in_any_layout(
+    layout: Layout, K: int, dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> None:
+    arena = make_arena(K, layout, device, base=dtypes[0], deltas=dtypes[1])
+    got = mdft_fast.merge(*arena, layout, out_dtype=dtypes[2])
+    assert_merges(got, arena, layout)
+    for i, tensor in enumerate(mdft_fast.merge_tensors(*arena, layout, out_dtype=dtypes[2])):
+        slot = layout.slots[i]
+        assert tensor.shape == slot.shape
+        assert torch.equal(tensor.flatten(), got[slot.tile * TILE :][: slot.numel])
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.view(torch.int16 if x.element_size() == 2 else torch.int32)
+
+
+def same_but_for_nan(a: Tensor, b: Tensor) -> bool:
+    """Equal bits; a NaN's payload is nobody's business."""
+    return bool(((bits(a) == bits(b)) | (a.isnan() & b.isnan())).all())
+
+
+def convert(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A merge of no task vectors is a conversion."""
+    deltas, coefficients = x.new_empty(0, len(x), dtype=F32), x.new_empty(0, dtype=F32)
+    return mdft_fast.merge(x, deltas, coefficients, out_dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=name)
+@pytest.mark.parametrize("tail", [0, 3])
+def test_widening_is_exact(dtype: torch.dtype, tail: int, device: torch.device) -> None:
+    every = torch.arange(-(2**15), 2**15 - tail, dtype=torch.int32).to(torch.int16).view(dtype)
+    every = every.to(device)
+    assert same_but_for_nan(convert(every, F32), every.float())
+    assert same_but_for_nan(convert(every, dtype), every)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=name)
+def test_narrowing_is_to_nearest_even(dtype: torch.dtype, device: torch.device) -> None:
+    # Each 16-bit number, the middle between it and the next, and the floats beside both.
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    middle = (every + every.roll(-1)) / 2
+    values = torch.cat([every, middle])
+    near = torch.cat([values, values.nextafter(values - 1), values.nextafter(values + 1)])
+    # Floats all over the range: every exponent and sign, with low bits at and beside the ties.
+    top = torch.arange(2**16, dtype=torch.int64)[:, None] << 16
+    low = torch.tensor([0, 1, 0x0FFF, 0x1000, 0x1001, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+    wide = (top + low).to(torch.int32).flatten().view(F32)
+    x = torch.cat([near, wide, torch.tensor([65504.0, 65519.99, 65520.0, 65536.0, 3.39e38])])
+    x = torch.cat([x, -x[-5:]]).to(device)
+    assert same_but_for_nan(convert(x, dtype), x.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=name)
+def test_large_outputs_are_written_past_the_cache(dtype: torch.dtype, device: torch.device) -> None:
+    N = (32 << 20) // torch.finfo(dtype).bits * 8 + 1030  # just above kStreamBytes, with a tail
+    arena = make_arena(1, flat(N), device, base=dtype, deltas=dtype, elements=N)
+    got = mdft_fast.merge(*arena, flat(N), out_dtype=dtype)
+    aside = torch.zeros(N + 1, dtype=dtype, device=device)[1:]  # not aligned: plain stores
+    assert torch.equal(got, mdft_fast.merge(*arena, flat(N), out=aside))
+    tiles = (5, 5 + 1000)  # too small: plain stores
+    plan = flat(N).plan(device)._replace(first=tiles[0], last=tiles[1])
+    part = OPS.merge(*arena, plan.columns[:1000], *tiles, dtype)
+    assert torch.equal(part, got[tiles[0] * TILE : tiles[1] * TILE])
+
+
+# ---- 2. gradients
+
+SMALL = Layout.of({"a": (3,), "none": (0,), "b": (2, 3), "c": ()})
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("tiles", [None, (1, 3)])
+def test_gradients(needs: tuple[bool, bool], tiles: Any, device: torch.device) -> None:
+    arena = make_arena(3, SMALL, device, base=F64, deltas=F64)
+    # gradcheck moves every element of its inputs: few elements, spread over the arena, suffice.
+    spread = torch.zeros(12, SMALL.elements, dtype=F64, device=device)
+    spread[torch.arange(12), torch.arange(12) * 257] = 1
+    few = torch.randn(12, dtype=F64, device=device).requires_grad_(needs[0])
+    coefficients = arena.coefficients.requires_grad_(needs[1])
+
+    def tensors(few: Tensor, coefficients: Tensor) -> tuple[Tensor, ...]:
+        base = arena.base + few @ spread
+        return tuple(
+            t
+            for t in mdft_fast.merge_tensors(
+                base, arena.deltas, coefficients, SMALL, tiles=tiles, out_dtype=F64
+            )
+            if t.numel()
+        )
+
+    def whole(few: Tensor, coefficients: Tensor) -> Tensor:
+        base = arena.base + few @ spread
+        merged = mdft_fast.merge(
+            base, arena.deltas, coefficients, SMALL, tiles=tiles, out_dtype=F64
+        )
+        return merged[::251]
+
+    assert torch.autograd.gradcheck(tensors, (few, coefficients))
+    assert torch.autograd.gradcheck(whole, (few, coefficients))
+
+
+def test_gradients_without_a_layout(device: torch.device) -> None:
+    arena = make_arena(4, flat(5), device, base=F64, deltas=F64, elements=5)
+    base, coefficients = arena.base.requires_grad_(), arena.coefficients[:, 0].requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda b, c: mdft_fast.merge(b, arena.deltas, c, out_dtype=F64), (base, coefficients)
+    )
+
+
+def test_each_gradient_is_made_only_when_asked(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    merge_module = sys.modules["mdft_fast.ops.merge"]  # the package's attribute is the function
+    for step in ("_merge_dots", "_base_gradient"):
+        real = getattr(merge_module, step)
+        monkeypatch.setattr(
+            merge_module, step, lambda *a, real=real, step=step: made.append(step) or real(*a)
+        )
+    base, deltas, coefficients = make_arena(2, SMALL, device)
+    mdft_fast.merge(base, deltas, coefficients.requires_grad_(), SMALL).sum().backward()
+    assert made == ["_merge_dots"]
+    made.clear()
+    coefficients.requires_grad_(False)
+    mdft_fast.merge(base.requires_grad_(), deltas, coefficients, SMALL).sum().backward()
+    assert made == ["_base_gradient"]
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=name)
+def test_gradients_of_a_narrow_output(dtype: torch.dtype, device: torch.device) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device, base=dtype, deltas=dtype)
+    base.requires_grad_()
+    coefficients.requires_grad_()
+    merged = mdft_fast.merge(base, deltas, coefficients, SMALL, out_dtype=dtype)
+    weight = torch.randn_like(merged)
+    (merged * weight).sum().backward()
+    assert torch.equal(base.grad, weight)
+    tiles = Layout.of(dict.fromkeys("xyz", (TILE,)))
+    wanted = mdft_fast.merge_dots(weight.split(TILE), deltas, tiles)
+    assert coefficients.grad.dtype == F32
+    assert torch.equal(coefficients.grad[:, [0, 2, 3]], wanted)
+
+
+def test_torch_func_grad(device: torch.device) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device)
+
+    def total(c: Tensor) -> Tensor:
+        return sum(t.square().sum() for t in mdft_fast.merge_tensors(base, deltas, c, SMALL))
+
+    wanted = torch.autograd.grad(total(coefficients.requires_grad_()), coefficients)[0]
+    assert torch.equal(torch.func.grad(total)(coefficients.detach()), wanted)
+
+
+# ---- 3. registration
+
+
+def raw(arena: Arena, layout: Layout, tiles: Any = None) -> tuple[Any, ...]:
+    plan = layout.plan(arena.base.device, tiles)
+    return (*arena, plan.columns, plan.first, plan.last)
+
+
+@pytest.mark.parametrize("tiles", [None, (1, 2), (0, 0)])
+def test_is_registered_right(tiles: Any, device: torch.device) -> None:
+    args = raw(make_arena(3, SMALL, device), SMALL, tiles)
+    torch.library.opcheck(OPS.merge.default, (*args, F32))
+    torch.library.opcheck(OPS.merge.default, (*args, BF16))
+    out = torch.empty((args[5] - args[4]) * TILE, device=device)
+    torch.library.opcheck(OPS.merge_out.default, (*args, out))
+
+
+@pytest.mark.parametrize("with_out", [False, True])
+def test_compiles_in_one_graph(with_out: bool, device: torch.device) -> None:
+    layout = Layout.of({"a": (3,), "b": (2, 700)})
+    base, deltas, coefficients = make_arena(3, layout, device)
+    coefficients.requires_grad_()
+    out = torch.empty_like(base) if with_out else None
+
+    def step(c: Tensor) -> Tensor:
+        whole = mdft_fast.merge(base, deltas, c, layout, out=out)
+        parts = mdft_fast.merge_tensors(base, deltas, c * 2, layout)
+        return whole.square().sum() + sum(p.sum() for p in parts)
+
+    wanted = torch.autograd.grad(step(coefficients), coefficients)[0]
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    value = compiled(coefficients)
+    assert torch.equal(value, step(coefficients))
+    assert torch.equal(torch.autograd.grad(value, coefficients)[0], wanted)
+
+
+def test_runs_on_fakes_before_and_after_real_ones(device: torch.device) -> None:
+    layout = Layout.of({"a": (3,), "b": (2, 700)})
+
+    def shapes() -> list[torch.Size]:
+        base = torch.zeros(layout.elements, device=device, requires_grad=True)
+        coefficients = torch.zeros(3, 2, device=device, requires_grad=True)
+        deltas = torch.zeros(3, layout.elements, device=device)
+        parts = mdft_fast.merge_tensors(base, deltas, coefficients, layout)
+        whole = mdft_fast.merge(base, deltas, coefficients[:, 0].contiguous())
+        (sum(p.sum() for p in parts) + whole.sum()).backward()
+        return [*(p.shape for p in parts), base.grad.shape, coefficients.grad.shape]
+
+    for _ in range(2):
+        with FakeTensorMode():
+            fake = shapes()
+        assert fake == shapes()
+
+
+# ---- 4. errors
+
+GOOD = SMALL.plan(torch.device("cpu"))
+N, T = SMALL.elements, SMALL.tiles
+# what is wrong -> (position of the argument in merge, its replacement, the message)
+WRONG: dict[str, tuple[int, Any, str]] = {
+    "base 2-d": (0, lambda x: x[None], f"base must be [N], got [1, {N}]"),
+    "deltas 1-d": (1, lambda x: x[0], f"deltas must be [K, {N}], got [{N}]"),
+    "deltas short": (1, lambda x: x[:, 1:], f"deltas must be [K, {N}], got [3, {N - 1}]"),
+    "coefficients 1-d": (2, lambda x: x[:, 0], "coefficients must be [3, L], got [3]"),
+    "coefficients few": (2, lambda x: x[1:], "coefficients must be [3, L], got [2, 4]"),
+    "first": (4, lambda _: -1, f"tiles must be a range of [0, {T}], got [-1, {T})"),
+    "last": (5, lambda _: T + 1, f"tiles must be a range of [0, {T}], got [0, {T + 1})"),
+    "first after last": (4, lambda _: T + 1, f"tiles must be a range of [0, {T}], got [4, {T})"),
+    "columns long": (3, lambda x: x.repeat(2), f"columns must be [{T}], got [{2 * T}]"),
+    "columns 2-d": (3, lambda x: x[None], f"columns must be [{T}], got [1, {T}]"),
+    "base dtype": (
+        0, lambda x: x.int(), "base must be float32, float64, float16 or bfloat16, got int32",
+    ),
+    "base float8": (
+        0, lambda x: x.to(torch.float8_e5m2),
+        "base must be float32, float64, float16 or bfloat16, got another dtype",
+    ),
+    "base complex": (
+        0, lambda x: x.to(torch.complex64),
+        "base must be float32, float64, float16 or bfloat16, got complex64",
+    ),
+    "deltas float64": (
+        1, lambda x: x.double(), "deltas must be float32, float16 or bfloat16, got float64",
+    ),
+    "deltas int8": (
+        1, lambda x: x.to(torch.int8), "deltas must be float32, float16 or bfloat16, got int8",
+    ),
+    "base float64": (
+        0, lambda x: x.double(), "deltas must be float64 like the rest, got float32",
+    ),
+    "coefficients half": (2, lambda x: x.half(), "coefficients must be float32, got float16"),
+    "columns int64": (3, lambda x: x.long(), "columns must be int32, got int64"),
+    "out int": (6, torch.int64, "out must be float32, float16 or bfloat16, got int64"),
+    "out float64": (6, F64, "out must be float32, float16 or bfloat16, got float64"),
+    "base strided": (
+        0, lambda x: x.repeat(2)[::2], "base must be contiguous, got strides",
+    ),
+    "deltas strided": (
+        1, lambda x: x.mT.contiguous().mT, "deltas must be contiguous, got strides",
+    ),
+    "coefficients strided": (
+        2, lambda x: x[:, :1].expand(-1, 4), "coefficients must be contiguous, got strides",
+    ),
+    "columns strided": (
+        3, lambda x: x[:1].expand(T), "columns must be contiguous, got strides",
+    ),
+}  # fmt: skip
+
+
+def wrong_arguments(what: str, device: torch.device) -> list[Any]:
+    args = [*raw(make_arena(3, SMALL, device), SMALL), F32]
+    position, change, _ = WRONG[what]
+    args[position] = change(args[position]) if callable(change) else change
+    return args
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_errors_say_what_was_wanted_and_what_came(what: str, device: torch.device) -> None:
+    args = wrong_arguments(what, device)
+    wanted = f"merge: {WRONG[what][2]}"
+    assert outcome(OPS.merge, args, "merge:") == wanted
+    assert fake_outcome(OPS.merge, args, "merge:") == wanted
+    dtype = args.pop()
+    args.append(torch.empty(N, dtype=dtype, device=device))
+    assert outcome(OPS.merge_out, args, "merge:") == wanted
+    assert fake_outcome(OPS.merge_out, args, "merge:") == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda x: x[1:], f"out must be [{N}], got [{N - 1}]"),
+        (lambda x: x[None], f"out must be [{N}], got [1, {N}]"),
+        (lambda x: x.repeat(2)[::2], "out must be contiguous, got strides"),
+    ],
+)
+def test_errors_of_out(change: Any, wanted: str, device: torch.device) -> None:
+    args = [*raw(make_arena(3, SMALL, device), SMALL), change(torch.empty(N, device=device))]
+    assert outcome(OPS.merge_out, args, "merge:") == f"merge: {wanted}"
+    assert fake_outcome(OPS.merge_out, args, "merge:") == f"merge: {wanted}"
+
+
+@pytest.mark.parametrize("bad", [-1, 4])
+def test_a_column_outside_of_lambda_is_an_error(bad: int) -> None:
+    # Read from the data, so by the CPU's kernel alone: on CUDA it would cost a synchronization.
+    args = [*raw(make_arena(3, SMALL, torch.device("cpu")), SMALL), F32]
+    args[3] = torch.tensor([0, 1, bad, 1, 0], dtype=torch.int32)[:T]
+    assert outcome(OPS.merge, args, "merge:") == f"merge: columns must lie in [0, 4), got {bad}"
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_another_device_is_an_error(position: int, device: torch.device) -> None:
+    args = [*raw(make_arena(3, SMALL, device), SMALL), F32]
+    args[position] = args[position].to("meta")
+    what = ["base", "base", "coefficients", "columns"][position]  # base is held against deltas
+    wanted = f"merge: {what} must be on the device of the other tensors, got another device"
+    assert outcome(OPS.merge, args, "merge:") == wanted
+
+
+# ---- 5. refusals
+
+
+def test_refuses_deltas_that_require_grad(device: torch.device) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device)
+    deltas.requires_grad_()
+    for function in (mdft_fast.merge, mdft_fast.merge_tensors):
+        with pytest.raises(ValueError, match="deltas are data, not parameters"):
+            function(base, deltas, coefficients, SMALL)
+
+
+def test_refuses_a_second_derivative(device: torch.device) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device)
+    coefficients.requires_grad_()
+    merged = mdft_fast.merge(base, deltas, coefficients, SMALL)
+    (slope,) = torch.autograd.grad(merged.square().sum(), coefficients, create_graph=True)
+    # The sum also has a path that is differentiable twice: a missing term would go unnoticed.
+    penalty = slope.square().sum() + coefficients.sum()
+    with pytest.raises(RuntimeError, match="merge: only the first derivative"):
+        torch.autograd.grad(penalty, coefficients, retain_graph=True)
+    with pytest.raises(RuntimeError, match="merge: only the first derivative"):
+        penalty.backward()
+
+
+def test_refuses_in_place_changes_of_a_merged_tensor(device: torch.device) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device)
+    part = mdft_fast.merge_tensors(base, deltas, coefficients.requires_grad_(), SMALL)[0]
+    with pytest.raises(RuntimeError, match="modified inplace"):
+        part.mul_(2)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_refuses_a_graph_whose_weights_were_overwritten(
+    whole: bool, learns: bool, device: torch.device
+) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device)
+    coefficients.requires_grad_(learns)
+    out = torch.empty_like(base)
+
+    def weight() -> Tensor:
+        if whole:
+            return mdft_fast.merge(base, deltas, coefficients, SMALL, out=out)[TILE:][:6].view(2, 3)
+        return mdft_fast.merge_tensors(base, deltas, coefficients, SMALL, out=out)[2]
+
+    x = torch.randn(5, 3, device=device, requires_grad=True)
+    old = x @ weight().T
+    new = x @ weight().T  # same buffer, same shapes: only the version tells
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation|modified inplace"):
+        old.sum().backward()
+    new.sum().backward()
+
+
+def test_a_current_buffer_is_read_and_not_written(device: torch.device) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device)
+    coefficients.requires_grad_()
+    out = torch.empty_like(base)
+    x = torch.randn(5, 3, device=device, requires_grad=True)
+    old = x @ mdft_fast.merge_tensors(base, deltas, coefficients, SMALL, out=out)[2].T
+    again = mdft_fast.merge_tensors(base, deltas, coefficients, SMALL, out=out, current=True)
+    new = x @ again[2].T
+    first = torch.autograd.grad(old.sum(), coefficients)  # still valid: nothing was written
+    second = torch.autograd.grad(new.sum(), coefficients)
+    assert torch.equal(old, new)
+    assert torch.equal(first[0], second[0])
+
+
+def test_refuses_a_parameter_as_out(device: torch.device) -> None:
+    arena = make_arena(3, SMALL, device)
+    out = torch.empty_like(arena.base, requires_grad=True)
+    for function in (mdft_fast.merge, mdft_fast.merge_tensors):
+        with pytest.raises(RuntimeError, match=r"leaf .*that requires grad"):
+            function(*arena, SMALL, out=out)
+
+
+def test_refuses_transforms_that_it_does_not_know(device: torch.device) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device)
+
+    def merge(c: Tensor) -> Tensor:
+        return mdft_fast.merge(base, deltas, c, SMALL)
+
+    with pytest.raises(RuntimeError, match="jvp"):
+        torch.func.jvp(merge, (coefficients,), (coefficients,))
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.func.vmap(merge)(coefficients[None])
+
+
+# ---- 6. bits
+
+
+@pytest.mark.usefixtures("threads")
+def test_bits_do_not_depend_on_threads_or_repeats(device: torch.device) -> None:
+    layout = Layout.of({f"t{i}": (1500 + i,) for i in range(40)})
+    arena = make_arena(9, layout, device)
+    torch.set_num_threads(1)
+    alone = mdft_fast.merge(*arena, layout)
+    torch.set_num_threads(2)
+    for _ in range(3):
+        assert torch.equal(mdft_fast.merge(*arena, layout), alone)
+
+
+@given(layout=layouts(), K=st.integers(1, 9), data=st.data())
+def test_bits_do_not_depend_on_the_range_of_tiles(
+    layout: Layout, K: int, data: st.DataObject, device: torch.device
+) -> None:
+    arena = make_arena(K, layout, device)
+    whole = mdft_fast.merge(*arena, layout)
+    cuts = sorted(
+        data.draw(st.sampled_from([*(s.tile for s in layout.slots), layout.tiles])) for _ in "ab"
+    )
+    tiles = (cuts[0], cuts[1])
+    part = mdft_fast.merge(*arena, layout, tiles=tiles)
+    assert torch.equal(part, whole[tiles[0] * TILE : tiles[1] * TILE])
+    for slot, tensor in zip(
+        layout.slots_in(tiles), mdft_fast.merge_tensors(*arena, layout, tiles=tiles), strict=True
+    ):
+        assert torch.equal(tensor.flatten(), whole[slot.tile * TILE :][: slot.numel])
+
+
+def test_bits_do_not_depend_on_strides_of_gradients(device: torch.device) -> None:
+    layout = Layout.of({"a": (40, 30), "b": (7,)})
+    base, deltas, coefficients = make_arena(3, layout, device)
+    coefficients.requires_grad_()
+    parts = mdft_fast.merge_tensors(base, deltas, coefficients, layout)
+    weight = torch.randn(40, 30, device=device)
+    (dense,) = torch.autograd.grad(parts[0], coefficients, weight, retain_graph=True)
+    (strided,) = torch.autograd.grad(parts[0], coefficients, weight.mT.contiguous().mT)
+    assert torch.equal(strided, dense)
+
+
+# ---- 7. degenerate
+
+
+@pytest.mark.parametrize("K", [0, 1, 5])
+@pytest.mark.parametrize("dtype", NARROW, ids=name)
+def test_degenerate_zero_coefficients_give_base(
+    K: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    base, deltas, coefficients = make_arena(K, SMALL, device, base=dtype, deltas=dtype)
+    got = mdft_fast.merge(base, deltas, torch.zeros_like(coefficients), SMALL, out_dtype=dtype)
+    assert torch.equal(got, base)
+    assert got.data_ptr() != base.data_ptr()
+
+
+@pytest.mark.parametrize("K", [1, 8])
+def test_degenerate_one_hot_coefficients_give_the_model(K: int, device: torch.device) -> None:
+    layout = Layout.of({"a": (50, 60), "b": (7,)})
+    random = torch.Generator().manual_seed(0)
+    base = (torch.randn(layout.elements, generator=random) * 0.05).half().to(device)
+    moved = torch.randn(K, layout.elements, generator=random).to(device) * 0.002
+    models = (base.float() + moved).half()
+    deltas = models.float() - base.float()
+    for k in range(K):
+        one_hot = torch.zeros(K, 2, device=device)
+        one_hot[k] = 1
+        got = mdft_fast.merge(base, deltas, one_hot, layout, out_dtype=F16)
+        assert torch.equal(bits(got), bits(models[k]))
+        assert torch.equal(mdft_fast.merge(base, deltas, one_hot, layout), models[k].float())
+
+
+def test_degenerate_one_hot_coefficients_give_the_real_model(
+    real_pool: Path, device: torch.device
+) -> None:
+    base = load_file(real_pool / "base.safetensors")
+    models = [load_file(real_pool / "models" / f"{m}.safetensors") for m in ("mnist", "gtsrb")]
+    names = [n for n, x in base.items() if x.is_floating_point()]
+    layout = Layout.of({n: base[n].shape for n in names})
+
+    def pack(tensors: dict[str, Tensor]) -> Tensor:
+        arena = torch.zeros(layout.elements, device=device)
+        for view, n in zip(layout.views(arena), names, strict=True):
+            view.copy_(tensors[n])
+        return arena
+
+    start, ends = pack(base), torch.stack([pack(m) for m in models])
+    one_hot = torch.eye(2, device=device)[1][:, None].expand(2, len(names)).contiguous()
+    merged = mdft_fast.merge_tensors(start, ends - start, one_hot, layout)
+    for n, tensor in zip(names, merged, strict=True):
+        assert torch.equal(tensor.cpu(), models[1][n].float()), n
+
+
+def test_degenerate_an_empty_range_of_tiles(device: torch.device) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device)
+    base.requires_grad_()
+    coefficients.requires_grad_()
+    got = mdft_fast.merge(base, deltas, coefficients, SMALL, tiles=(2, 2))
+    assert got.shape == (0,)
+    got.sum().backward()
+    assert not coefficients.grad.any()
+    assert not base.grad.any()
+
+
+def test_degenerate_absent_gradients_count_as_zero(device: torch.device) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device)
+    base.requires_grad_()
+    coefficients.requires_grad_()
+    parts = mdft_fast.merge_tensors(base, deltas, coefficients, SMALL)
+    parts[2].sum().backward()
+    ones = torch.ones(6, device=device)
+    wanted = torch.zeros_like(coefficients)
+    wanted[:, 2:3] = mdft_fast.merge_dots(ones, deltas[:, TILE : TILE + 6].contiguous())
+    assert torch.equal(coefficients.grad, wanted)
+    assert base.grad.sum() == 6
+    assert torch.equal(base.grad[TILE : TILE + 6], ones)
+
+
+def test_packed_task_vectors_are_their_codes(device: torch.device) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device, deltas=BF16)
+    packed = TaskVectors(deltas, "bf16")
+    assert torch.equal(
+        mdft_fast.merge(base, packed, coefficients, SMALL),
+        mdft_fast.merge(base, deltas, coefficients, SMALL),
+    )
