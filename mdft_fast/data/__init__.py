@@ -3,7 +3,7 @@
 
 from mdft_fast.data.order import BatchOrder, split
 from mdft_fast.data.samples import Samples, load_labelled, load_samples
-from mdft_fast.data.sources import LabelledSource, NpzSource, Source, read_class_names
+from mdft_fast.data.sources import LabelledSource, NpzSource, Source, npz_keys, read_class_names
 from mdft_fast.data.task import Task
 from mdft_fast.pool import Head
 
@@ -17,6 +17,7 @@ __all__ = [
     "Task",
     "load_labelled",
     "load_samples",
+    "npz_keys",
     "read_class_names",
     "split",
 ]

@@ -43,15 +43,7 @@ LabelledSource = NpzSource | tuple[Array | Tensor, Array | Tensor] | Dataset[Any
 
 def read_npz(path: str | os.PathLike[str], key: str) -> Array:
     """Reads one array of an npz file and touches no other; pickled arrays are refused."""
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise MdftError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise MdftError(f"{path}: not a readable npz file: {error}") from None
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise MdftError(f"{path}: must be an npz archive of named arrays, got one array")
-    with archive:
+    with _open_npz(path) as archive:
         if key not in archive.files:
             raise MdftError(
                 f"{path}: key {key!r} is missing, got {archive.files}{nearest(key, archive.files)}"
@@ -63,6 +55,24 @@ def read_npz(path: str | os.PathLike[str], key: str) -> Array:
     if not isinstance(array, np.ndarray):
         raise MdftError(f"{path}: key {key!r} must be an array, got {type(array).__name__}")
     return array
+
+
+def npz_keys(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Returns the names of an npz file's arrays; none of them is read."""
+    with _open_npz(path) as archive:
+        return tuple(archive.files)
+
+
+def _open_npz(path: str | os.PathLike[str]) -> Any:
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise MdftError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise MdftError(f"{path}: not a readable npz file: {error}") from None
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise MdftError(f"{path}: must be an npz archive of named arrays, got one array")
+    return archive
 
 
 def read_class_names(path: str | os.PathLike[str], key: str = "class_names") -> tuple[str, ...]:

@@ -40,7 +40,7 @@ _BUFFER = "buffer."
 
 def save_pool(pool: Pool, path: str | os.PathLike[str], overwrite: bool) -> None:
     """Writes a pool: arrays first, ``pool.json`` last, then the folder gets its name."""
-    with new_folder(Path(path), overwrite=overwrite, marker=MANIFEST) as folder:
+    with new_folder(Path(os.path.abspath(path)), overwrite=overwrite, marker=MANIFEST) as folder:
         files = {
             BASE: _write_base(folder, pool.base, pool.buffers),
             TAU: write_tensors(folder / TAU, [entry("codes", pool.vectors.codes)]),
@@ -57,7 +57,7 @@ def stream_pool(
 ) -> None:
     """Packs and writes a pool, holding one task vector at a time."""
     check_spec(spec)
-    with new_folder(Path(path), overwrite=overwrite, marker=MANIFEST) as folder:
+    with new_folder(Path(os.path.abspath(path)), overwrite=overwrite, marker=MANIFEST) as folder:
         shape = (packing.K, packing.layout.elements)
         codes = Entry("codes", DTYPE_OF_CODEC[codec], shape, packing.rows(codec))
         files = {

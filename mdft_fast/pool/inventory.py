@@ -157,7 +157,8 @@ def _check_aliases(state: State, aliases: Iterable[tuple[str, str]]) -> None:
         if alias not in state.tensors or original not in state.tensors:
             continue
         one, other = state.tensors[original], state.tensors[alias]
-        if one.shape != other.shape or not torch.equal(one, other):
+        # NaN equals NaN here; that it is no value for a parameter is said later, in those words.
+        if one.shape != other.shape or not torch.allclose(one, other, 0, 0, equal_nan=True):
             raise MdftError(
                 f"{state.label}: {alias!r} must equal {original!r}, to which the backbone ties "
                 f"it, got different values"

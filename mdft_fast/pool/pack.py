@@ -66,8 +66,8 @@ class Packing:
             ignored |= match_keys(state, self._inventory, ignore)
             check_forms(state, self._inventory, None if state is self._base else self._base)
         self._left_out = {**self._inventory.left_out, **ignored}
-        self._notes = [*self._check_kept(buffers), *self._check_widths()]
         self.buffers = self._take_buffers()
+        self._notes = [*self._check_kept(buffers), *self._check_widths()]
         self._base_arena: Tensor | None = None
         self._row_digests: list[str] = []
         self._round_off: list[float] = []
@@ -89,10 +89,10 @@ class Packing:
         The next one may overwrite the last. A model that equals the base or another model is an
         error.
         """
-        theta, row = torch.zeros(2, self.layout.elements)
+        row = torch.zeros(self.layout.elements)
         seen: dict[str, State] = {}
         for task, state in zip(self._tasks, self._models, strict=True):
-            self._round_off.append(self._subtract(state, theta, row))
+            self._round_off.append(self._subtract(state, row))
             if not row.any():
                 raise MdftError(
                     f"{state.label}: equals the base {self._base.label}, so its task vector is "
@@ -151,20 +151,22 @@ class Packing:
         for slot, out in zip(self.layout.slots, self.layout.views(arena), strict=True):
             out.copy_(self._tensor(state, slot.name))
 
-    def _subtract(self, state: State, theta: Tensor, row: Tensor) -> float:
-        """Reads θ, writes θ − base into a row; returns the largest |base + τ − θ|.
+    def _subtract(self, state: State, row: Tensor) -> float:
+        """Reads θ into a row and subtracts the base; returns the largest |base + τ − θ|.
 
         Whole pieces of an arena at a time: an operation a tensor would be 150 thread barriers,
         each of them milliseconds long on a machine with other work.
         """
-        self._read(state, theta)
+        self._read(state, row)
         worst = 0.0
         for start in range(0, len(row), _PIECE):
-            part = slice(start, start + _PIECE)
-            torch.sub(theta[part], self.base[part], out=row[part])
-            round_off = _largest((self.base[part] + row[part]).sub_(theta[part]))
+            base, tau = self.base[start : start + _PIECE], row[start : start + _PIECE]
+            theta = tau.clone()
+            tau.sub_(base)
+            round_off = _largest((base + tau).sub_(theta))
             if not math.isfinite(round_off):  # NaN and infinity in θ end up here
-                raise self._not_finite(state, theta)
+                self._read(state, row)
+                raise self._not_finite(state, row)
             worst = max(worst, round_off)
         return worst
 

@@ -24,7 +24,7 @@ from mdft_fast.task_vectors import ERROR_OF_CODEC, Codec, TaskVectors
 Buffers = Literal["same", "base"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pool:
     """A base and the models fine-tuned from it, packed. Data: nothing here is ever trained.
 
@@ -55,6 +55,13 @@ class Pool:
     preprocess: Preprocess
     checksum: str
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Returns one line."""
+        return (
+            f"Pool(K={self.K}, tensors={len(self.layout.slots)}, N={self.N}, "
+            f"codec={self.codec!r}, checksum={self.checksum[:12]!r})"
+        )
 
     @property
     def K(self) -> int:

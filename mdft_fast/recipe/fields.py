@@ -91,6 +91,8 @@ def _device(value: Any) -> Any:
 
 
 def _task_name(value: Any) -> Any:
+    if value == "average":
+        raise problem("'average' is the mean over tasks in every result; choose another name")
     if isinstance(value, str) and _TASK_NAME.fullmatch(value):
         return value
     wanted = "text of letters, digits, '.', '_' and '-' (quote a bare number)"

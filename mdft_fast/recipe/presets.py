@@ -28,8 +28,8 @@ _PAPER: dict[str, Any] = {
         "steps": 20,
         "batch": 64,
         "representation": "encoder",
-        "draw": "fresh",
         "optimizer": {"name": "adam", "lr": 0.05, "schedule": "constant"},
+        "control": True,
     },
 }
 

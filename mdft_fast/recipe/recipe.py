@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mdft_fast.errors import nearest
+from mdft_fast.files import write_text
 from mdft_fast.recipe.keys import Keys
 from mdft_fast.recipe.messages import RecipeError, recipe_error
 from mdft_fast.recipe.overrides import override
@@ -71,15 +72,21 @@ class Recipe(Keys):
         except ValidationError as error:
             raise recipe_error(where, error, Recipe) from None
 
+    @property
+    def specialized(self) -> tuple[str, ...]:
+        """Names of the tasks that stage 2 specializes for."""
+        chosen = self.specialize.tasks
+        if chosen == "all":
+            return tuple(task.name for task in self.tasks)
+        return () if chosen == "none" else tuple(chosen)
+
     def dump(self) -> str:
         """Returns YAML with every key and absolute paths; loading it gives an equal recipe."""
         return render(self.model_dump(mode="json", exclude_none=True))
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes :meth:`dump` to a file that appears whole or not at all."""
-        temporary = Path(f"{os.fspath(path)}.{os.getpid()}.part")
-        temporary.write_text(self.dump(), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, self.dump())
 
     def check_files(self) -> None:
         """Raises a :class:`RecipeError` that lists every input file that is not there."""

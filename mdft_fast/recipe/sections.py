@@ -223,8 +223,9 @@ class Specialize(Section):
         steps: number of updates of λ.
         batch: samples a step.
         representation: what is aligned.
-        draw: "fresh": a new batch every step.
         optimizer: how.
+        control: whether to run stage 2 from task arithmetic too, without stage 1: what of its
+            result is owed to stage 1?
     """
 
     tasks: WhichTasks
@@ -233,8 +234,8 @@ class Specialize(Section):
     representation: Annotated[
         Literal["encoder", "normalized", "logits"], choice("encoder", "normalized", "logits")
     ]
-    draw: Annotated[Literal["fresh"], choice("fresh", later=("fixed",))]
     optimizer: Optimizer
+    control: bool
 
 
 def _no_transform(value: Any) -> Any:

@@ -16,6 +16,23 @@ Schedule = Literal["constant", "cosine"]
 Representation = Literal["encoder", "normalized", "logits"]
 
 
+def _choice(key: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise MdftError(
+            f"{key}: must be one of {list(known)}, got {value!r}{nearest(str(value), known)}"
+        )
+
+
+def _positive(key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise MdftError(f"{key}: must be a whole number above 0, got {value!r}")
+
+
+def _at_least_zero(key: str, value: float) -> None:
+    if not (value >= 0 and math.isfinite(value)):
+        raise MdftError(f"{key}: must be a finite number >= 0, got {value}")
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """How λ is updated.
@@ -124,20 +141,3 @@ class SpecializeConfig:
         _choice("specialize.representation", self.representation, get_args(Representation))
         if not 0 <= self.holdout < 1:
             raise MdftError(f"specialize.holdout: must be in [0, 1), got {self.holdout}")
-
-
-def _choice(key: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise MdftError(
-            f"{key}: must be one of {list(known)}, got {value!r}{nearest(str(value), known)}"
-        )
-
-
-def _positive(key: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise MdftError(f"{key}: must be a whole number above 0, got {value!r}")
-
-
-def _at_least_zero(key: str, value: float) -> None:
-    if not (value >= 0 and math.isfinite(value)):
-        raise MdftError(f"{key}: must be a finite number >= 0, got {value}")

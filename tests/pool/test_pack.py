@@ -18,6 +18,7 @@ def test_arena_follows_the_backbones_parameters(parts: Any) -> None:
     assert pool.K == 3
     assert pool.names == ("task0", "task1", "task2")
     assert pool.vectors.codes.shape == (3, pool.N)
+    assert repr(pool).startswith("Pool(K=3, tensors=10, N=")
     assert pool.parameters == sum(parts.base[n].numel() for n in wanted)
     for view, name in zip(pool.layout.views(pool.base), wanted, strict=True):
         assert torch.equal(view, parts.base[name].float())

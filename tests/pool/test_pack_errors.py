@@ -121,7 +121,7 @@ CASES = {
         r"base.safetensors: tensor 'embed.bias' must be finite, got 2 of 5 elements",
     ),
     "NaN in a buffer": (
-        lambda f: [_change(w, "shift", _put(float("inf"), 1))(f) for w in ("base", *f.models)],
+        lambda f: [_change(w, "shift", _put(float("nan"), 1))(f) for w in ("base", *f.models)],
         r"base.safetensors: tensor 'shift' must be finite",
     ),
     "equals the base": (
@@ -232,6 +232,18 @@ def test_a_difference_beyond_float32_is_refused(make_parts: Any) -> None:
     parts.models[1]["out.bias"] = torch.full((4,), 3e38)
     parts.base["out.bias"] = torch.full((4,), -3e38)
     with pytest.raises(MdftError, match=r"task 'task1'.*beyond float32's range"):
+        parts.build()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_element_is_found_in_whatever_piece_it_lies(
+    bad: float, parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdft_fast.pool.pack._PIECE", 1024)
+    assert parts.build().K == 3
+    parts.models[0]["embed.weight"][3, 3] = bad
+    parts.models[0]["again.weight"] = parts.models[0]["embed.weight"]
+    with pytest.raises(MdftError, match=r"task 'task0'.*'embed.weight' must be finite, got 1 of 60"):
         parts.build()
 
 

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves behind: λ as a coefficient card of a few KB, weights as safetensors."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mdft_fast.errors import MdftError
+from mdft_fast.files import replacing, write_json
+from mdft_fast.model import Granularity, MetaModel, build_backbone
+from mdft_fast.pool import Pool
+
+_FORMAT = "mdft_fast coefficient card"
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CoefficientCard:
+    """λ by task and column name: with its pool, a whole model.
+
+    Attributes:
+        coefficients: λ, float32 ``[K, L]``.
+        tasks: names of its rows.
+        columns: names of its columns.
+        granularity: which tensors share a column.
+        pool_checksum: of the pool that it belongs to.
+        about: recipe, metrics, whatever a reader should know; plain JSON values.
+    """
+
+    coefficients: Tensor
+    tasks: tuple[str, ...]
+    columns: tuple[str, ...]
+    granularity: Granularity
+    pool_checksum: str
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def of(meta: MetaModel, about: Mapping[str, Any] | None = None) -> CoefficientCard:
+        """Returns the card of a meta-model at its present λ."""
+        return CoefficientCard(
+            meta.coefficients.detach().cpu().clone(),
+            meta.pool.names,
+            meta.layout.columns,
+            meta.granularity,
+            meta.pool.checksum,
+            about or {},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes JSON, whole or not at all; numbers are as short as float32 allows."""
+        rows = self.coefficients.numpy()
+        card = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "granularity": self.granularity,
+            "pool_checksum": self.pool_checksum,
+            "columns": list(self.columns),
+            # The shortest text that reads back as the same float32.
+            "coefficients": {
+                task: [float(np.format_float_scientific(x, unique=True)) for x in row]
+                for task, row in zip(self.tasks, rows, strict=True)
+            },
+            "about": dict(self.about),
+        }
+        write_json(path, card)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> CoefficientCard:
+        """Reads a card.
+
+        Raises:
+            MdftError: if the file is no card, or one of an unknown version.
+        """
+        try:
+            card = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise MdftError(f"{path}: not a readable coefficient card: {error}") from None
+        if not isinstance(card, dict) or card.get("format") != _FORMAT:
+            raise MdftError(f"{path}: must be a coefficient card, got another file")
+        if card.get("version") != _VERSION:
+            raise MdftError(f"{path}: version must be {_VERSION}, got {card.get('version')!r}")
+        try:
+            rows, columns = card["coefficients"], tuple(card["columns"])
+            matrix = torch.tensor([rows[task] for task in rows], dtype=torch.float32)
+            if matrix.shape != (len(rows), len(columns)) or not matrix.isfinite().all():
+                raise ValueError(f"coefficients {list(matrix.shape)} for {len(columns)} columns")
+            return CoefficientCard(
+                matrix, tuple(rows), columns, card["granularity"], card["pool_checksum"],
+                card.get("about", {}),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise MdftError(f"{path}: damaged coefficient card: {error!r}") from None
+
+    def meta_model(
+        self, pool: Pool, backbone: nn.Module, device: torch.device | str | None = None
+    ) -> MetaModel:
+        """Returns the meta-model at this λ.
+
+        Raises:
+            MdftError: if the pool is not the one that the card belongs to.
+        """
+        if pool.checksum != self.pool_checksum:
+            raise MdftError(
+                f"coefficient card: its pool has checksum {self.pool_checksum[:12]}..., got "
+                f"{pool.checksum[:12]}..."
+            )
+        return MetaModel(
+            backbone, pool, granularity=self.granularity, start=self.coefficients, device=device
+        )
+
+
+def save_model(meta: MetaModel, path: str | os.PathLike[str]) -> None:
+    """Writes the merged weights, and all that is needed to build the module again.
+
+    Args:
+        meta: the meta-model; its weights at the present λ are written in float32.
+        path: a ``.safetensors`` file; it appears whole or not at all.
+    """
+    state = {name: value.contiguous() for name, value in meta.materialize().state_dict().items()}
+    seen: dict[int, str] = {}
+    for name, value in list(state.items()):  # safetensors holds no ties
+        if seen.setdefault(value.data_ptr(), name) != name and value.numel():
+            state[name] = value.clone()
+    spec = meta.pool.backbone_spec
+    about = {"format": "pt", "producer": "mdft_fast", "pool_checksum": meta.pool.checksum}
+    about["backbone"] = json.dumps(dict(spec))
+    with replacing(path) as temporary:
+        save_file(state, temporary, metadata=about)
+
+
+def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | None = None,
+         backbone: nn.Module | None = None) -> nn.Module:  # fmt: skip
+    """Loads a saved model as a plain module in eval mode, its weights bit for bit as saved.
+
+    Args:
+        path: a ``.safetensors`` file of :func:`save_model`, or a coefficient card (``.json``).
+        pool: the card's pool, or the folder of a packed one.
+        backbone: the module to fill (a copy is made); None: built from what the file or the pool
+            says.
+
+    Raises:
+        MdftError: if the file is damaged, its pool is missing or another one, or keys don't fit.
+    """
+    if Path(path).suffix == ".json":
+        card = CoefficientCard.load(path)
+        if pool is None:
+            raise MdftError(f"{path}: a coefficient card needs its pool; pass pool=...")
+        opened = pool if isinstance(pool, Pool) else Pool.open(pool)
+        module = backbone if backbone is not None else build_backbone(opened.backbone_spec)
+        return card.meta_model(opened, module).materialize()
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise MdftError(f"{path}: not a readable safetensors file: {error}") from None
+    if backbone is None and "backbone" not in about:
+        raise MdftError(f"{path}: does not say its backbone; pass backbone=...")
+    module = copy.deepcopy(backbone) if backbone is not None else build_backbone(
+        json.loads(about["backbone"])
+    )
+    try:
+        module.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise MdftError(f"{path}: does not fit the backbone: {error}") from None
+    return module.eval()
+

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accuracy on labelled samples. The only module that reads labels, and it changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mdft_fast.data import Samples, Task, load_labelled
+from mdft_fast.errors import MdftError
+from mdft_fast.model import MetaModel
+
+_BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model got right.
+
+    Attributes:
+        correct: task -> bool ``[n]``, one a test sample in the source's order.
+    """
+
+    correct: Mapping[str, Tensor]
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Top-1 accuracy of each task, in [0, 1]."""
+        return {name: float(hits.double().mean()) for name, hits in self.correct.items()}
+
+    @property
+    def average(self) -> float:
+        """Mean of the tasks' accuracies."""
+        return float(np.mean(list(self.accuracy.values())))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TestSet:
+    """A task's labelled samples, loaded once. Labels int64 ``[n]``."""
+
+    __test__ = False  # no test class, whatever pytest thinks of the name
+    task: Task
+    samples: Samples
+    labels: Tensor
+
+
+def load_test_sets(tasks: Sequence[Task], preprocess: Mapping[str, Any]) -> list[TestSet]:
+    """Loads the labelled samples of the tasks that have any."""
+    return [
+        TestSet(task, *load_labelled(task.evaluate, preprocess, len(task.class_names)))
+        for task in tasks
+        if task.evaluate is not None
+    ]
+
+
+@torch.no_grad()
+def evaluate(
+    model: MetaModel | nn.Module,
+    tasks: Sequence[Task | TestSet],
+    *,
+    preprocess: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Measures top-1 accuracy on each task's labelled samples.
+
+    Args:
+        model: a meta-model at its present λ, or a plain encoder ``[B, 3, H, W] -> [B, D]``.
+        tasks: the tasks to measure, loaded or not; each needs labelled samples.
+        preprocess: size, mean, std; may be left out for a meta-model, whose pool knows.
+
+    Returns:
+        What was right, sample by sample.
+
+    Raises:
+        MdftError: if a task has no labelled samples, or ``preprocess`` is missing.
+    """
+    if preprocess is None and isinstance(model, MetaModel):
+        preprocess = model.pool.preprocess
+    correct = {}
+    for given in tasks:
+        test = given if isinstance(given, TestSet) else _load(given, preprocess)
+        correct[test.task.name] = _correct(model, test)
+    return Evaluation(correct)
+
+
+def _load(task: Task, preprocess: Mapping[str, Any] | None) -> TestSet:
+    if task.evaluate is None:
+        raise MdftError(f"evaluate: task {task.name!r} must have labelled samples, got none")
+    if preprocess is None:
+        raise MdftError("evaluate: preprocess must be given with a plain module, got None")
+    return load_test_sets([task], preprocess)[0]
+
+
+def _correct(model: MetaModel | nn.Module, test: TestSet) -> Tensor:
+    encode = model.encode if isinstance(model, MetaModel) else model
+    device = next(iter(model.parameters())).device
+    head = test.task.head.to(device)
+    hits = []
+    for indices in torch.arange(len(test.samples)).split(_BATCH):
+        logits = head(encode(test.samples.batch(indices, device)))
+        hits.append(logits.argmax(-1).cpu() == test.labels[indices])
+    return torch.cat(hits)
+
+
+def difference_interval(
+    mine: Sequence[Tensor], other: Sequence[Tensor], *, draws: int = 2000, seed: int = 0
+) -> dict[str, float]:
+    """Bootstraps the difference of two models' average accuracy on the same samples.
+
+    Args:
+        mine: for each task bool ``[n]``, right or wrong.
+        other: the other model's, on the same samples.
+        draws: number of resamples; test samples are drawn with replacement within each task.
+        seed: of the resampling.
+
+    Returns:
+        ``difference`` (mine less other, mean over tasks) and the 95 % percentile interval
+        ``low``, ``high``, on the scale [-1, 1].
+    """
+    generator = np.random.default_rng(seed)
+    means = np.zeros(draws)
+    point = 0.0
+    for a, b in zip(mine, other, strict=True):
+        paired = a.numpy().astype(float) - b.numpy().astype(float)
+        rows = generator.integers(0, len(paired), size=(draws, len(paired)))
+        means += paired[rows].mean(1) / len(mine)
+        point += paired.mean() / len(mine)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"difference": float(point), "low": float(low), "high": float(high)}

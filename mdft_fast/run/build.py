@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recipe to what the stages take."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mdft_fast.data import NpzSource, Task, npz_keys, read_class_names
+from mdft_fast.errors import MdftError
+from mdft_fast.model import MetaModel, build_backbone
+from mdft_fast.pool import Head, Pool
+from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
+
+if TYPE_CHECKING:
+    from mdft_fast.recipe import Recipe
+    from mdft_fast.recipe.sections import Optimizer, TaskRecipe
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Built:
+    """What a recipe names, opened and verified.
+
+    Attributes:
+        recipe: the recipe.
+        backbone: the module whose parameters are merged.
+        pool: base, task vectors, heads.
+        tasks: the recipe's tasks with their labelled samples: for evaluation alone.
+        device: where the run computes.
+    """
+
+    recipe: Recipe
+    backbone: nn.Module
+    pool: Pool
+    tasks: tuple[Task, ...]
+    device: torch.device
+
+    @property
+    def unlabelled(self) -> list[Task]:
+        """The tasks without their labelled samples: all that the stages ever see."""
+        return [Task(t.name, t.class_names, t.head, t.adapt) for t in self.tasks]
+
+    def meta_model(self) -> MetaModel:
+        """Returns a meta-model at the recipe's start."""
+        start = self.recipe.start
+        return MetaModel(
+            self.backbone,
+            self.pool,
+            granularity=self.recipe.granularity,
+            start=start if isinstance(start, float) else list(start),
+            device=self.device,
+        )
+
+
+def build(recipe: Recipe) -> Built:
+    """Opens everything a recipe names.
+
+    Raises:
+        MdftError: if a file is missing or does not fit; it names file and key.
+    """
+    recipe.check_files()
+    if recipe.pool.folder is not None:
+        pool = Pool.open(recipe.pool.folder)
+        backbone = build_backbone(_agreed_backbone(recipe, pool))
+        _check_agrees(recipe, pool)
+        tasks = tuple(_task(t, pool.heads.get(t.name)) for t in recipe.tasks)
+        pool = pool.encode(recipe.memory.codec)
+    else:
+        backbone, tasks, pool = _from_checkpoints(recipe)
+    for task in tasks:
+        if task.name not in pool.names:
+            raise MdftError(f"recipe: task must be one of {list(pool.names)}, got {task.name!r}")
+    return Built(recipe, backbone, pool, tasks, choose_device(recipe.device))
+
+
+def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: bool = False) -> Pool:
+    """Packs a recipe's checkpoints into a pool's folder, one task vector at a time in memory."""
+    recipe.check_files()
+    if recipe.pool.folder is not None:
+        pool = Pool.open(recipe.pool.folder)
+        pool.save(path, codec, overwrite=overwrite)
+        return Pool.open(path)
+    return Pool.pack(
+        path, **_sources(recipe), codec=codec or recipe.memory.codec, overwrite=overwrite
+    )
+
+
+def _from_checkpoints(recipe: Recipe) -> tuple[nn.Module, tuple[Task, ...], Pool]:
+    sources = _sources(recipe)
+    pool = Pool.from_checkpoints(**sources, codec=recipe.memory.codec)
+    return sources["backbone"], tuple(sources["tasks"]), pool
+
+
+def _sources(recipe: Recipe) -> dict[str, Any]:
+    """Returns the arguments of ``Pool.from_checkpoints`` and ``Pool.pack``."""
+    models, spec = recipe.pool.models, _spec(recipe)
+    if spec is None or recipe.preprocess is None or models is None:
+        raise MdftError("recipe: backbone, preprocess and pool.models must be given, got none")
+    tasks = [_task(task, None) for task in recipe.tasks]
+    return {
+        "base": recipe.pool.base,
+        "checkpoints": {task.name: models / f"{task.name}.safetensors" for task in tasks},
+        "tasks": tasks,
+        "backbone": build_backbone(spec),
+        "preprocess": recipe.preprocess.model_dump(),
+        "backbone_spec": spec,
+    }
+
+
+def _task(given: TaskRecipe, head: Head | None) -> Task:
+    if given.head is not None:
+        head = Head.from_file(given.head.file, normalize=given.head.normalize)
+    if head is None:
+        raise MdftError(f"task {given.name!r}: head.file must be given, got none in recipe or pool")
+    names = given.class_names
+    if names is None and "class_names" in npz_keys(given.adapt.npz):
+        names = read_class_names(given.adapt.npz)
+    if names is None:
+        names = tuple(str(c) for c in range(head.classes))
+    labelled = None
+    if given.evaluate is not None:
+        labelled = NpzSource(given.evaluate.npz, given.evaluate.x, given.evaluate.y)
+    return Task(given.name, names, head, NpzSource(given.adapt.npz, given.adapt.x), labelled)
+
+
+def _spec(recipe: Recipe) -> dict[str, Any] | None:
+    return recipe.backbone.model_dump() if recipe.backbone is not None else None
+
+
+def _agreed_backbone(recipe: Recipe, pool: Pool) -> dict[str, Any]:
+    """Returns the backbone that recipe and pool name; a contradiction is an error."""
+    said, packed = _spec(recipe), dict(pool.backbone_spec)
+    if said is not None and packed and said != packed:
+        raise MdftError(f"recipe: backbone must be the pool's {packed}, got {said}")
+    spec = said or packed
+    if not spec:
+        raise MdftError("recipe: backbone must be given, got none in recipe or pool")
+    return spec
+
+
+def _check_agrees(recipe: Recipe, pool: Pool) -> None:
+    from mdft_fast.pool import as_preprocess
+
+    if recipe.preprocess is None:
+        return
+    said = as_preprocess(recipe.preprocess.model_dump())
+    if said != pool.preprocess:
+        raise MdftError(f"recipe: preprocess must be the pool's {pool.preprocess}, got {said}")
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device that a recipe names; "auto": CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MdftError(f"recipe: device must be there, got {name!r} and torch sees no GPU")
+    return device
+
+
+def construct_config(recipe: Recipe) -> ConstructConfig:
+    """Returns stage 1's configuration."""
+    c = recipe.construct
+    return ConstructConfig(
+        steps=c.steps,
+        batch=c.batch,
+        draw=c.draw,
+        alpha=c.objective.alpha,
+        use_entropy=c.objective.entropy,
+        reweight=c.objective.reweight,
+        filter=c.filter.enabled,
+        mu=c.filter.mu,
+        entropy_of=c.filter.entropy_of,
+        optimizer=_optimizer(c.optimizer),
+        holdout=c.holdout,
+        seed=recipe.seed,
+    )
+
+
+def specialize_config(recipe: Recipe) -> SpecializeConfig:
+    """Returns stage 2's configuration."""
+    s = recipe.specialize
+    return SpecializeConfig(
+        steps=s.steps,
+        batch=s.batch,
+        representation=s.representation,
+        optimizer=_optimizer(s.optimizer),
+        holdout=recipe.construct.holdout,
+        seed=recipe.seed,
+    )
+
+
+def _optimizer(given: Optimizer) -> OptimizerConfig:
+    return OptimizerConfig(given.name, given.lr, given.schedule)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's folder: what is in it, and how a stopped run finds its way back."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mdft_fast.errors import MdftError
+from mdft_fast.files import replacing, write_text
+from mdft_fast.stages import Learner, StepRecord
+
+if TYPE_CHECKING:
+    from mdft_fast.recipe import Recipe
+
+
+class RunFolder:
+    """Paths and state of one run.
+
+    Args:
+        path: the folder.
+        recipe: what is run; a folder of another recipe is refused.
+        resume: go on with what is there; else the folder must not exist or be empty.
+
+    Raises:
+        MdftError: if the folder holds something, or what it holds is another recipe's run.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, *, resume: bool) -> None:
+        self.path = path
+        written = path / "recipe.yaml"
+        if path.exists() and not path.is_dir():
+            raise MdftError(f"{path}: must be a folder, got a file")
+        if resume:
+            if not written.exists():
+                raise MdftError(f"{path}: no run to resume; start it without --resume")
+            if written.read_text(encoding="utf-8") != recipe.dump():
+                raise MdftError(
+                    f"{path}: the recipe must be the one that the run was started with "
+                    f"({written.name}), got a changed one"
+                )
+            return
+        if path.exists() and any(path.iterdir()):
+            raise MdftError(
+                f"{path}: must not exist or be empty, got files; --resume goes on with a stopped "
+                "run, --output names another folder"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(written, recipe.dump())
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a step."""
+        return self.path / "metrics.jsonl"
+
+    def save_state(self, name: str, learner: Learner) -> None:
+        """Saves a stage's state after a step, whole or not at all."""
+        with replacing(self._state(name)) as temporary:
+            torch.save(learner.state(), temporary)
+
+    def load_state(self, name: str) -> dict[str, Any] | None:
+        """Returns a stage's saved state, or None where it has not begun."""
+        path = self._state(name)
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise MdftError(f"{path}: not a readable state: {error}") from None
+        return state
+
+    def append_metrics(self, record: StepRecord, stage: str) -> None:
+        """Adds a step's line; ``stage`` sets control runs apart."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps({**record.as_dict(), "stage": stage}) + "\n")
+
+    def trim_metrics(self, done: Mapping[tuple[str, str | None], int]) -> None:
+        """Drops the lines of steps that no saved state holds: a resumed run makes them again.
+
+        Args:
+            done: (stage, task) -> number of steps in its saved state.
+        """
+        kept = [
+            json.dumps(line)
+            for line in self.lines()
+            if line["step"] <= done.get((line["stage"], line["task"]), 0)
+        ]
+        write_text(self.metrics, "".join(line + "\n" for line in kept))
+
+    def lines(self) -> Iterable[dict[str, Any]]:
+        """Gives every line of the metrics."""
+        if not self.metrics.exists():
+            return
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return  # the last line, cut off when the run was killed
+
+    def _state(self, name: str) -> Path:
+        return self.path / "state" / f"{name}.pt"

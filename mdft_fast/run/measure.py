@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the evaluation of a run measures, once λ is learned and nothing can change it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mdft_fast.evaluate import TestSet, difference_interval, evaluate, load_test_sets
+from mdft_fast.model import MetaModel
+from mdft_fast.run.build import Built
+
+if TYPE_CHECKING:
+    from mdft_fast.run.run import Learned
+
+_ARITHMETIC = 0.3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """Accuracies in [0, 1]; empty where there are no labelled samples.
+
+    Attributes:
+        accuracy: method -> task -> top-1 accuracy.
+        intervals: task (and "average") -> specialized less individual, with a 95 % interval.
+        curve: task -> stage 2's step -> accuracy on the task itself.
+        others: task -> step -> mean accuracy on the other tasks, at the first and last step.
+        tests: task -> number of test samples.
+    """
+
+    accuracy: dict[str, dict[str, float]]
+    intervals: dict[str, dict[str, float]]
+    curve: dict[str, dict[int, float]]
+    others: dict[str, dict[int, float]]
+    tests: dict[str, int]
+
+
+def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
+    """Evaluates base, individual models, task arithmetic, and what both stages made."""
+    tests = load_test_sets(built.tasks, built.pool.preprocess)
+    sizes = {test.task.name: len(test.samples) for test in tests}
+    if not tests:
+        return Measured({}, {}, {}, {}, {})
+    correct: dict[str, dict[str, Tensor]] = {}
+    for method, value in (
+        ("pretrained", 0.0),
+        ("task_arithmetic", _ARITHMETIC),
+        ("meta", learned.construct.coefficients),
+    ):
+        with meta.using(value):
+            correct[method] = dict(evaluate(meta, tests).correct)
+    correct["individual"] = _each(
+        meta, tests, {name: meta.individual(name) for name in built.pool.names}
+    )
+    final = {name: result.coefficients for name, result in learned.specialize.items()}
+    correct["specialized"] = _each(meta, tests, final)
+    control = {name: result.coefficients for name, result in learned.control.items()}
+    correct["control"] = _each(meta, tests, control)
+    accuracy = {
+        method: {name: float(hits.double().mean()) for name, hits in by_task.items()}
+        for method, by_task in correct.items()
+        if by_task
+    }
+    curve = {name: _curve(meta, tests, learned, name) for name in final if name in sizes}
+    others = {
+        name: _others(meta, tests, learned, name) for name in final if len(sizes.keys() - {name})
+    }
+    return Measured(accuracy, _intervals(correct), curve, others, sizes)
+
+
+def _each(meta: MetaModel, tests: list[TestSet], at: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns what each task's own λ gets right on that task."""
+    hits = {}
+    for test in tests:
+        name = test.task.name
+        if name in at:
+            with meta.using(at[name]):
+                hits.update(evaluate(meta, [test]).correct)
+    return hits
+
+
+def _curve(
+    meta: MetaModel, tests: list[TestSet], learned: Learned, name: str
+) -> dict[int, float]:
+    mine = [test for test in tests if test.task.name == name]
+    accuracies = {}
+    for step, at in enumerate(learned.specialize[name].path):
+        with meta.using(at):
+            accuracies[step] = evaluate(meta, mine).average
+    return accuracies
+
+
+def _others(
+    meta: MetaModel, tests: list[TestSet], learned: Learned, name: str
+) -> dict[int, float]:
+    rest = [test for test in tests if test.task.name != name]
+    path = learned.specialize[name].path
+    accuracies = {}
+    for step in (0, len(path) - 1):
+        with meta.using(path[step]):
+            accuracies[step] = evaluate(meta, rest).average
+    return accuracies
+
+
+def _intervals(correct: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
+    pairs = {
+        name: (hits, correct["individual"][name]) for name, hits in correct["specialized"].items()
+    }
+    intervals = {
+        name: difference_interval([mine], [other]) for name, (mine, other) in pairs.items()
+    }
+    if pairs:
+        mine, other = zip(*pairs.values(), strict=True)
+        intervals["average"] = difference_interval(mine, other)
+    return intervals

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe from start to end: stages, evaluation, files, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mdft_fast.cards import CoefficientCard, save_model
+from mdft_fast.files import write_json
+from mdft_fast.model import MetaModel
+from mdft_fast.run.build import (
+    Built,
+    build,
+    choose_device,
+    construct_config,
+    specialize_config,
+)
+from mdft_fast.run.folder import RunFolder
+from mdft_fast.run.measure import Measured, measure
+from mdft_fast.run.progress import Progress
+from mdft_fast.run.system import Phases, deterministic, environment
+from mdft_fast.stages import (
+    Callback,
+    Learner,
+    RunResult,
+    StepRecord,
+    TaughtTask,
+    construct,
+    holdout_cross_entropy,
+    specialize,
+    teach,
+)
+
+if TYPE_CHECKING:
+    from mdft_fast.recipe import Recipe
+
+TASK_ARITHMETIC = 0.3  # the usual λ of task arithmetic, and the control's start
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learned:
+    """What the stages made.
+
+    Attributes:
+        construct: stage 1's result.
+        specialize: task -> stage 2's result, from stage 1's λ.
+        control: task -> stage 2's result from task arithmetic, without stage 1.
+        holdout: "start", "meta" -> teacher cross-entropy on held-out samples, mean over tasks.
+    """
+
+    construct: RunResult
+    specialize: dict[str, RunResult]
+    control: dict[str, RunResult]
+    holdout: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunSummary:
+    """What :func:`run` gives.
+
+    Attributes:
+        folder: where everything was written.
+        result: the content of ``result.json``.
+        report: the report's file.
+    """
+
+    folder: Path
+    result: dict[str, Any]
+    report: Path
+
+
+def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -> RunSummary:
+    """Runs a recipe and writes its run folder.
+
+    λ is learned first, from tasks that hold no labels; only then are labelled samples opened.
+
+    Args:
+        recipe: what to do, see ``docs/recipes.md``.
+        resume: goes on with a stopped run of the same recipe, bit for bit.
+        progress: shows bars on standard error; None: where that is a terminal.
+
+    Raises:
+        MdftError: if anything in the recipe does not fit, or the folder is in use.
+    """
+    folder = RunFolder(recipe.output, recipe, resume=resume)
+    with Progress(progress) as shown:
+        shown.say(f"writing to {folder.path}")
+        phases = Phases(choose_device(recipe.device))
+        with phases.phase("load and pack"):
+            built = build(recipe)
+        with deterministic(recipe.deterministic, built.device):
+            meta = built.meta_model()
+            learned, taught = _learn(built, meta, folder, phases, shown)
+            _save(built, meta, folder, learned)
+            with phases.phase("evaluate"):
+                measured = measure(built, meta, learned)
+        result = _result(built, learned, taught, measured, phases, folder)
+        write_json(folder.path / "result.json", result)
+        from mdft_fast.report import write_report
+
+        report = write_report(folder.path)
+    return RunSummary(folder.path, result, report)
+
+
+def _learn(
+    built: Built, meta: MetaModel, folder: RunFolder, phases: Phases, shown: Progress
+) -> tuple[Learned, list[TaughtTask]]:
+    recipe = built.recipe
+    config, special = construct_config(recipe), specialize_config(recipe)
+    with phases.phase("teachers"):
+        taught = teach(meta, built.unlabelled, holdout=config.holdout, seed=config.seed)
+        start = holdout_cross_entropy(meta, taught)
+    write_json(folder.path / "splits.json", _splits(taught))
+    chosen = [task for task in taught if task.name in recipe.specialized]
+    _trim(folder, [task.name for task in chosen])
+    with phases.phase("stage 1"):
+        first = construct(
+            meta,
+            taught,
+            config,
+            callbacks=[_keep(folder, shown, "construct", "construct")],
+            resume=folder.load_state("construct"),
+        )
+        end = holdout_cross_entropy(meta, taught)
+    holdout = {"start": _mean(start), "meta": _mean(end)} if start else {}
+
+    def second(name: str, origin: Tensor | float) -> dict[str, RunResult]:
+        results = {}
+        for task in chosen:
+            meta.set_coefficients(origin)
+            state = f"{name}-{task.name}"
+            keep = _keep(folder, shown, name, state)
+            results[task.name] = specialize(
+                meta, task, special, callbacks=[keep], resume=folder.load_state(state)
+            )
+        return results
+
+    with phases.phase("stage 2"):
+        specialized = second("specialize", first.coefficients)
+    control: dict[str, RunResult] = {}
+    if recipe.specialize.control and chosen:
+        with phases.phase("control"):
+            control = second("control", TASK_ARITHMETIC)
+    meta.set_coefficients(first.coefficients)
+    return Learned(first, specialized, control, holdout), taught
+
+
+def _keep(folder: RunFolder, shown: Progress, stage: str, state: str) -> Callback:
+    """Returns what happens after every step: state, metrics, progress."""
+
+    def callback(record: StepRecord, learner: Learner) -> None:
+        folder.save_state(state, learner)  # first: a metrics line without its state is dropped
+        folder.append_metrics(record, stage)
+        shown.step(stage if record.task is None else f"{stage} {record.task}", record)
+
+    return callback
+
+
+def _trim(folder: RunFolder, chosen: Sequence[str]) -> None:
+    stages: list[tuple[str, str | None]] = [("construct", None)]
+    stages += [(stage, task) for stage in ("specialize", "control") for task in chosen]
+    done = {}
+    for stage, task in stages:
+        state = folder.load_state(stage if task is None else f"{stage}-{task}")
+        done[stage, task] = state["step"] if state else 0
+    folder.trim_metrics(done)
+
+
+def _save(built: Built, meta: MetaModel, folder: RunFolder, learned: Learned) -> None:
+    """Writes the cards, and the meta-model's weights. A specialized one is `mdft export`'s."""
+    about = {"stage": "construct", "preset": built.recipe.preset, "seed": built.recipe.seed}
+    CoefficientCard.of(meta, about).save(folder.path / "meta" / "card.json")
+    save_model(meta, folder.path / "meta" / "model.safetensors")
+    for name, result in learned.specialize.items():
+        with meta.using(result.coefficients):
+            card = CoefficientCard.of(meta, {**about, "stage": "specialize", "task": name})
+        card.save(folder.path / "specialized" / name / "card.json")
+
+
+def _splits(taught: Sequence[TaughtTask]) -> dict[str, Any]:
+    return {
+        task.name: {"learn": task.learn.tolist(), "holdout": task.holdout.tolist()}
+        for task in taught
+    }
+
+
+def _result(
+    built: Built,
+    learned: Learned,
+    taught: Sequence[TaughtTask],
+    measured: Measured,
+    phases: Phases,
+    folder: RunFolder,
+) -> dict[str, Any]:
+    """Returns the content of ``result.json``; ``report/schema.py`` describes it."""
+    recipe, pool = built.recipe, built.pool
+    first = learned.construct
+    return {
+        "schema": 1,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **environment(built.device),
+        "seed": recipe.seed,
+        "transductive": recipe.transductive,
+        "preset": recipe.preset,
+        "pool": {
+            "checksum": pool.checksum,
+            "codec": pool.codec,
+            "parameters": pool.parameters,
+            "tensors": len(pool.layout.slots),
+            "left_out": dict(pool.left_out),
+            "tasks": [_task_facts(task, built, measured) for task in taught],
+        },
+        "trainable": first.coefficients.numel(),
+        "columns": list(first.columns),
+        "coefficients": {
+            "start": first.path[0].tolist(),
+            "construct": first.coefficients.tolist(),
+            "specialize": {
+                name: result.coefficients.tolist() for name, result in learned.specialize.items()
+            },
+        },
+        "accuracy": measured.accuracy,
+        "intervals": measured.intervals,
+        "specialize": _curves(built, learned, measured, folder),
+        "holdout": learned.holdout,
+        "phases": phases.list,
+        "warnings": [*first.warnings, *pool.notes],
+    }
+
+
+def _task_facts(task: TaughtTask, built: Built, measured: Measured) -> dict[str, Any]:
+    kept = len(task.kept(built.recipe.construct.filter.mu))
+    if not built.recipe.construct.filter.enabled:
+        kept = len(task.learn)
+    return {
+        "name": task.name,
+        "classes": task.classes,
+        "unlabelled": len(task.samples),
+        "learn": len(task.learn),
+        "holdout": len(task.holdout),
+        "kept": kept,
+        "kept_share": kept / len(task.learn),
+        "test": measured.tests.get(task.name, 0),
+    }
+
+
+def _curves(
+    built: Built, learned: Learned, measured: Measured, folder: RunFolder
+) -> dict[str, list[dict[str, Any]]]:
+    """Returns, for each specialized task and step, loss, accuracy, distance and the others."""
+    losses = {
+        (line["task"], line["step"]): line["loss"]
+        for line in folder.lines()
+        if line["stage"] == "specialize"
+    }
+    curves = {}
+    for name, result in learned.specialize.items():
+        target = built.pool.names.index(name)
+        individual = 0 * result.path[0]
+        individual[target] = 1
+        curves[name] = [
+            {
+                "step": step,
+                "loss": losses.get((name, step)),
+                "accuracy": measured.curve.get(name, {}).get(step),
+                "distance": math.sqrt(float((at - individual).square().sum())),
+                "others": measured.others.get(name, {}).get(step),
+            }
+            for step, at in enumerate(result.path)
+        ]
+    return curves
+
+
+def _mean(values: dict[str, float]) -> float:
+    return sum(values.values()) / len(values)
