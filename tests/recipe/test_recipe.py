@@ -110,8 +110,8 @@ def test_preset_paper_is_the_papers_method() -> None:
             "steps": 20,
             "batch": 64,
             "representation": "encoder",
-            "draw": "fresh",
             "optimizer": {"name": "adam", "lr": 0.05, "schedule": "constant"},
+            "control": True,
         },
     }
 
@@ -213,6 +213,7 @@ def test_a_misspelt_key_that_is_needed_is_one_error(file: Path) -> None:
         ("tasks=3", "tasks: must be a list, got 3"),
         ("tasks=[]", "tasks: must be a list of at least one"),
         ("tasks[0].name=3", "tasks[0].name: must be text of letters"),
+        ("tasks[0].name=average", "tasks[0].name: 'average' is the mean over tasks"),
         ("tasks[0].name=../up", "tasks[0].name: must be text of letters"),
         ("specialize.tasks=al", "specialize.tasks: must be 'all', 'none' or a list of task names"),
         ("specialize.tasks=[gtsr]", "specialize.tasks[0]: must be a task's name, got 'gtsr'; did"),
@@ -242,7 +243,6 @@ def test_a_wrong_value_says_what_was_wanted_and_what_came(
         *("memory.codec=int4", "memory.budget=1e9", "memory.micro_batch=4"),
         *(
             "memory.checkpointing=true",
-            "specialize.draw=fixed",
             "precision=bf16",
             "granularity=row",
         ),
