@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from mdft_fast.data import NpzSource, Samples, load_labelled, load_samples, read_class_names
+from mdft_fast.data import (
+    NpzSource,
+    Samples,
+    load_labelled,
+    load_samples,
+    npz_keys,
+    read_class_names,
+)
 from mdft_fast.errors import MdftError
 
 INDICES = torch.tensor([5, 0, 5])
@@ -233,6 +240,12 @@ def test_wrong_labelled_sources_are_named(images: Any, preprocess: Any) -> None:
         load_labelled((images, [0] * 7), preprocess, 3)  # type: ignore[arg-type]
     with pytest.raises(MdftError, match=r"item 0 must be \(image, label\), got ndarray"):
         load_labelled(Items(list(images)), preprocess, 3)
+
+
+def test_keys(npz: Path, tmp_path: Path) -> None:
+    assert npz_keys(npz)[:2] == ("x", "y")
+    with pytest.raises(MdftError, match=r"none.npz: no such file"):
+        npz_keys(tmp_path / "none.npz")
 
 
 def test_class_names(npz: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from torch import nn
 
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Head, Pool, container
@@ -284,64 +281,3 @@ def test_changed_bytes_are_found_when_asked(parts: Any, tmp_path: Path) -> None:
 def test_a_path_that_is_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MdftError, match=r"none: no such pool folder"):
         Pool.open(tmp_path / "none")
-
-
-def _anonymous_bytes() -> int:
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        pytest.skip("anonymous memory is read from /proc, which this system lacks")
-    found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text())
-    assert found
-    return int(found[1]) * 1024
-
-
-class Square(nn.Module):
-    """One matrix of 4 MiB."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1024, 1024))
-
-
-@pytest.fixture
-def large(parts: Any, make_parts: Any, tmp_path: Path) -> tuple[Any, int]:
-    """Sixteen models of 4 MiB, in files; and the bytes of their task vectors."""
-    from safetensors.torch import save_file
-
-    made = make_parts(K=1)
-    made.options["backbone"] = Square()
-    made.base = tmp_path / "base.safetensors"
-    save_file({"weight": torch.zeros(1024, 1024)}, made.base)
-    head = Head(torch.ones(1, 4))
-    task = type(made.tasks[0])
-    made.tasks = [task(name=f"t{k}", class_names=("a",), head=head) for k in range(16)]
-    made.models = [tmp_path / f"t{k}.safetensors" for k in range(16)]
-    for k, path in enumerate(made.models):
-        save_file({"weight": torch.full((1024, 1024), k + 1.0)}, path)
-    return made, 16 * 4 * 2**20
-
-
-def test_opening_maps_and_packing_to_a_folder_holds_one_row(
-    large: tuple[Any, int], tmp_path: Path
-) -> None:
-    parts, tau_bytes = large
-    peak, stop = [0], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.001):
-            peak[0] = max(peak[0], _anonymous_bytes())
-
-    watcher = threading.Thread(target=watch)
-    before = _anonymous_bytes()
-    watcher.start()
-    pool = parts.pack(tmp_path / "pool")
-    stop.set()
-    watcher.join()
-    # base, θ, τ, the header's page, and pieces of 4 MiB: six arenas, far below sixteen.
-    assert 0 < peak[0] - before < tau_bytes / 2
-
-    del pool
-    before = _anonymous_bytes()
-    pool = Pool.open(tmp_path / "pool")
-    assert float(pool.vectors.codes.max()) == 16  # touches every page
-    assert _anonymous_bytes() - before < tau_bytes / 16

@@ -243,7 +243,9 @@ def test_a_bad_element_is_found_in_whatever_piece_it_lies(
     assert parts.build().K == 3
     parts.models[0]["embed.weight"][3, 3] = bad
     parts.models[0]["again.weight"] = parts.models[0]["embed.weight"]
-    with pytest.raises(MdftError, match=r"task 'task0'.*'embed.weight' must be finite, got 1 of 60"):
+    with pytest.raises(
+        MdftError, match=r"task 'task0'.*'embed.weight' must be finite, got 1 of 60"
+    ):
         parts.build()
 
 
