@@ -103,6 +103,8 @@ inline Gradients check_merge_dots_args(const std::vector<std::optional<Tensor>>&
   check_dtype("merge_dots", "starts", starts, ScalarType::Int);
   check_dtype("merge_dots", "tensor_tiles", tensor_tiles, ScalarType::Long);
   STD_TORCH_CHECK(!tensor_tiles.is_cuda(), "merge_dots: tensor_tiles must be on the CPU, got CUDA");
+  STD_TORCH_CHECK(tensor_tiles.is_contiguous(),
+                  "merge_dots: tensor_tiles must be contiguous, got strides");
   check_beside("merge_dots", "deltas", deltas, order);
   check_beside("merge_dots", "order", order, deltas);
   check_beside("merge_dots", "starts", starts, deltas);

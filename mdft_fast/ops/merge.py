@@ -343,6 +343,14 @@ def _merge_dots_fake(
     checks.check_dtype(op, "order", order, torch.int32)
     checks.check_dtype(op, "starts", starts, torch.int32)
     checks.check_dtype(op, "tensor_tiles", tensor_tiles, torch.int64)
+    torch._check(
+        tensor_tiles.device.type != "cuda",
+        lambda: f"{op}: tensor_tiles must be on the CPU, got CUDA",
+    )
+    torch._check(
+        tensor_tiles.is_contiguous(),
+        lambda: f"{op}: tensor_tiles must be contiguous, got strides",
+    )
     checks.check_beside(op, "deltas", deltas, order)
     checks.check_beside(op, "order", order, deltas)
     checks.check_beside(op, "starts", starts, deltas)

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``merge_dots``: the seven kinds of tests."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import mdft_fast
+from mdft_fast import reference
+from mdft_fast.layout import TILE, Layout
+from mdft_fast.task_vectors import TaskVectors
+from tests.ops.inputs import (
+    BF16,
+    F16,
+    F32,
+    F64,
+    NARROW,
+    fake_outcome,
+    layouts,
+    make_arena,
+    make_grads,
+    name,
+    outcome,
+)
+from tests.tolerance import assert_within_rounding
+
+# (gradients, deltas): the narrow floats mix freely; float64 stands alone.
+MIXTURES = [*itertools.product(NARROW, repeat=2), (F64, F64)]
+# Nothing, one, a tail, one tile, tiles + tail, many tasks, no task; and tensors of all kinds.
+CASES: dict[str, tuple[int, list[tuple[int, ...]]]] = {
+    "empty": (2, [(0,)]),
+    "no tensor": (2, []),
+    "one": (1, [()]),
+    "tail": (3, [(1023,)]),
+    "tile": (4, [(TILE,)]),
+    "tiles and tail": (8, [(20_001,)]),
+    "many tasks": (20, [(64, 64)]),
+    "no task": (0, [(100,)]),
+    "tensors": (7, [(3000,), (), (0,), (5, 7), (64, 64), (1, 2049)]),
+}
+OPS = torch.ops.mdft_fast
+
+
+def layout_of(case: str) -> tuple[int, Layout]:
+    K, shapes = CASES[case]
+    return K, Layout.of({f"t{i}": shape for i, shape in enumerate(shapes)})
+
+
+def poison_padding(deltas: Tensor, layout: Layout) -> Tensor:
+    """Puts NaN where no tensor lies: nobody may read it into a sum."""
+    inside = torch.zeros(layout.elements, dtype=torch.bool, device=deltas.device)
+    for view in layout.views(inside):
+        view.fill_(True)
+    return deltas.where(inside, torch.nan)
+
+
+def assert_dots(
+    got: Tensor, grads: Sequence[Tensor | None], deltas: Tensor, layout: Layout, tiles: Any = None
+) -> None:
+    wide = [None if g is None else g.double() for g in grads]
+    plan = layout.plan(deltas.device, tiles)
+    exact = reference.merge_dots(wide, deltas.double(), plan)
+    size = [None if g is None else g.abs() for g in wide]
+    assert_within_rounding(
+        got,
+        exact=exact,
+        magnitude=reference.merge_dots(size, deltas.double().abs(), plan),
+        # 37 sums in a tile and where multiply and add are two roundings, one product; the tiles
+        # of a column are added in float64, whose roundings count only there.
+        terms=38 + (layout.tiles if got.dtype == F64 else 0),
+        reference_terms=TILE + layout.tiles,
+    )
+
+
+# ---- 1. rounding
+
+
+@pytest.mark.parametrize("dtypes", MIXTURES, ids=name)
+@pytest.mark.parametrize("case", CASES)
+def test_rounds_no_more_than_it_must(
+    case: str, dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> None:
+    K, layout = layout_of(case)
+    deltas = make_arena(K, layout, device, base=dtypes[1], deltas=dtypes[1]).deltas
+    deltas = poison_padding(deltas, layout)
+    grads = make_grads(layout, device, dtypes[0])
+    got = mdft_fast.merge_dots(grads, deltas, layout)
+    assert got.dtype == (F64 if dtypes[1] == F64 else F32)
+    assert_dots(got, grads, deltas, layout)
+
+
+@given(layout=layouts(), K=st.integers(0, 9), dtypes=st.sampled_from(MIXTURES), data=st.data())
+def test_rounds_no_more_than_it_must_in_any_layout(
+    layout: Layout,
+    K: int,
+    dtypes: tuple[torch.dtype, ...],
+    data: st.DataObject,
+    device: torch.device,
+) -> None:
+    deltas = make_arena(K, layout, device, base=dtypes[1], deltas=dtypes[1]).deltas
+    deltas = poison_padding(deltas, layout)
+    cuts = sorted(
+        data.draw(st.sampled_from([*(s.tile for s in layout.slots), layout.tiles])) for _ in "ab"
+    )
+    tiles = (cuts[0], cuts[1])
+    inside = layout.slots_in(tiles)
+    grads: list[Tensor | None] = [
+        g if data.draw(st.integers(0, 3)) else None
+        for g, slot in zip(make_grads(layout, device, dtypes[0]), layout.slots, strict=True)
+        if slot in inside
+    ]
+    got = mdft_fast.merge_dots(grads, deltas, layout, tiles=tiles)
+    assert_dots(got, grads, deltas, layout, tiles)
+
+
+def test_a_column_of_many_tiles_is_added_in_float64(device: torch.device) -> None:
+    # 3000 tiles of equal dot products: a running sum in float32 would err by hundreds of units.
+    layout = Layout.of({"a": (3000 * TILE,)})
+    grad = torch.full((layout.elements,), 1 / 3, device=device)
+    deltas = torch.full((1, layout.elements), 0.7, device=device)
+    got = mdft_fast.merge_dots([grad], deltas, layout)
+    assert_dots(got, [grad], deltas, layout)
+
+
+# ---- 2. gradients
+
+
+def test_is_the_gradient_of_merge(device: torch.device) -> None:
+    layout = Layout.of({"a": (3000,), "b": (5, 7), "c": ()}).group({"a": "x", "b": "y", "c": "x"})
+    base, deltas, coefficients = make_arena(4, layout, device, base=F64, deltas=F64)
+    coefficients.requires_grad_()
+    grads = make_grads(layout, device, F64)
+    merged = reference.merge(base, deltas, coefficients, layout.plan(device), F64)
+    total = sum((v * g).sum() for v, g in zip(layout.views(merged), grads, strict=True))
+    total.backward()
+    torch.testing.assert_close(
+        mdft_fast.merge_dots(grads, deltas, layout), coefficients.grad, rtol=1e-12, atol=1e-12
+    )
+
+
+# ---- 3. registration
+
+SMALL = Layout.of({"a": (3,), "none": (0,), "b": (2, 600), "c": ()})
+
+
+def raw(grads: Sequence[Tensor | None], deltas: Tensor, layout: Layout) -> tuple[Any, ...]:
+    plan = layout.plan(deltas.device)
+    return (list(grads), deltas, plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last)
+
+
+@pytest.mark.parametrize("absent", [(), (0, 2), (0, 1, 2, 3)], ids=name)
+def test_is_registered_right(absent: tuple[int, ...], device: torch.device) -> None:
+    deltas = make_arena(3, SMALL, device).deltas
+    grads = [None if i in absent else g for i, g in enumerate(make_grads(SMALL, device))]
+    torch.library.opcheck(OPS.merge_dots.default, raw(grads, deltas, SMALL))
+
+
+def test_compiles_in_one_graph(device: torch.device) -> None:
+    deltas = make_arena(3, SMALL, device).deltas
+    grads = make_grads(SMALL, device)
+
+    def step(grads: list[Tensor]) -> Tensor:
+        one = mdft_fast.merge_dots(grads[2].flatten(), deltas[:, :1200].contiguous())
+        return mdft_fast.merge_dots(grads, deltas, SMALL) * 2 + one
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(grads), step(grads))
+
+
+# ---- 4. errors
+
+T, N = SMALL.tiles, SMALL.elements
+# what is wrong -> (position of the argument in merge_dots, its replacement, the message)
+WRONG: dict[str, tuple[int, Any, str]] = {
+    "deltas 1-d": (1, lambda x: x[0], f"deltas must be [K, N], got [{N}]"),
+    "first": (5, lambda _: -1, f"tiles must be a range of [0, {T}], got [-1, {T})"),
+    "last": (6, lambda _: T + 1, f"tiles must be a range of [0, {T}], got [0, {T + 1})"),
+    "order long": (2, lambda x: x.repeat(2), f"order must be [{T}], got [{2 * T}]"),
+    "order 2-d": (2, lambda x: x[None], f"order must be [{T}], got [1, {T}]"),
+    "starts empty": (3, lambda x: x[:0], "starts must be [L + 1], got [0]"),
+    "starts 2-d": (3, lambda x: x[None], "starts must be [L + 1], got [1, 5]"),
+    "tensor_tiles": (4, lambda x: x[1:], "tensor_tiles must be [5], got [4]"),
+    "deltas dtype": (
+        1, lambda x: x.int(), "deltas must be float32, float64, float16 or bfloat16, got int32",
+    ),
+    "order dtype": (2, lambda x: x.long(), "order must be int32, got int64"),
+    "starts dtype": (3, lambda x: x.long(), "starts must be int32, got int64"),
+    "tensor_tiles dtype": (4, lambda x: x.int(), "tensor_tiles must be int64, got int32"),
+    "deltas strided": (
+        1, lambda x: x.mT.contiguous().mT, "deltas must be contiguous, got strides",
+    ),
+    "order strided": (2, lambda x: x[:1].expand(T), "order must be contiguous, got strides"),
+    "starts strided": (
+        3, lambda x: x.repeat_interleave(2)[::2], "starts must be contiguous, got strides",
+    ),
+    "tensor_tiles strided": (
+        4, lambda x: x.repeat_interleave(2)[::2], "tensor_tiles must be contiguous, got strides",
+    ),
+    "gradient dtype": (
+        0, lambda g: [g[0].int(), *g[1:]],
+        "a gradient must be float32, float16 or bfloat16, got int32",
+    ),
+    "gradient float64": (
+        0, lambda g: [None, *(x.double() for x in g[1:])],
+        "a gradient must be float32, float16 or bfloat16, got float64",
+    ),
+    "gradient float32 beside float64": (
+        1, lambda x: x.double(), "a gradient must be float64 like the rest, got float32",
+    ),
+    "mixed gradients": (
+        0, lambda g: [g[0], None, g[2].half(), g[3]],
+        "all gradients must be float32, got float16",
+    ),
+    "gradient strided": (
+        0, lambda g: [g[0], g[1], g[2].mT.contiguous().mT, g[3]],
+        "a gradient must be contiguous, got strides",
+    ),
+}  # fmt: skip
+# These read data, so the fake cannot make them.
+WRONG_DATA: dict[str, tuple[int, Any, str]] = {
+    "tensor_tiles start": (
+        4, lambda x: x + 1, f"tensor_tiles must run from 0 to {T}, got 1 to {T + 1}",
+    ),
+    "tensor_tiles fall": (
+        4, lambda x: torch.tensor([0, 1, 0, 3, T]),
+        "tensor_tiles must not decrease, got 1 before 0",
+    ),
+    "gradient short": (
+        0, lambda g: [g[0], g[1], g[2][0], g[3]],
+        "gradient 2 must fill 2 tiles of 1024 elements, got [600]",
+    ),
+    "gradient long": (
+        0, lambda g: [*g[:3], torch.zeros(1025)],
+        "gradient 3 must fill 1 tiles of 1024 elements, got [1025]",
+    ),
+    "order": (2, lambda x: x + 1, f"order must lie in [0, {T}), got {T}"),
+    "order below": (2, lambda x: x - 1, f"order must lie in [0, {T}), got -1"),
+    "starts fall": (
+        3, lambda x: torch.tensor([0, 2, 1, 3, 3], dtype=torch.int32),
+        f"starts must rise within [0, {T}], got 2 before 1",
+    ),
+    "starts beyond": (
+        3, lambda x: x * 2, f"starts must rise within [0, {T}], got 2 before 6",
+    ),
+}  # fmt: skip
+
+
+def wrong_arguments(position: int, change: Any, device: torch.device) -> list[Any]:
+    args = [*raw(make_grads(SMALL, device), make_arena(3, SMALL, device).deltas, SMALL)]
+    args[position] = change(args[position])
+    return args
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_errors_say_what_was_wanted_and_what_came(what: str, device: torch.device) -> None:
+    position, change, text = WRONG[what]
+    args = wrong_arguments(position, change, device)
+    assert outcome(OPS.merge_dots, args, "merge_dots:") == f"merge_dots: {text}"
+    assert fake_outcome(OPS.merge_dots, args, "merge_dots:") == f"merge_dots: {text}"
+
+
+@pytest.mark.parametrize("what", WRONG_DATA)
+def test_errors_of_data(what: str) -> None:
+    position, change, text = WRONG_DATA[what]
+    args = wrong_arguments(position, change, torch.device("cpu"))
+    assert outcome(OPS.merge_dots, args, "merge_dots:") == f"merge_dots: {text}"
+
+
+# ---- 5. refusals
+
+
+def test_refuses_a_range_that_cuts_a_tensor(device: torch.device) -> None:
+    deltas = make_arena(3, SMALL, device).deltas
+    with pytest.raises(mdft_fast.MdftError, match=r"begins and ends between tensors, got \(0, 2\)"):
+        mdft_fast.merge_dots([None], deltas, SMALL, tiles=(0, 2))
+
+
+def test_is_not_differentiable(device: torch.device) -> None:
+    deltas = make_arena(3, SMALL, device).deltas
+    grads = [g.requires_grad_() for g in make_grads(SMALL, device)]
+    assert not mdft_fast.merge_dots(grads, deltas, SMALL).requires_grad
+
+
+# ---- 6. bits
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("grouped", [False, True])
+def test_bits_do_not_depend_on_threads_or_repeats(grouped: bool, device: torch.device) -> None:
+    layout = Layout.of({f"t{i}": (1500 + i,) for i in range(40)})
+    if grouped:
+        layout = layout.group({f"t{i}": f"c{i % 3}" for i in range(40)})
+    deltas = make_arena(5, layout, device).deltas
+    grads = make_grads(layout, device)
+    torch.set_num_threads(1)
+    alone = mdft_fast.merge_dots(grads, deltas, layout)
+    torch.set_num_threads(2)
+    for _ in range(3):
+        assert torch.equal(mdft_fast.merge_dots(grads, deltas, layout), alone)
+
+
+def test_bits_do_not_depend_on_the_range_of_tiles(device: torch.device) -> None:
+    layout = Layout.of({"a": (3000,), "b": (5, 7), "c": (2049,)})
+    deltas = make_arena(3, layout, device).deltas
+    grads = make_grads(layout, device)
+    whole = mdft_fast.merge_dots(grads, deltas, layout)
+    for slot, grad in zip(layout.slots, grads, strict=True):
+        tiles = (slot.tile, slot.tile + slot.tiles)
+        part = mdft_fast.merge_dots([grad], deltas, layout, tiles=tiles)
+        assert torch.equal(part[:, slot.column], whole[:, slot.column])
+        part[:, slot.column] = 0
+        assert not part.any()
+
+
+# ---- 7. degenerate
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=name)
+def test_degenerate_absent_gradients_count_as_zero(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    deltas = make_arena(3, SMALL, device).deltas.fill_(torch.nan)  # unread where absent
+    assert not mdft_fast.merge_dots([None] * 4, deltas, SMALL).any()
+    deltas[:, SMALL.slots[2].tile * TILE :] = 1
+    grads: list[Tensor | None] = [None, None, torch.ones(2, 600, dtype=dtype, device=device), None]
+    wanted = torch.zeros(3, 4, device=device)
+    wanted[:, 2] = 1200
+    assert torch.equal(mdft_fast.merge_dots(grads, deltas, SMALL), wanted)
+
+
+def test_degenerate_columns_without_tiles_are_zero(device: torch.device) -> None:
+    deltas = make_arena(3, SMALL, device).deltas
+    assert not mdft_fast.merge_dots(make_grads(SMALL, device), deltas, SMALL)[:, 1].any()
+
+
+def test_degenerate_an_empty_range_of_tiles(device: torch.device) -> None:
+    deltas = make_arena(3, SMALL, device).deltas
+    got = mdft_fast.merge_dots([], deltas, Layout.of({"a": (3,), "b": (7,)}), tiles=(0, 0))
+    assert torch.equal(got, torch.zeros(3, 2, device=device))
+
+
+def test_degenerate_one_hot_gradients_read_one_element(device: torch.device) -> None:
+    deltas = make_arena(3, SMALL, device).deltas
+    grad = torch.zeros(2, 600, device=device)
+    grad[1, 599] = 1
+    got = mdft_fast.merge_dots([None, None, grad, None], deltas, SMALL)
+    assert torch.equal(got[:, 2], deltas[:, TILE + 1199])
+
+
+def test_a_single_tensor_and_packed_vectors(device: torch.device) -> None:
+    deltas = torch.randn(3, 1500, device=device).to(BF16)
+    grad = torch.randn(30, 50, device=device)
+    got = mdft_fast.merge_dots(grad, TaskVectors(deltas, "bf16"))
+    assert torch.equal(got, mdft_fast.merge_dots([grad], deltas, Layout.single(1500)))
