@@ -82,7 +82,8 @@ def merge_dots(grads: Sequence[Tensor | None], deltas: Tensor, plan: TilePlan) -
 def entropy(logits: Tensor) -> Tensor:
     """Equation (3)'s second term: ``H(softmax(logits))`` of each row, in nats."""
     log_q = logits.log_softmax(-1)
-    return -torch.where(log_q == -math.inf, 0.0, log_q.exp() * log_q).sum(-1)
+    finite = torch.where(log_q == -math.inf, 0.0, log_q)  # before the product: else dH/dz is NaN
+    return -(log_q.exp() * finite).sum(-1)
 
 
 def cross_entropy(p: Tensor, logits: Tensor) -> Tensor:
@@ -123,6 +124,7 @@ def debiased_entropy(
         weight = torch.where(kept, weight, 0.0)
         if reweight == "normalized" and kept.any():
             weight = weight / (weight.sum() / kept.sum())
+        z = torch.where(kept[:, None], z, 0.0)  # a removed row may hold anything
         rows = alpha * cross_entropy(t.softmax(-1), z)  # (2, 3)
         if use_entropy:
             rows = rows + entropy(z)

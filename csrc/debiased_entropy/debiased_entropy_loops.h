@@ -12,6 +12,10 @@
 
 namespace mdft {
 
+// Classes summed in the accumulator's precision, 16 sums deep; blocks are added in double. One sum
+// over a row of 1,000 classes erred four times as much as torch's.
+constexpr int64_t kBlock = 128;
+
 struct RowNumbers {  // of one row, in the accumulator's precision widened to double
   double shift, log_sum;                  // log q_c = z_c - shift - log_sum
   double teacher_shift, teacher_log_sum;  // the same for p, unused where p is given
@@ -95,18 +99,23 @@ inline void softmax_numbers(const Row<acc_t>& row, double* shift, double* log_su
   for (int64_t i = 0; i < row.C; i += 8) top = max(top, row(i, kNoLogit<acc_t>));
   const acc_t most = largest(top);
   const auto down = Vec8<acc_t>::all(-most);
-  auto total = Vec8<acc_t>::all(0);
-  auto weighted = Vec8<acc_t>::all(0);
-  for (int64_t i = 0; i < row.C; i += 8) {
-    const Vec8<acc_t> y = row(i, kNoLogit<acc_t>) + down;
-    const Vec8<acc_t> e = exp(y);
-    total = total + e;
-    weighted = fma(e, above_infinity(y), weighted);
+  double s = 0;
+  double w = 0;
+  for (int64_t block = 0; block < row.C; block += kBlock) {
+    auto total = Vec8<acc_t>::all(0);
+    auto weighted = Vec8<acc_t>::all(0);
+    for (int64_t i = block; i < std::min(row.C, block + kBlock); i += 8) {
+      const Vec8<acc_t> y = row(i, kNoLogit<acc_t>) + down;
+      const Vec8<acc_t> e = exp(y);
+      total = total + e;
+      weighted = fma(e, above_infinity(y), weighted);
+    }
+    s += sum(total);
+    w += sum(weighted);
   }
-  const double s = sum(total);
   *shift = most;
   *log_sum = std::log(s);
-  *entropy = *log_sum - sum(weighted) / s;
+  *entropy = *log_sum - w / s;
 }
 
 // log q_c = z_c - shift - log_sum, subtracted in two steps: shift may be large, and what remains
@@ -131,16 +140,19 @@ void entropy_rows(const EntropyArgs& a, int64_t begin, int64_t end) {
     } else {
       n.teacher_entropy = static_cast<const acc_t*>(a.teacher_entropy)[r];
     }
-    auto crossed = Vec8<acc_t>::all(0);  // sum of p log q; a class with p = 0 adds nothing
-    for (int64_t i = 0; i < C; i += 8) {
-      const Vec8<acc_t> p =
-          a.teacher_entropy != nullptr
-              ? t(i, 0)
-              : exp(log_softmax(t(i, kNoLogit<acc_t>), n.teacher_shift, n.teacher_log_sum));
-      const Vec8<acc_t> log_q = log_softmax(z(i, 0), n.shift, n.log_sum);
-      crossed = fma(p, where_nonzero(p, log_q), crossed);
+    n.cross_entropy = 0;
+    for (int64_t block = 0; block < C; block += kBlock) {
+      auto crossed = Vec8<acc_t>::all(0);  // sum of p log q; a class with p = 0 adds nothing
+      for (int64_t i = block; i < std::min(C, block + kBlock); i += 8) {
+        const Vec8<acc_t> p =
+            a.teacher_entropy != nullptr
+                ? t(i, 0)
+                : exp(log_softmax(t(i, kNoLogit<acc_t>), n.teacher_shift, n.teacher_log_sum));
+        const Vec8<acc_t> log_q = log_softmax(z(i, 0), n.shift, n.log_sum);
+        crossed = fma(p, where_nonzero(p, log_q), crossed);
+      }
+      n.cross_entropy -= sum(crossed);
     }
-    n.cross_entropy = -static_cast<double>(sum(crossed));
   }
 }
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from mdft_fast import reference
+from mdft_fast.layout import makes_fakes
 from mdft_fast.ops import _checks as checks
+from mdft_fast.ops._autograd import differentiable_once
 from mdft_fast.ops._library import LOADED, native
 from mdft_fast.reference import DebiasedEntropy, EntropyOf, Reweight, accumulator
 
@@ -114,17 +116,19 @@ class DebiasedEntropyFunction(torch.autograd.Function):
         _, entropy, weight, kept, grad = output
         ctx.mark_non_differentiable(entropy, weight, kept, grad)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad, inputs[3], inputs[4])
+        # The logits are kept for one reason: a second derivative finds its way to the refusal.
+        ctx.save_for_backward(inputs[0], grad, inputs[3], inputs[4])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:  # noqa: D102
-        grad, row_offsets, task_rows = ctx.saved_tensors
+        logits, grad, row_offsets, task_rows = ctx.saved_tensors
         result = None
         if grad_loss is not None and ctx.needs_input_grad[0]:
-            result = torch.ops.mdft_fast.debiased_entropy_backward(
-                grad, row_offsets, task_rows, grad_loss.contiguous()
-            )
+            with torch.no_grad():
+                result = torch.ops.mdft_fast.debiased_entropy_backward(
+                    grad, row_offsets, task_rows, grad_loss.contiguous()
+                )
+            result = differentiable_once("debiased_entropy", result, logits, grad_loss)
         return (result, *[None] * 10)
 
 
@@ -150,12 +154,26 @@ def _rows(
         got = [list(h.shape) for h in teacher_entropy]
         if wanted != got:
             raise ValueError(f"debiased_entropy: teacher_entropy must be {wanted}, got {got}")
+    dtypes = [checks.name(z.dtype) for z in logits]
+    if len(set(dtypes)) > 1:
+        raise ValueError(f"debiased_entropy: logits must have one dtype, got {dtypes}")
     return tuple((z.shape[0], z.shape[1]) for z in logits)
 
 
-@functools.lru_cache(maxsize=256)
 def _offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns ``row_offsets [R + 1]`` and ``task_rows [K + 1]`` for tasks of (B, C)."""
+    if makes_fakes():
+        return _make_offsets(rows, device)
+    with torch.inference_mode(False):  # kept for training steps, whoever asks first
+        return _kept_offsets(rows, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    return _make_offsets(rows, device)
+
+
+def _make_offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([c for b, c in rows for _ in range(b)], dtype=torch.int64)
     counts = torch.tensor([b for b, _ in rows], dtype=torch.int64)
     zero = torch.zeros(1, dtype=torch.int64)
@@ -226,8 +244,10 @@ def _debiased_entropy_fake(
     acc = accumulator(logits.dtype)
     torch._check(
         teacher.dtype in (acc, logits.dtype),
-        lambda: f"{op}: teacher must be {checks.name(acc)} or the dtype of logits, got "
-        f"{checks.name(teacher.dtype)}",
+        lambda: (
+            f"{op}: teacher must be {checks.name(acc)} or the dtype of logits, got "
+            f"{checks.name(teacher.dtype)}"
+        ),
     )
     checks.check_beside(op, "teacher", teacher, logits)
     if teacher_entropy is not None:
@@ -239,9 +259,7 @@ def _debiased_entropy_fake(
         checks.check_beside(op, "teacher_entropy", teacher_entropy, logits)
     torch._check(alpha >= 0, lambda: f"{op}: alpha must be >= 0, got {alpha:g}")
     torch._check(mu >= 0, lambda: f"{op}: mu must be >= 0, got {mu:g}")
-    torch._check(
-        0 <= reweight <= 2, lambda: f"{op}: reweight must be 0, 1 or 2, got {reweight}"
-    )
+    torch._check(0 <= reweight <= 2, lambda: f"{op}: reweight must be 0, 1 or 2, got {reweight}")
     return (
         logits.new_empty(k, dtype=acc),
         logits.new_empty(r, dtype=acc),
