@@ -17,7 +17,7 @@ DTYPE_OF_CODEC = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.f
 
 # Largest relative error of one stored element that is normal in the codec: half a unit in the
 # last place. Elements below the codec's smallest normal number err by at most half its step.
-ERROR_OF_CODEC = {"fp32": 0.0, "bf16": 2.0**-9, "fp16": 2.0**-11}
+ERROR_OF_CODEC = {"fp32": 0.0, "bf16": 2.0**-8, "fp16": 2.0**-11}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -116,7 +117,7 @@ class Learner:
             "steps": self.steps,
             "optimizer_config": dataclasses.asdict(self.config),
             "path": torch.stack(self.path),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),  # a snapshot
             "orders": {name: order.state() for name, order in self.orders.items()},
         }
 
