@@ -156,8 +156,8 @@ def _keep(folder: RunFolder, shown: Progress, stage: str, state: str) -> Callbac
     """Returns what happens after every step: state, metrics, progress."""
 
     def callback(record: StepRecord, learner: Learner) -> None:
-        folder.save_state(state, learner)  # first: a metrics line without its state is dropped
-        folder.append_metrics(record, stage)
+        folder.append_metrics(record, stage)  # first: resume drops a line without its state
+        folder.save_state(state, learner)
         shown.step(stage if record.task is None else f"{stage} {record.task}", record)
 
     return callback

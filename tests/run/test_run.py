@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe from start to end: what is written, resume, labels, bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mdft_fast import CoefficientCard, MdftError, Pool, load, run
+from mdft_fast.recipe import Recipe
+from mdft_fast.run import build
+from mdft_fast.run.folder import RunFolder
+
+Make = Callable[..., Recipe]
+
+
+def card(folder: Path, name: str = "meta") -> torch.Tensor:
+    return CoefficientCard.load(folder / name / "card.json").coefficients
+
+
+def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
+    summary = run(make_recipe(), progress=False)
+    written = {str(p.relative_to(summary.folder)) for p in summary.folder.rglob("*") if p.is_file()}
+    assert {
+        "recipe.yaml", "splits.json", "metrics.jsonl", "result.json", "report.md",
+        "meta/card.json", "meta/model.safetensors",
+        "specialized/shapes/card.json", "specialized/letters/card.json",
+    } <= written  # fmt: skip
+    assert not [name for name in written if name.endswith(".part")]
+    result = json.loads((summary.folder / "result.json").read_text())
+    assert set(result["accuracy"]) == {
+        "pretrained", "individual", "task_arithmetic", "meta", "specialized", "control",
+    }  # fmt: skip
+    for by_task in result["accuracy"].values():
+        assert all(0 <= accuracy <= 1 for accuracy in by_task.values())
+    assert result["trainable"] == 2 * len(result["columns"])
+    assert result["kernels"]["cpu"] in ("avx2", "portable")
+    curve = result["specialize"]["shapes"]
+    assert [point["step"] for point in curve] == [0, 1, 2, 3]
+    assert curve[0]["accuracy"] == result["accuracy"]["meta"]["shapes"]
+    assert curve[-1]["accuracy"] == result["accuracy"]["specialized"]["shapes"]
+    assert curve[-1]["distance"] < curve[0]["distance"]
+    lines = [json.loads(row) for row in (summary.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["stage"] == "construct"] == [1, 2, 3, 4]
+    assert sum(line["stage"] == "control" for line in lines) == 6
+
+
+def test_the_same_command_twice_gives_equal_bits(make_recipe: Make, tmp_path: Path) -> None:
+    first = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
+    second = run(make_recipe(f"output={tmp_path / 'b'}"), progress=False)
+    assert torch.equal(card(first.folder), card(second.folder))
+    for task in ("shapes", "letters"):
+        assert torch.equal(
+            card(first.folder, f"specialized/{task}"), card(second.folder, f"specialized/{task}")
+        )
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [2, 4, 6, 11])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Stopped as Ctrl-C stops it, between a step's line in the metrics and its state."""
+    whole = run(make_recipe(f"output={tmp_path / 'whole'}"), progress=False)
+    recipe = make_recipe(f"output={tmp_path / 'stopped'}")
+    original = RunFolder.save_state
+    calls = []
+
+    def stop(self: Any, name: str, learner: Any) -> None:
+        calls.append(1)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        original(self, name, learner)
+
+    monkeypatch.setattr(RunFolder, "save_state", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, progress=False)
+    monkeypatch.undo()
+    resumed = run(recipe, resume=True, progress=False)
+    for name in ("meta", "specialized/shapes", "specialized/letters"):
+        assert torch.equal(card(resumed.folder, name), card(whole.folder, name))
+    assert resumed.result["accuracy"] == whole.result["accuracy"]
+    lines = [json.loads(row) for row in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["stage"], line["task"], line["step"]) for line in lines]
+    assert len(steps) == len(set(steps)) == 4 + 2 * 2 * 3
+
+
+def test_a_line_cut_off_by_a_kill_is_made_again(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe()
+    original = RunFolder.save_state
+    calls = []
+
+    def stop(self: Any, name: str, learner: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Stopped
+        original(self, name, learner)
+
+    monkeypatch.setattr(RunFolder, "save_state", stop)
+    with pytest.raises(Stopped):
+        run(recipe, progress=False)
+    monkeypatch.undo()
+    with open(recipe.output / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "construct", "task": null, "st')  # cut off by a kill
+    folder = run(recipe, resume=True, progress=False).folder
+    lines = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["stage"] == "construct"] == [1, 2, 3, 4]
+
+
+def test_poisoned_labels_change_no_bit_of_what_is_learned(
+    make_recipe: Make, files: Path, tmp_path: Path
+) -> None:
+    expected = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
+    data = tmp_path / "data"
+    shutil.copytree(files / "data", data)
+    for name in ("shapes", "letters"):
+        arrays = dict(np.load(data / f"{name}.npz"))
+        arrays["y_test"] = np.zeros_like(arrays["y_test"])
+        np.savez(data / f"{name}.npz", **arrays)
+    tasks = make_recipe().model_dump(mode="json")["tasks"]
+    for task in tasks:
+        task["evaluate"]["npz"] = task["adapt"]["npz"] = str(data / f"{task['name']}.npz")
+    poisoned = run(
+        make_recipe(f"output={tmp_path / 'b'}", f"tasks={json.dumps(tasks)}"), progress=False
+    )
+    for name in ("meta", "specialized/shapes", "specialized/letters"):
+        assert torch.equal(card(poisoned.folder, name), card(expected.folder, name))
+    assert poisoned.result["holdout"] == expected.result["holdout"]
+    assert poisoned.result["accuracy"] != expected.result["accuracy"]
+
+
+def test_tasks_without_labels_run_too(make_recipe: Make) -> None:
+    tasks = make_recipe().model_dump(mode="json")["tasks"]
+    for task in tasks:
+        del task["evaluate"]
+    summary = run(make_recipe(f"tasks={json.dumps(tasks)}"), progress=False)
+    assert summary.result["accuracy"] == {}
+    assert summary.report.exists()
+    assert summary.result["holdout"]["meta"] > 0
+
+
+def test_a_used_folder_is_refused_and_left_alone(make_recipe: Make) -> None:
+    recipe = make_recipe("specialize.tasks=none")
+    recipe.output.mkdir(parents=True)
+    (recipe.output / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(MdftError, match="must not exist or be empty.*--resume.*--output"):
+        run(recipe, progress=False)
+    assert [p.name for p in recipe.output.iterdir()] == ["thesis.txt"]
+
+
+def test_resume_wants_a_run_of_the_same_recipe(make_recipe: Make) -> None:
+    recipe = make_recipe("specialize.tasks=none")
+    with pytest.raises(MdftError, match="no run to resume"):
+        run(recipe, resume=True, progress=False)
+    run(recipe, progress=False)
+    other = make_recipe("specialize.tasks=none", "construct.steps=9")
+    with pytest.raises(MdftError, match="got a changed one"):
+        run(other, resume=True, progress=False)
+
+
+def test_a_damaged_state_is_one_clear_error(make_recipe: Make) -> None:
+    recipe = make_recipe("specialize.tasks=none")
+    run(recipe, progress=False)
+    (recipe.output / "state" / "construct.pt").write_bytes(b"not a state")
+    with pytest.raises(MdftError, match=r"construct.pt: not a readable state"):
+        run(recipe, resume=True, progress=False)
+
+
+def test_the_saved_model_and_the_card_load_bit_for_bit(make_recipe: Make) -> None:
+    recipe = make_recipe()
+    folder = run(recipe, progress=False).folder
+    built = build(recipe)
+    meta = built.meta_model()
+    for name in ("meta", "specialized/letters"):
+        meta.set_coefficients(card(folder, name))
+        expected = meta.materialize().state_dict()
+        from_card = load(folder / name / "card.json", pool=built.pool).state_dict()
+        assert all(torch.equal(from_card[key], value) for key, value in expected.items())
+        assert (folder / name / "card.json").stat().st_size < 10_000
+    saved = load(folder / "meta" / "model.safetensors")
+    assert not saved.training
+    meta.set_coefficients(card(folder))
+    for key, value in meta.materialize().state_dict().items():
+        assert torch.equal(saved.state_dict()[key], value)
+
+
+def test_a_card_of_another_pool_is_refused(make_recipe: Make, files: Path, tmp_path: Path) -> None:
+    recipe = make_recipe("specialize.tasks=none")
+    folder = run(recipe, progress=False).folder
+    models = tmp_path / "models"
+    shutil.copytree(files / "models", models)
+    state = load_file(models / "shapes.safetensors")
+    state["norm.bias"][0] += 1
+    save_file(state, models / "shapes.safetensors")
+    other = build(make_recipe(f"pool.models={models}")).pool
+    with pytest.raises(MdftError, match="its pool has checksum"):
+        load(folder / "meta" / "card.json", pool=other)
+    with pytest.raises(MdftError, match="needs its pool"):
+        load(folder / "meta" / "card.json")
+
+
+def test_damaged_cards_and_models(tmp_path: Path) -> None:
+    for content in ("", "[]", '{"format": "mdft_fast coefficient card", "version": 9}',
+                    '{"format": "mdft_fast coefficient card", "version": 1}'):  # fmt: skip
+        (tmp_path / "card.json").write_text(content)
+        with pytest.raises(MdftError, match=r"card.json: "):
+            CoefficientCard.load(tmp_path / "card.json")
+    (tmp_path / "model.safetensors").write_bytes(b"\x08")
+    with pytest.raises(MdftError, match=r"model.safetensors: not a readable safetensors"):
+        load(tmp_path / "model.safetensors")
+
+
+def test_a_packed_pool_gives_the_same_run(make_recipe: Make, tmp_path: Path) -> None:
+    from mdft_fast.run import pack
+
+    first = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
+    pack(make_recipe(), tmp_path / "pool")
+    packed = json.dumps({"folder": str(tmp_path / "pool")})
+    second = run(make_recipe(f"pool={packed}", f"output={tmp_path / 'b'}"), progress=False)
+    assert second.result["pool"]["checksum"] == first.result["pool"]["checksum"]
+    assert torch.equal(card(first.folder), card(second.folder))
+    wrong = make_recipe(f"pool={packed}", "preprocess.mean=0.4", f"output={tmp_path / 'c'}")
+    with pytest.raises(MdftError, match="preprocess must be the pool's"):
+        run(wrong, progress=False)
+
+
+def damage(files: Path, tmp_path: Path, what: str) -> tuple[str, str]:
+    """Copies the files with one fault; returns an override and what the error must say."""
+    models, data = tmp_path / "models", tmp_path / "data"
+    shutil.copytree(files / "models", models)
+    shutil.copytree(files / "data", data)
+    state = load_file(models / "letters.safetensors")
+    if what == "missing key":
+        del state["norm.bias"]
+    elif what == "extra key":
+        state["norm.bia"] = torch.zeros(3)
+    elif what == "shape":
+        state["norm.bias"] = torch.zeros(3)
+    elif what == "nan":
+        state["norm.bias"][1] = float("nan")
+    elif what == "dtype":
+        state["norm.bias"] = state["norm.bias"].float()
+    elif what == "base again":
+        state = load_file(files / "base.safetensors")
+    save_file(state, models / "letters.safetensors")
+    if what == "truncated":
+        whole = (models / "letters.safetensors").read_bytes()
+        (models / "letters.safetensors").write_bytes(whole[: len(whole) // 2])
+    if what == "no file":
+        (models / "letters.safetensors").unlink()
+    return f"pool.models={models}", r"letters.safetensors.*" if what != "no file" else "letters"
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["missing key", "extra key", "shape", "nan", "dtype", "base again", "truncated", "no file"],
+)
+def test_bad_checkpoints_are_one_clear_error(
+    make_recipe: Make, files: Path, tmp_path: Path, what: str
+) -> None:
+    override, message = damage(files, tmp_path, what)
+    with pytest.raises(MdftError, match=message) as caught:
+        run(make_recipe(override), progress=False)
+    text = str(caught.value)
+    assert "norm.bia" in text or what in ("base again", "truncated", "no file")
+    assert "Traceback" not in text
+
+
+def test_bad_images_and_classes(make_recipe: Make, files: Path, tmp_path: Path) -> None:
+    tasks = make_recipe().model_dump(mode="json")["tasks"]
+    arrays = dict(np.load(files / "data" / "letters.npz"))
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"x_unlabelled": arrays["x_unlabelled"][:0]}, r"(?i)x_unlabelled.*\[0, 32"),
+        ({"x_unlabelled": arrays["x_unlabelled"][:, :16]}, r"x_unlabelled.*16"),
+        ({"x_unlabelled": np.full((4, 3, 32, 32), np.nan, np.float32)}, "x_unlabelled.*finite"),
+        ({"y_test": arrays["y_test"] + 7}, r"y_test.*\[0, 7\)"),
+        ({"class_names": np.array(["a", "b"])}, "one row for each of 2 class names"),
+    ]
+    for i, (change, message) in enumerate(cases):
+        np.savez(tmp_path / f"{i}.npz", **{**arrays, **change})
+        tasks[1]["adapt"]["npz"] = tasks[1]["evaluate"]["npz"] = str(tmp_path / f"{i}.npz")
+        recipe = make_recipe(
+            f"tasks={json.dumps(tasks)}", f"output={tmp_path / f'run{i}'}", "construct.steps=1",
+            "specialize.tasks=none",
+        )  # fmt: skip
+        with pytest.raises(MdftError, match=message):
+            run(recipe, progress=False)
+
+
+def test_a_packed_pool_is_left_whole_by_a_run(make_recipe: Make, tmp_path: Path) -> None:
+    from mdft_fast.run import pack
+
+    pack(make_recipe(), tmp_path / "pool")
+    before = _digests(tmp_path / "pool")
+    packed = json.dumps({"folder": str(tmp_path / "pool")})
+    run(make_recipe(f"pool={packed}", "specialize.tasks=none"), progress=False)
+    assert _digests(tmp_path / "pool") == before
+    Pool.open(tmp_path / "pool", verify=True)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
