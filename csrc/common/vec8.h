@@ -14,60 +14,14 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
-#include "common/number.h"
+#include "common/convert.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace mdft::MDFT_ISA {
-
-template <typename to_t, typename from_t>
-inline to_t bit_cast(from_t value) {
-  static_assert(sizeof(to_t) == sizeof(from_t));
-  to_t result;
-  std::memcpy(&result, &value, sizeof(result));
-  return result;
-}
-
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-inline float widen(BFloat16Bits x) { return bit_cast<float>(uint32_t{x.bits} << 16); }
-inline float widen(Float16Bits x) {
-  const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16;
-  const uint32_t magnitude = x.bits & 0x7fffu;
-  if (magnitude >= 0x7c00u) {  // infinity or NaN
-    return bit_cast<float>(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
-  }
-  // 2^112 shifts the exponent's bias from 15 to 127, and makes subnormal halves normal floats.
-  return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f));
-}
-
-inline void narrow(float x, float* p) { *p = x; }
-inline void narrow(double x, double* p) { *p = x; }
-inline void narrow(float x, BFloat16Bits* p) {  // to nearest, ties to even
-  const auto bits = bit_cast<uint32_t>(x);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  p->bits = static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
-}
-inline void narrow(float x, Float16Bits* p) {  // to nearest, ties to even
-  const auto bits = bit_cast<uint32_t>(x);
-  const uint32_t sign = (bits >> 16) & 0x8000u;
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  uint32_t half;
-  if (magnitude > 0x7f800000u) {
-    half = 0x7e00u;
-  } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or beyond
-    half = 0x7c00u;
-  } else if (magnitude < 0x38800000u) {  // subnormal: the float adder does the rounding
-    half = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-  } else {
-    half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  }
-  p->bits = static_cast<uint16_t>(sign | half);
-}
 
 template <typename acc_t>
 struct Vec8 {
@@ -219,8 +173,8 @@ inline Vec8<float> exp(const Vec8<float>& a) {
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
   p = _mm256_fmadd_ps(_mm256_mul_ps(r, r), p, _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
-  const __m256i power = _mm256_slli_epi32(
-      _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  const __m256i power =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   p = _mm256_mul_ps(p, _mm256_castsi256_ps(power));
   const __m256 tiny = _mm256_cmp_ps(x, _mm256_set1_ps(-87.33f), _CMP_LT_OQ);
   return {_mm256_blendv_ps(_mm256_andnot_ps(tiny, p), x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q))};
@@ -247,10 +201,14 @@ inline void store(const Vec8<acc_t>& x, scalar_t* p, int64_t n) {
 template <typename F>
 inline void with_type(DType dtype, F f) {
   switch (dtype) {
-    case DType::kFloat32: return f(static_cast<const float*>(nullptr));
-    case DType::kBFloat16: return f(static_cast<const BFloat16Bits*>(nullptr));
-    case DType::kFloat16: return f(static_cast<const Float16Bits*>(nullptr));
-    case DType::kFloat64: return f(static_cast<const double*>(nullptr));
+    case DType::kFloat32:
+      return f(static_cast<const float*>(nullptr));
+    case DType::kBFloat16:
+      return f(static_cast<const BFloat16Bits*>(nullptr));
+    case DType::kFloat16:
+      return f(static_cast<const Float16Bits*>(nullptr));
+    case DType::kFloat64:
+      return f(static_cast<const double*>(nullptr));
   }
 }
 
