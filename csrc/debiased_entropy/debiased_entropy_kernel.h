@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// The bodies of debiased_entropy and its backward on a GPU; see common/grid.h for what they are
+// written in.
+//
+// At a step's size (8 tasks x 16 rows, some 6,000 logits) the time is latency: 3 M numbers moved,
+// and a launch costs more than that. So one launch does all tasks. A block takes a task, its warps
+// the rows, their lanes the classes; every sum runs in an order that sizes alone fix. A row is read
+// from memory once and then from the cache. A block for each row would need a second launch, or
+// all blocks to meet, between the rows' numbers and the gradient.
+//
+// Offsets lie in device memory, where checking them on the host would wait for the GPU. Ones that
+// are out of range are cut to what is there, and the task's loss becomes NaN.
+#pragma once
+
+#include "debiased_entropy/debiased_entropy_rows.h"
+
+namespace mdft::MDFT_ISA {
+
+struct RowNumbers {       // of one row, in the accumulator's precision widened to double
+  double shift, log_sum;  // log q_c = z_c - shift - log_sum
+  double teacher_shift, teacher_log_sum;  // the same for p, unused where p is given
+  double entropy, teacher_entropy, cross_entropy;
+  double scale;  // weight / kept rows of the task; 0 where removed
+};
+
+struct EntropyArgs {
+  const void* logits;           // [M]
+  const void* teacher;          // [M]
+  const void* teacher_entropy;  // [R] or null: teacher holds logits
+  const int64_t* row_offsets;   // [R + 1]
+  const int64_t* task_rows;     // [K + 1]
+  RowNumbers* numbers;          // [R]
+  void* loss;                   // [K]
+  void* entropy;                // [R]
+  void* weight;                 // [R]
+  bool* kept;                   // [R]
+  void* grad;                   // [M]
+  DType logits_dtype, teacher_dtype;
+  int64_t M, R;
+  double alpha, mu;
+  bool use_entropy, filter, reweight, normalize, entropy_of_meta;
+};
+
+template <typename acc_t>
+struct EntropyKernel {
+  using Args = EntropyArgs;
+  static constexpr int kThreads = 512;  // 16 warps: a task's 16 rows at once
+  static constexpr int kMinBlocks = 1;
+  static constexpr acc_t kNoLogit = -std::numeric_limits<acc_t>::infinity();
+  static constexpr acc_t kLowest = std::numeric_limits<acc_t>::lowest();
+  struct Shared {};
+
+  static MDFT_DEVICE void run(const Args& a, const Block<kThreads>& block, Shared&) {
+    const Part rows = part(a.task_rows, block.index, a.R);
+    block.phase([&](int warp) {
+      for (int64_t r = rows.begin + warp; r < rows.end; r += block.kWarps) make_numbers(a, r);
+    });
+    block.phase([&](int warp) {
+      if (warp == 0) reduce_task(a, block.index, rows);
+    });
+    block.each_warp([&](int warp) {
+      for (int64_t r = rows.begin + warp; r < rows.end; r += block.kWarps) write_gradient(a, r);
+    });
+  }
+
+  // -inf becomes the lowest finite number: times a probability of 0 it is 0, not NaN.
+  static MDFT_DEVICE acc_t above_infinity(acc_t x) { return x < kLowest ? kLowest : x; }
+
+  // log q_c = z_c - shift - log_sum, subtracted in two steps: shift may be large, and what remains
+  // of the first difference is exact near it.
+  static MDFT_DEVICE acc_t log_softmax(acc_t z, double shift, double log_sum) {
+    return (z - static_cast<acc_t>(shift)) - static_cast<acc_t>(log_sum);
+  }
+
+  static MDFT_DEVICE Row<acc_t> logits_of(const Args& a, int64_t r) {
+    return {a.logits, a.logits_dtype, part(a.row_offsets, r, a.M)};
+  }
+  static MDFT_DEVICE Row<acc_t> teacher_of(const Args& a, int64_t r) {
+    return {a.teacher, a.teacher_dtype, part(a.row_offsets, r, a.M)};
+  }
+
+  // p of class i: given, or the softmax of the teacher's logits.
+  static MDFT_DEVICE acc_t probability(const Args& a, const Row<acc_t>& t, int64_t i, double shift,
+                                       double log_sum) {
+    if (a.teacher_entropy != nullptr) return t.read(i, 0);
+    return exponential(log_softmax(t.read(i, kNoLogit), shift, log_sum));
+  }
+
+  // shift, log_sum and entropy of softmax(row): H = log sum - sum e^y y / sum, y = z - shift.
+  static MDFT_DEVICE void softmax_numbers(const Row<acc_t>& row, double* shift, double* log_sum,
+                                          double* entropy) {
+    Lanes<acc_t> top, total, weighted;
+    each_lane([&](int lane) {
+      top[lane] = kNoLogit;
+      for (int64_t i = lane; i < row.size(); i += kWarp) {
+        const acc_t z = row.read(i, kNoLogit);
+        top[lane] = top[lane] < z ? z : top[lane];
+      }
+    });
+    const acc_t most = warp_max(top);
+    each_lane([&](int lane) {
+      total[lane] = weighted[lane] = 0;
+      for (int64_t i = lane; i < row.size(); i += kWarp) {
+        const acc_t y = row.read(i, kNoLogit) - most;
+        const acc_t e = exponential(y);
+        total[lane] += e;
+        weighted[lane] = fused(e, above_infinity(y), weighted[lane]);
+      }
+    });
+    const double sum = warp_sum(total);
+    *shift = most;
+    *log_sum = log(sum);
+    *entropy = *log_sum - warp_sum(weighted) / sum;
+  }
+
+  static MDFT_DEVICE void make_numbers(const Args& a, int64_t r) {
+    const Row<acc_t> z = logits_of(a, r);
+    const Row<acc_t> t = teacher_of(a, r);
+    RowNumbers n{};
+    softmax_numbers(z, &n.shift, &n.log_sum, &n.entropy);
+    if (a.teacher_entropy == nullptr) {
+      softmax_numbers(t, &n.teacher_shift, &n.teacher_log_sum, &n.teacher_entropy);
+    } else {
+      n.teacher_entropy = static_cast<const acc_t*>(a.teacher_entropy)[r];
+    }
+    Lanes<acc_t> crossed;  // sum of p log q; a class with p = 0 adds nothing
+    each_lane([&](int lane) {
+      crossed[lane] = 0;
+      for (int64_t i = lane; i < z.size(); i += kWarp) {
+        const acc_t p = probability(a, t, i, n.teacher_shift, n.teacher_log_sum);
+        const acc_t log_q = log_softmax(z.read(i, 0), n.shift, n.log_sum);
+        crossed[lane] = fused(p, p == 0 ? acc_t{0} : log_q, crossed[lane]);
+      }
+    });
+    n.cross_entropy = -static_cast<double>(warp_sum(crossed));
+    each_lane([&](int lane) {
+      if (lane == 0) a.numbers[r] = n;
+    });
+  }
+
+  // Filter, weight and loss of one task (METHOD's equations 4 to 6), a row a lane.
+  static MDFT_DEVICE void reduce_task(const Args& a, int64_t task, const Part& rows) {
+    auto* entropy = static_cast<acc_t*>(a.entropy);
+    auto* weight = static_cast<acc_t*>(a.weight);
+    Lanes<double> count, weights, total;
+    each_lane([&](int lane) {
+      count[lane] = weights[lane] = 0;
+      total[lane] = rows.whole ? 0 : kNaN<double>;
+      for (int64_t r = rows.begin + lane; r < rows.end; r += kWarp) {
+        RowNumbers& n = a.numbers[r];
+        const Row<acc_t> z = logits_of(a, r);
+        const auto H0 = static_cast<acc_t>(a.mu * log(static_cast<double>(z.size())));
+        const auto H = static_cast<acc_t>(a.entropy_of_meta ? n.entropy : n.teacher_entropy);
+        const bool keep = !a.filter || H < H0;
+        n.scale = !keep ? 0 : !a.reweight ? 1 : exponential(H0 - H);
+        entropy[r] = H;
+        a.kept[r] = keep;
+        count[lane] += keep;
+        weights[lane] += n.scale;
+        if (!z.part.whole) total[lane] = kNaN<double>;
+      }
+    });
+    const double kept = warp_sum(count);
+    const double all_weights = warp_sum(weights);
+    const double mean = a.normalize && kept > 0 ? all_weights / kept : 1;
+    each_lane([&](int lane) {
+      for (int64_t r = rows.begin + lane; r < rows.end; r += kWarp) {
+        RowNumbers& n = a.numbers[r];
+        weight[r] = static_cast<acc_t>(n.scale / mean);
+        if (!a.kept[r]) continue;  // masked, not multiplied: a removed row may hold anything
+        n.scale = n.scale / mean / kept;
+        total[lane] += n.scale * (a.alpha * n.cross_entropy + (a.use_entropy ? n.entropy : 0));
+      }
+    });
+    const double loss = warp_sum(total);
+    each_lane([&](int lane) {
+      if (lane == 0) static_cast<acc_t*>(a.loss)[task] = static_cast<acc_t>(loss);
+    });
+  }
+
+  static MDFT_DEVICE void write_gradient(const Args& a, int64_t r) {
+    if constexpr (std::is_same_v<acc_t, double>) {
+      write_gradient_as<double>(a, r);
+    } else if (a.logits_dtype == DType::kFloat32) {
+      write_gradient_as<float>(a, r);
+    } else if (a.logits_dtype == DType::kBFloat16) {
+      write_gradient_as<BFloat16Bits>(a, r);
+    } else {
+      write_gradient_as<Float16Bits>(a, r);
+    }
+  }
+
+  template <typename scalar_t>
+  static MDFT_DEVICE void write_gradient_as(const Args& a, int64_t r) {
+    const Row<acc_t> z = logits_of(a, r);
+    const Row<acc_t> t = teacher_of(a, r);
+    const RowNumbers n = a.numbers[r];
+    auto* grad = static_cast<scalar_t*>(a.grad) + z.part.begin;
+    const auto alpha = static_cast<acc_t>(n.scale * a.alpha);
+    const auto entropy_scale = static_cast<acc_t>(a.use_entropy ? -n.scale : 0.0);
+    each_lane([&](int lane) {
+      for (int64_t i = lane; i < z.size(); i += kWarp) {
+        acc_t g = 0;  // a removed row: exactly 0, also where the logits are not finite
+        if (n.scale != 0) {
+          const acc_t log_q = log_softmax(z.read(i, kNoLogit), n.shift, n.log_sum);
+          const acc_t q = exponential(log_q);
+          const acc_t p = probability(a, t, i, n.teacher_shift, n.teacher_log_sum);
+          const acc_t spread = q * (above_infinity(log_q) + static_cast<acc_t>(n.entropy));
+          g = fused(alpha, q - p, entropy_scale * spread);
+        }
+        narrow(g, grad + i);
+      }
+    });
+  }
+};
+
+}  // namespace mdft::MDFT_ISA

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// The body of merge on a GPU; see common/grid.h for what it is written in.
+//
+// Memory bound: N (b_base + K b_delta + b_out) bytes, each touched once. A thread makes one pack of
+// neighbouring outputs, 16 bytes of a task vector. The loads of up to kChunk task vectors are
+// issued before the first is used: 144 bytes in flight a thread, where a quarter of the
+// multiprocessor's threads with that many already cover the latency of memory. A persistent grid
+// that prefetches its next pack would hold twice the registers for bytes already in flight.
+//
+// Columns lie in device memory, where checking them on the host would wait for the GPU. One that is
+// out of range is not read: its tile becomes NaN (unless K = 0).
+#pragma once
+
+#include "common/grid.h"
+
+namespace mdft::MDFT_ISA {
+
+struct MergeArgs {
+  const void* base;          // of the range's first tile, as are deltas and out
+  const void* deltas;        // [K, N]
+  const void* coefficients;  // [K, L]
+  const int32_t* columns;    // [tiles]
+  void* out;                 // [n]
+  DType out_dtype;
+  int64_t K, L, N, n;
+};
+
+// kPack > 1 needs rows and all pointers aligned to 16 bytes, and n a multiple of kPack: the
+// launcher sees to it. The dtype of out is a branch at the end, where nothing waits for it; that of
+// base is a template, for its conversion stands between the loads and the first sum.
+template <typename scalar_t, typename base_t, int kPack>
+struct MergeKernel {
+  using acc_t = typename Accumulate<scalar_t>::type;
+  using pack_t = Pack<scalar_t, kPack>;
+  using Args = MergeArgs;
+  struct Shared {};
+  static constexpr int kThreads = 256;
+  static constexpr int kMinBlocks = 3;  // 72 to 120 KiB in flight on a multiprocessor
+  static constexpr int kChunk = 8;      // task vectors whose loads are in flight together
+  static_assert(kTile % kPack == 0, "a pack reads one column of lambda");
+
+  static MDFT_DEVICE void run(const Args& a, const Block<kThreads>& block, Shared&) {
+    block.each_thread([&](int thread) {
+      const int64_t i = (block.index * kThreads + thread) * kPack;
+      if (i < a.n) merge_pack(a, i);
+    });
+  }
+
+  static MDFT_DEVICE void merge_pack(const Args& a, int64_t i) {
+    acc_t sums[kPack];
+    int64_t k = 0;
+    if (a.K >= kChunk) {
+      add_rows<kChunk, true>(a, i, k, sums);
+      for (k = kChunk; k + kChunk <= a.K; k += kChunk) add_rows<kChunk, false>(a, i, k, sums);
+      if (a.K & 4) add_rows<4, false>(a, i, k, sums), k += 4;
+      if (a.K & 2) add_rows<2, false>(a, i, k, sums), k += 2;
+      if (a.K & 1) add_rows<1, false>(a, i, k, sums);
+    } else {
+      add_rows<0, true>(a, i, k, sums);  // out = base
+      if (a.K & 4) add_rows<4, false>(a, i, k, sums), k += 4;
+      if (a.K & 2) add_rows<2, false>(a, i, k, sums), k += 2;
+      if (a.K & 1) add_rows<1, false>(a, i, k, sums);
+    }
+    store_out(a, i, sums);
+  }
+
+  // sums += lambda_k * row k, k .. k + kRows - 1 in that order; all loads come before the first
+  // use. kFirst: sums begins as base, whose load is one of them.
+  template <int kRows, bool kFirst>
+  static MDFT_DEVICE void add_rows(const Args& a, int64_t i, int64_t k, acc_t* sums) {
+    const int32_t column = a.columns[static_cast<uint64_t>(i) / kTile];
+    const auto* delta = static_cast<const scalar_t*>(a.deltas) + k * a.N + i;
+    pack_t rows[kRows + 1];
+    Pack<base_t, kPack> base;
+    acc_t scale[kRows + 1];
+    MDFT_UNROLL
+    for (int j = 0; j < kRows; ++j) rows[j] = stream_load<pack_t>(delta + j * a.N);
+    if constexpr (kFirst) {
+      base = stream_load<Pack<base_t, kPack>>(static_cast<const base_t*>(a.base) + i);
+    }
+    issue_fence();  // lambda waits for column; the rows need not
+    const bool inside = 0 <= column && column < a.L;
+    const auto* lambda =
+        static_cast<const acc_t*>(a.coefficients) + k * a.L + (inside ? column : 0);
+    MDFT_UNROLL
+    for (int j = 0; j < kRows; ++j) scale[j] = inside ? lambda[j * a.L] : kNaN<acc_t>;
+    MDFT_UNROLL
+    for (int e = 0; e < kPack; ++e) {
+      if constexpr (kFirst) sums[e] = widen(base.v[e]);
+      MDFT_UNROLL
+      for (int j = 0; j < kRows; ++j) sums[e] = fused(scale[j], widen(rows[j].v[e]), sums[e]);
+    }
+  }
+
+  static MDFT_DEVICE void store_out(const Args& a, int64_t i, const acc_t* sums) {
+    if constexpr (std::is_same_v<acc_t, double>) {
+      store_as<double>(a, i, sums);
+    } else if (a.out_dtype == DType::kFloat32) {
+      store_as<float>(a, i, sums);
+    } else if (a.out_dtype == DType::kBFloat16) {
+      store_as<BFloat16Bits>(a, i, sums);
+    } else {
+      store_as<Float16Bits>(a, i, sums);
+    }
+  }
+
+  template <typename out_t>
+  static MDFT_DEVICE void store_as(const Args& a, int64_t i, const acc_t* sums) {
+    Pack<out_t, kPack> pack;
+    MDFT_UNROLL
+    for (int e = 0; e < kPack; ++e) narrow(sums[e], &pack.v[e]);
+    store(static_cast<out_t*>(a.out) + i, pack);
+  }
+};
+
+}  // namespace mdft::MDFT_ISA
