@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the CUDA kernels have and the CPU's have not: packs, warps, tables, unchecked indices.
+
+``grid`` says where they run: here over the emulated grid, in tests/cuda on a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mdft_fast import reference
+from mdft_fast.layout import TILE, Layout, TilePlan
+from tests.grid import Grid
+from tests.ops.inputs import F32, F64, NARROW, make_arena, make_grads, name
+from tests.tolerance import assert_within_rounding
+
+K_VALUES = [0, 1, 2, 3, 7, 8, 9, 15, 16, 17]  # full chunks of 8, and every kind of rest
+PAIRS = [*itertools.product(NARROW, repeat=2), (F64, F64)]
+LAYOUT = Layout.of({"a": (3000,), "b": (), "c": (64, 64), "d": (1, 2049)})
+
+
+def displaced(x: Tensor, by: int = 1) -> Tensor:
+    """Returns the same numbers, not aligned to 16 bytes."""
+    room = x.new_empty(x.numel() + by)
+    room[by:] = x.flatten()
+    return room[by:].view(x.shape)
+
+
+def plan_of(columns: list[int], L: int, N: int, device: torch.device) -> TilePlan:
+    """Returns a plan in which tile t reads columns[t]."""
+    tiles = torch.tensor(columns, dtype=torch.int64)
+    starts = torch.cat([torch.zeros(1).long(), tiles.bincount(minlength=L).cumsum(0)])
+    return TilePlan(
+        tiles.int().to(device), tiles.argsort(stable=True).int().to(device),
+        starts.int().to(device), torch.tensor([0, len(columns)]), 0, -(-N // TILE),
+    )  # fmt: skip
+
+
+def merge(grid: Grid, arena: Any, plan: TilePlan, out: torch.dtype = F32) -> Tensor:
+    result: Tensor = grid.ops.merge(*arena, plan.columns, plan.first, plan.last, out)
+    return result
+
+
+def dots(grid: Grid, grads: Any, deltas: Tensor, plan: TilePlan) -> Tensor:
+    result: Tensor = grid.ops.merge_dots(
+        grads, deltas, plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last
+    )
+    return result
+
+
+def assert_merges(got: Tensor, arena: Any, plan: TilePlan) -> None:
+    terms = len(arena.deltas) + 1
+    assert_within_rounding(
+        got,
+        exact=reference.merge(*arena.double(), plan, F64),
+        magnitude=reference.merge(*arena.double().abs(), plan, F64),
+        terms=terms,
+        reference_terms=terms,
+    )
+
+
+def assert_dots(got: Tensor, grads: list[Any], deltas: Tensor, plan: TilePlan) -> None:
+    wide = [None if g is None else g.double() for g in grads]
+    size = [None if g is None else g.abs() for g in wide]
+    elements_of_a_lane = 16 if got.dtype == F64 else 8  # then 1 or 2 levels, and 5 of the warp
+    assert_within_rounding(
+        got,
+        exact=reference.merge_dots(wide, deltas.double(), plan),
+        magnitude=reference.merge_dots(size, deltas.double().abs(), plan),
+        terms=elements_of_a_lane + 7 + (len(plan.order) if got.dtype == F64 else 0),
+        reference_terms=TILE + len(plan.order),
+    )
+
+
+# ---- merge
+
+
+@pytest.mark.parametrize("dtypes", PAIRS, ids=name)
+@pytest.mark.parametrize("K", K_VALUES)
+def test_merge_any_number_of_vectors(
+    K: int, dtypes: tuple[torch.dtype, torch.dtype], grid: Grid
+) -> None:
+    N = 5 * TILE + 40  # a partial tile of whole packs
+    arena = make_arena(K, Layout.of({"a": (TILE,), "b": (N - TILE,), "unused": (0,)}),
+                       grid.device, base=dtypes[0], deltas=dtypes[1], elements=N)  # fmt: skip
+    plan = plan_of([0, 2, 1, 1, 0, 2], 3, N, grid.device)
+    got = merge(grid, arena, plan, dtypes[0])
+    assert_merges(got, arena, plan)
+
+
+@pytest.mark.parametrize("dtypes", PAIRS, ids=name)
+@pytest.mark.parametrize("what", ["base", "deltas", "out", "rows"])
+def test_merge_bits_do_not_depend_on_alignment(
+    what: str, dtypes: tuple[torch.dtype, torch.dtype], grid: Grid
+) -> None:
+    N = 2 * TILE + 24
+    arena = make_arena(9, LAYOUT, grid.device, base=dtypes[0], deltas=dtypes[1], elements=N)
+    plan = plan_of([1, 0, 2], 4, N, grid.device)
+    wanted = merge(grid, arena, plan, dtypes[1])
+    if what == "rows":  # N odd: every second row begins between packs
+        arena = type(arena)(arena[0][:-1], arena[1][:, :-1].contiguous(), arena[2])
+        assert torch.equal(merge(grid, arena, plan, dtypes[1]), wanted[:-1])
+        return
+    if what != "out":
+        arena = arena._replace(**{what: displaced(getattr(arena, what))})
+    out = torch.full_like(wanted, torch.nan)
+    out = displaced(out) if what == "out" else out
+    grid.ops.merge_out(*arena, plan.columns, plan.first, plan.last, out)
+    assert torch.equal(out, wanted)
+
+
+@pytest.mark.parametrize("bad", [-1, 4, -(2**31), 2**31 - 1])
+def test_merge_makes_a_tile_of_a_wrong_column_nan(bad: int, grid: Grid) -> None:
+    arena = make_arena(9, LAYOUT, grid.device)
+    plan = LAYOUT.plan(grid.device)
+    wanted = merge(grid, arena, plan)
+    columns = plan.columns.clone()
+    columns[4] = bad
+    got = merge(grid, arena, plan._replace(columns=columns))
+    assert got[4 * TILE : 5 * TILE].isnan().all()
+    wanted[4 * TILE : 5 * TILE] = got[4 * TILE : 5 * TILE] = 0
+    assert torch.equal(got, wanted)
+
+
+def test_merge_writes_a_range_of_tiles_and_no_more(grid: Grid) -> None:
+    arena = make_arena(8, LAYOUT, grid.device)
+    whole = merge(grid, arena, LAYOUT.plan(grid.device))
+    tiles = (3, 8)
+    plan = LAYOUT.plan(grid.device, tiles)
+    room = torch.full((5 * TILE + 32,), -1.0, device=grid.device)
+    grid.ops.merge_out(*arena, plan.columns, *tiles, room[16:-16])
+    assert torch.equal(room[16:-16], whole[3 * TILE : 8 * TILE])
+    assert (room[:16] == -1).all()
+    assert (room[-16:] == -1).all()
+
+
+# ---- merge_dots
+
+
+@pytest.mark.parametrize("dtypes", PAIRS, ids=name)
+@pytest.mark.parametrize("K", K_VALUES)
+def test_dots_any_number_of_vectors(
+    K: int, dtypes: tuple[torch.dtype, torch.dtype], grid: Grid
+) -> None:
+    plan = LAYOUT.plan(grid.device)
+    deltas = make_arena(K, LAYOUT, grid.device, base=dtypes[1], deltas=dtypes[1]).deltas
+    grads = make_grads(LAYOUT, grid.device, dtypes[0])
+    assert_dots(dots(grid, grads, deltas, plan), grads, deltas, plan)
+
+
+@pytest.mark.parametrize("count", [255, 256, 257, 600])
+def test_dots_of_more_tensors_than_a_table_holds(count: int, grid: Grid) -> None:
+    layout = Layout.of({f"t{i}": (i * 37 % 1100,) for i in range(count)})
+    layout = layout.group({f"t{i}": f"c{i % 5}" for i in range(count)})
+    plan = layout.plan(grid.device)
+    deltas = make_arena(3, layout, grid.device).deltas
+    grads = [None if i % 7 == 3 else g for i, g in enumerate(make_grads(layout, grid.device))]
+    assert_dots(dots(grid, grads, deltas, plan), grads, deltas, plan)
+    absent = [None if i < 256 else g for i, g in enumerate(grads)]  # the whole first table
+    assert_dots(dots(grid, absent, deltas, plan), absent, deltas, plan)
+
+
+@pytest.mark.parametrize("dtypes", PAIRS, ids=name)
+def test_dots_bits_do_not_depend_on_alignment(
+    dtypes: tuple[torch.dtype, torch.dtype], grid: Grid
+) -> None:
+    N = 3 * TILE
+    layout = Layout.of({"a": (N,)})
+    plan = layout.plan(grid.device)
+    deltas = make_arena(3, layout, grid.device, base=dtypes[1], deltas=dtypes[1]).deltas
+    (grad,) = make_grads(layout, grid.device, dtypes[0])
+    wanted = dots(grid, [grad], deltas, plan)
+    assert torch.equal(dots(grid, [displaced(grad)], deltas, plan), wanted)
+    assert torch.equal(dots(grid, [grad], displaced(deltas), plan), wanted)
+    # A tail of zeros adds nothing, and is read one element at a time.
+    grad[-1] = 0
+    deltas_odd = deltas[:, :-1].contiguous()
+    wanted = dots(grid, [grad], deltas, plan)
+    assert torch.equal(dots(grid, [grad[:-1]], deltas_odd, plan), wanted)
+
+
+def test_dots_of_a_column_that_owns_every_tile(grid: Grid) -> None:
+    layout = Layout.of({"a": (4999 * TILE + 1,)})  # more than two rounds of 8 x 256 tiles
+    plan = layout.plan(grid.device)
+    deltas = make_arena(1, layout, grid.device).deltas
+    grads = make_grads(layout, grid.device)
+    assert_dots(dots(grid, grads, deltas, plan), grads, deltas, plan)
+
+
+def test_dots_of_a_wrong_index_are_nan(grid: Grid) -> None:
+    plan = LAYOUT.plan(grid.device)
+    deltas = make_arena(2, LAYOUT, grid.device).deltas
+    grads = make_grads(LAYOUT, grid.device)
+    wanted = dots(grid, grads, deltas, plan)
+    order = plan.order.clone()
+    order[3] = len(order)  # the tile of column 1
+    got = dots(grid, grads, deltas, plan._replace(order=order))
+    assert got[:, 1].isnan().all()
+    assert torch.equal(got[:, [0, 2, 3]], wanted[:, [0, 2, 3]])
+    starts = plan.starts.clone()
+    starts[-1] = len(order) + 1
+    got = dots(grid, grads, deltas, plan._replace(starts=starts))
+    assert got[:, 3].isnan().all()
+    assert torch.equal(got[:, :3], wanted[:, :3])
+
+
+# ---- debiased_entropy
+
+SWITCHES = {
+    "paper": (1.0, 0.4, True, True, 1, False),
+    "meta": (2.5, 0.4, True, True, 2, True),
+    "unfiltered": (0.5, 0.4, False, False, 0, False),
+}
+
+
+def ragged(device: torch.device, counts: list[int], classes: list[int], dtype: Any) -> list[Any]:
+    """Returns the operator's tensors for tasks of `counts` rows, whose sizes run over classes."""
+    random = torch.Generator().manual_seed(3)
+    sizes = [classes[r % len(classes)] for r in range(sum(counts))]
+    offsets = torch.tensor([0, *itertools.accumulate(sizes)])
+    tasks = torch.tensor([0, *itertools.accumulate(counts)])
+    sure = (torch.rand(len(sizes), generator=random) * 6).repeat_interleave(torch.tensor(sizes))
+    z = torch.randn(sum(sizes), generator=random) * 3
+    t = torch.randn(sum(sizes), generator=random) * sure
+    return [z.to(device, dtype), t.to(device, dtype), None, offsets.to(device), tasks.to(device)]
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+@pytest.mark.parametrize(
+    ("counts", "classes"),
+    [
+        ([5, 0, 3], [1, 2, 31, 32, 33]),
+        ([16, 17, 1], [10]),  # as many rows as warps, and one more
+        ([70], [3, 64]),  # more rows than a warp has lanes
+        ([3], [1000, 5000]),
+        ([1] * 40, [7]),
+    ],
+)
+def test_entropy_of_ragged_rows(
+    counts: list[int], classes: list[int], switches: str, grid: Grid
+) -> None:
+    args = ragged(grid.device, counts, classes, F64)
+    got = grid.ops.debiased_entropy(*args, *SWITCHES[switches])
+    on_cpu = [None if x is None else x.cpu() for x in args]
+    wanted = torch.ops.mdft_fast.debiased_entropy(*on_cpu, *SWITCHES[switches])
+    assert torch.equal(got[3].cpu(), wanted[3])
+    for mine, other in zip(got, wanted, strict=True):  # float64: some hundred roundings
+        torch.testing.assert_close(mine.cpu(), other, rtol=1e-12, atol=1e-13)
+
+
+def test_entropy_of_wrong_offsets_is_nan(grid: Grid) -> None:
+    args = ragged(grid.device, [2, 3, 1], [4, 5], F32)
+    wanted = grid.ops.debiased_entropy(*args, *SWITCHES["paper"])
+    offsets, tasks = args[3], args[4]
+    changed = offsets.clone()
+    changed[-1] = 10**9
+    for i, wrong in {
+        2: [*args[:3], changed, tasks],
+        1: [*args[:3], offsets, tasks.new_tensor([0, 2, 1, 6])],
+        0: [*args[:3], offsets, tasks.new_tensor([-5, 2, 5, 6])],
+    }.items():
+        loss = grid.ops.debiased_entropy(*wrong, *SWITCHES["paper"])[0]
+        assert loss[i].isnan()
+        if i != 1:
+            others = [k for k in range(3) if k != i]
+            assert torch.equal(loss[others], wanted[0][others])
+        grid.ops.debiased_entropy_backward(args[0], wrong[3], wrong[4], torch.ones_like(loss))
+
+
+@pytest.mark.parametrize("dtype", [*NARROW, F64], ids=name)
+@pytest.mark.parametrize(
+    ("counts", "classes"), [([3, 0, 2], [5, 1]), ([40, 1], [5000]), ([1] * 300, [3])]
+)
+def test_entropy_backward_scales_each_task(
+    counts: list[int], classes: list[int], dtype: torch.dtype, grid: Grid
+) -> None:
+    grad, _, _, offsets, tasks = ragged(grid.device, counts, classes, dtype)
+    by = torch.linspace(-2, 3, len(counts), device=grid.device, dtype=reference.accumulator(dtype))
+    got = grid.ops.debiased_entropy_backward(grad, offsets, tasks, by)
+    sizes = offsets[tasks].diff()
+    assert torch.equal(got, (grad.to(by.dtype) * by.repeat_interleave(sizes)).to(dtype))
