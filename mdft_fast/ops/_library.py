@@ -47,12 +47,10 @@ def native(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     why = _missing.get(device.type, f"no kernel for {device.type}") if LOADED else _missing["cpu"]
     if not why or (LOADED and device.type == "meta"):
         return True
-    message = (
-        f"{op}: no native kernel for {device.type} {str(dtype).removeprefix('torch.')} ({why})"
-    )
+    message = f"{op}: no native kernel for {device.type} {dtype_name(dtype)} ({why})"
     if os.environ.get("MDFT_STRICT") == "1":
         raise MdftError(f"{message}, and MDFT_STRICT=1 forbids the plain-torch reference")
-    key = (op, device.type, str(dtype))
+    key = (op, device.type, dtype_name(dtype))
     if key not in _warned:
         _warned.add(key)
         warnings.warn(f"{message}; running the plain-torch reference", MdftFallbackWarning, 3)
