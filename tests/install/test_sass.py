@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate on the GPU's machine code sees what it is there for."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+LIBRARY = ROOT / "mdft_fast" / "lib" / "libmdft_ops_cuda.so"
+MERGE = "_ZN4mdft4cuda6kernelINS0_11MergeKernelIffLi4EEEEEvNT_4ArgsE"
+
+
+@pytest.fixture(scope="module")
+def check_sass() -> Any:
+    spec = importlib.util.spec_from_file_location("check_sass", ROOT / "scripts/check_sass.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def listing(*operations: str) -> str:
+    lines = [f"  /*{i:04x}*/  {text} ;" for i, text in enumerate(operations)]
+    return "\n".join(["arch = sm_90a", f"  Function : {MERGE}", *lines])
+
+
+COLUMN, WIDE, LAMBDA, SUM = "LDG.E R1, [R2.64]", "LDG.E.EF.128 R4", "@P0 LDG.E R3", "FFMA R4, R5"
+GOOD = [COLUMN, *[WIDE] * 9, *[LAMBDA] * 8, *[SUM] * 32]
+BODIES: dict[str, tuple[list[str], str]] = {
+    "good": ([*GOOD, "@P0 BRA 0x10", *GOOD], ""),
+    "spread": ([COLUMN, *[WIDE, WIDE, LAMBDA, LAMBDA, SUM] * 9], "spread: 2 before the first sum"),
+    "waits": ([COLUMN, *[LAMBDA] * 8, *[WIDE] * 9, *[SUM] * 32] * 2, "wait for the column"),
+    "spilled": ([*GOOD, "STL [R1], R5", *GOOD, "LDL.LU R5, [R1]"], "2 accesses to local memory"),
+}
+
+
+@pytest.mark.parametrize("what", BODIES)
+def test_sees_loads_that_are_not_together(what: str, check_sass: Any) -> None:
+    body, wanted = BODIES[what]
+    ((architecture, name, operations),) = check_sass.kernels(listing(*body))
+    assert (architecture, name) == ("sm_90a", MERGE)
+    found = " ".join(check_sass.problems(name, operations))
+    assert wanted in found
+    assert bool(wanted) == bool(found)
+
+
+def test_says_why_it_was_skipped(
+    check_sass: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check_sass.main(["no/such/library.so"]) == 0
+    assert "nvcc absent" in capsys.readouterr().out
+    monkeypatch.setattr(check_sass, "cuobjdump", lambda: None)
+    assert check_sass.main([__file__]) == 0
+    assert "no cuobjdump" in capsys.readouterr().out
+
+
+def test_passes_on_what_was_built(check_sass: Any) -> None:
+    if not LIBRARY.exists():
+        pytest.skip("no CUDA library was built")
+    if check_sass.cuobjdump() is None:
+        pytest.skip("no cuobjdump to read it with")
+    assert check_sass.main([str(LIBRARY)]) == 0
