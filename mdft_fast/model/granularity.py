@@ -12,7 +12,7 @@ from mdft_fast.layout import Layout
 Granularity = Literal["task", "block", "tensor"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
-_NUMBERED = re.compile(r"^(.*?\d+)\.")  # "blocks.3.", "transformer.resblocks.3.", "0."
+_NUMBERED = re.compile(r"^((?:.*?\.)?\d+)\.")  # "blocks.3.", "transformer.resblocks.3.", "0."
 
 
 def group_columns(layout: Layout, granularity: Granularity) -> Layout:
