@@ -109,7 +109,7 @@ def _curve(axes: Axes, x: list[int], y: Sequence[float | None], color: str) -> N
         axes.text(0.5, 0.5, "nothing kept", transform=axes.transAxes, ha="center", color=GRAY)
         return
     steps, values = zip(*points, strict=True)
-    half = max(1, len(values) // 20)
+    half = len(values) // 20  # 0, and so as it is, for a short run
     smooth = [
         math.fsum(values[max(0, i - half) : i + half + 1])
         / len(values[max(0, i - half) : i + half + 1])
@@ -168,7 +168,7 @@ def _bars(axes: Axes, values: Sequence[float | None], label: str) -> None:
         if value is None:
             text, color = "not measured", GRAY
         else:
-            text, color = f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}", INK
+            text, color = f"{value:,.3g}" if value < 1e3 else f"{value:,.0f}", INK
         x = (value or 0.0) + 0.015 * top
         axes.text(x, y, text, va="center", fontsize=8, color=color)
     axes.set_xlim(0, 1.18 * top)

@@ -135,7 +135,8 @@ class Result(TypedDict):
         coefficients: λ.
         accuracy: method -> task -> share correct. "control" is stage 2 from task arithmetic.
         intervals: task, and "average" -> specialized minus individual.
-        control_interval: average of specialized minus average of control.
+        comparisons: "specialized-control", "meta-task_arithmetic", any "<method>-<method>" -> the
+            one's average minus the other's, bootstrapped in pairs on the same samples.
         specialize: task -> its path through stage 2.
         holdout: label-free measure of stage 1, where samples were held out.
         phases: in the order of the run.
@@ -158,7 +159,7 @@ class Result(TypedDict):
     coefficients: Coefficients
     accuracy: dict[Method, dict[str, float]]
     intervals: dict[str, Interval]
-    control_interval: NotRequired[Interval | None]
+    comparisons: NotRequired[dict[str, Interval]]
     specialize: dict[str, list[SpecializePoint]]
     holdout: NotRequired[Holdout | None]
     phases: list[Phase]

@@ -55,9 +55,8 @@ def average(values: Iterable[float]) -> float:
 def compare(result: Result, first: Method, second: Method) -> Comparison | None:
     """Compares two methods; None where no task has both.
 
-    The interval is the bootstrap's where the result holds one (specialized against individual
-    and against the control); else that of two independent binomial samples, which is wider than
-    a paired one would be.
+    The interval is the bootstrap's where the result holds one; else that of two independent
+    binomial samples, which is wider than a paired one would be.
     """
     a, b = result["accuracy"].get(first, {}), result["accuracy"].get(second, {})
     names = [task["name"] for task in result["pool"]["tasks"]]
@@ -85,9 +84,9 @@ def _interval(
             difference - math.hypot(*below) / len(names),
             difference + math.hypot(*above) / len(names),
         )
-    measured = result.get("control_interval")
-    if (first, second) == ("specialized", "control") and measured:
-        return measured["low"], measured["high"]
+    paired = result.get("comparisons", {}).get(f"{first}-{second}")
+    if paired:
+        return paired["low"], paired["high"]
     half = _binomial(result, first, second, names)
     return difference - half, difference + half
 
@@ -163,7 +162,7 @@ def _stage_1(result: Result) -> Iterator[str]:
     text = (
         f"**Stage 1**, one model for all: {percent(found.first)} {_over(found.tasks)}, "
         f"task arithmetic {percent(found.second)}: {words} "
-        f"({found.words()}, from the size of the test sets). {_won_and_lost(found)}"
+        f"({found.words()}). {_won_and_lost(found)}"
     ).rstrip()
     individual = compare(result, "meta", "individual")
     if individual and individual.tasks > 1:

@@ -105,7 +105,9 @@ def make_result() -> dict[str, Any]:
             "control": {name: value + 0.001 for name, value in specialized.items()},
         },
         "intervals": {name: {"difference": 0.007, "low": -0.008, "high": 0.022} for name in TASKS},
-        "control_interval": {"difference": -0.001, "low": -0.006, "high": 0.004},
+        "comparisons": {
+            "specialized-control": {"difference": -0.001, "low": -0.006, "high": 0.004}
+        },
         "specialize": {name: _path(rng, meta[name], specialized[name]) for name in TASKS},
         "holdout": {"meta": 0.812, "start": 1.404},
         "phases": [

@@ -75,7 +75,7 @@ def test_a_report_can_be_written_again(result: dict[str, Any], folder: Write) ->
 
 def test_without_labels(result: dict[str, Any], folder: Write) -> None:
     write_report(folder(result))
-    result.update(accuracy={}, intervals={}, control_interval=None)
+    result.update(accuracy={}, intervals={}, comparisons={})
     for path in result["specialize"].values():
         for point in path:
             point.update(accuracy=None, others=None)

@@ -102,12 +102,16 @@ def test_the_control_decides_what_stage_1_is_worth(
     result: Result, interval: tuple[float, float], words: str
 ) -> None:
     low, high = interval
-    result["control_interval"] = {"difference": (low + high) / 2, "low": low, "high": high}
+    result["comparisons"]["specialized-control"] = {
+        "difference": (low + high) / 2,
+        "low": low,
+        "high": high,
+    }
     assert paragraph(result, "Control").endswith(words)
 
 
 def test_an_equal_control_without_an_interval(result: Result) -> None:
-    del result["control_interval"]
+    del result["comparisons"]
     result["accuracy"]["control"] = dict(result["accuracy"]["specialized"])
     text = paragraph(result, "Control")
     assert "(0.0 points" in text
@@ -117,7 +121,7 @@ def test_an_equal_control_without_an_interval(result: Result) -> None:
 
 
 def test_without_labels_only_the_holdout_speaks(result: Result) -> None:
-    result.update(accuracy={}, intervals={}, control_interval=None)
+    result.update(accuracy={}, intervals={}, comparisons={})
     found = verdict(result)
     assert found[0].startswith("**No accuracy was measured**")
     assert found[1].startswith("**Without labels**")

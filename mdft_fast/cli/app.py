@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands: arguments in, one call, a few lines out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mdft_fast.cli.console import Group, complain, say, show_table
+
+app = typer.Typer(
+    cls=Group,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Changes a key of the recipe, as in --set construct.steps=50. Repeatable.",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The run folder, in place of the recipe's.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no tables.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replaces what is there.")]
+
+
+def main() -> None:
+    """Runs the command line of this process."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mdft_fast import __version__
+
+        say(f"mdft_fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _mdft(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Shows the version.")
+    ] = False,
+) -> None:
+    """Makes one better model of a pool of fine-tuned ones, without labels.
+
+    Start with `mdft demo`, which needs no files, or with `mdft init FOLDER` on your own
+    checkpoints. Every command writes only where it says, and never over what is there unless asked.
+
+    MDFT_DEBUG=1 shows tracebacks in place of one-line errors.
+    """
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Holds the checkpoints.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The recipe's file; FOLDER/recipe.yaml.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Writes a commented recipe for a folder of checkpoints.
+
+    Looks for base*.safetensors, the fine-tuned models beside it or in models/, classifiers in
+    heads/, npz files in data/, and pool.json. What it cannot find out says CHANGE_ME.
+
+    Example: mdft init checkpoints/
+    """
+    from mdft_fast.errors import MdftError
+    from mdft_fast.files import write_text
+    from mdft_fast.recipe.draft import UNKNOWN, draft
+
+    target = output or folder / "recipe.yaml"
+    if target.exists() and not overwrite:
+        raise MdftError(f"{target}: must not exist, got a file; --overwrite replaces it")
+    text = draft(folder, target)
+    write_text(target, text)
+    say(f"wrote {target}")
+    if UNKNOWN in text:
+        say(f"look for {UNKNOWN} in it, {text.count(UNKNOWN)} times; then: mdft run {target}")
+    else:
+        say(f"next: mdft run {target}")
+
+
+@app.command()
+def pack(
+    recipe: RecipeFile,
+    folder: Annotated[Path, typer.Argument(help="The pool's new folder.")],
+    codec: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; the recipe's memory.codec.")
+    ] = None,
+    overwrite: Overwrite = False,
+    assignments: Overrides = None,
+) -> None:
+    """Packs a recipe's checkpoints into one folder.
+
+    Everything is checked once, and the folder opens at once. Writes pool.json, base.safetensors,
+    tau.safetensors and heads/. A recipe then says `pool: {folder: ...}`, no base and models.
+
+    Example: mdft pack recipe.yaml packed/ --codec bf16
+    """
+    from mdft_fast.recipe import Recipe
+    from mdft_fast.run import pack as pack_recipe
+
+    loaded = Recipe.load(recipe, assignments or ())
+    pool = pack_recipe(loaded, folder, codec=codec, overwrite=overwrite)
+    say(pool.describe())
+    say(f"wrote {folder}")
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    assignments: Overrides = None,
+    output: Output = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Goes on with a stopped run of the same recipe.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Follows a recipe: learns, measures, writes a report.
+
+    The run folder gets recipe.yaml, metrics.jsonl, result.json, report.md with pictures/, meta/
+    and specialized/<task>/. The state is saved after every step: after Ctrl-C or a crash, the same
+    command with --resume goes on bit for bit.
+
+    Example: mdft run recipe.yaml --set construct.steps=50 --output runs/short
+    """
+    from mdft_fast.cli.work import run_recipe
+
+    run_recipe(recipe, assignments or (), output, resume, quiet)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A card (.json) or saved weights (.safetensors).")],
+    recipe: RecipeFile,
+    assignments: Overrides = None,
+) -> None:
+    """Measures a model on a recipe's labelled tasks.
+
+    Prints a table and writes nothing.
+
+    Example: mdft eval runs/real/specialized/mnist/card.json recipe.yaml
+    """
+    from mdft_fast.cli.work import measure_model
+
+    accuracy = measure_model(model, recipe, assignments or ())
+    body = [[name, f"{100 * value:.1f}"] for name, value in accuracy.items()]
+    if len(body) > 1:
+        body.append(["average", f"{100 * sum(accuracy.values()) / len(accuracy):.1f}"])
+    show_table(["task", "accuracy, %"], body)
+
+
+@app.command()
+def specialize(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    task: Annotated[str, typer.Option("--task", help="Which task to specialize for.")],
+    assignments: Overrides = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Specializes a run's meta-model to one more task.
+
+    This is stage 2 alone. Starts from RUN/meta/card.json and writes
+    RUN/specialized/<task>/card.json.
+
+    Example: mdft specialize runs/real --task mnist --set specialize.steps=40
+    """
+    from mdft_fast.cli.work import specialize_run
+
+    say(f"wrote {specialize_run(folder, task, assignments or (), overwrite)}")
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A card (.json), or a run folder.")],
+    to: Annotated[Path, typer.Option("--to", help="The weights' file, .safetensors.")],
+    task: Annotated[
+        str | None, typer.Option(help="With a run folder: the specialized model of this task.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="The card's recipe; found beside it in a run folder.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Writes a model's merged weights as one file.
+
+    A card holds a few KB of coefficients; with its pool it is a whole model. The file has the
+    backbone's own names and loads without mdft_fast.
+
+    Example: mdft export runs/real --task mnist --to mnist.safetensors
+    """
+    from mdft_fast.cli.work import export_model
+
+    export_model(source, to, task, recipe, overwrite)
+    say(f"wrote {to}")
+
+
+@app.command()
+def doctor() -> None:
+    """Shows what this installation can do, and tests it.
+
+    Versions, kernels, devices, extras, folders, and a self-test of one second. Writes nothing.
+    Ends with code 1 if the operators' answers are wrong.
+    """
+    from mdft_fast.cli.doctor import findings, self_test
+
+    for name, value in findings().items():
+        say(f"{name:<12} {value}")
+    good, words = self_test()
+    say(f"{'self-test':<12} {words}")
+    raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def demo(
+    assignments: Overrides = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The run folder; a number is added if taken.")
+    ] = Path("mdft-demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Runs everything on a small pool that is built here.
+
+    No download, a few minutes. The pool of eight small vision tasks is trained once and kept in
+    the cache folder (`mdft doctor` shows where; MDFT_CACHE moves it).
+
+    Example: mdft demo --set construct.steps=50
+    """
+    from mdft_fast.cli.work import free_name, run_recipe
+    from mdft_fast.demo import default_folder, ensure_pool, is_finished
+
+    if not quiet and not is_finished(default_folder()):
+        complain("building the demo's pool, once")
+    pool = ensure_pool(progress=None if quiet else complain)
+    run_recipe(pool / "recipe.yaml", assignments or (), free_name(output), False, quiet)

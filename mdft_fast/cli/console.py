@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands print, and how they end."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mdft_fast.errors import MdftError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mdft_fast.report.schema import Method
+
+STOPPED = 130  # as a shell reports a program that Ctrl-C ended
+_SHORT: dict[Method, str] = {  # a table of all fits into 80 columns
+    "pretrained": "base",
+    "task_arithmetic": "arithmetic",
+    "meta": "meta",
+    "individual": "individual",
+    "control": "control",
+    "specialized": "specialized",
+}
+
+
+class Group(TyperGroup):
+    """Ends a command that raises with one line on standard error, no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; ``MDFT_DEBUG=1`` lets errors through as they are."""
+        try:
+            return super().invoke(ctx)
+        except MdftError as error:
+            if os.environ.get("MDFT_DEBUG") == "1":
+                raise
+            complain(f"error: {error}")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            complain("stopped")
+            raise typer.Exit(STOPPED) from None
+
+
+def say(text: object = "") -> None:
+    """Prints to standard output, as it is."""
+    typer.echo(text)
+
+
+def complain(text: str) -> None:
+    """Prints to standard error, as it is."""
+    typer.echo(text, err=True)
+
+
+def show_accuracy(result: Mapping[str, Any]) -> None:
+    """Prints a result's accuracy table; nothing where nothing was measured."""
+    from mdft_fast.report.accuracy_pictures import rows
+
+    lines = rows(result)  # type: ignore[arg-type]
+    used = [m for m in _SHORT if any(m in values for _, values in lines)]
+    body = [
+        [name, *(f"{100 * values[m]:.1f}" if m in values else "-" for m in used)]
+        for name, values in lines
+    ]
+    if body:
+        show_table(["top-1, %", *(_SHORT[m] for m in used)], body)
+
+
+def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    """Prints a table; a last row named "average" is set apart."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", overflow="fold", no_wrap=True)
+    for i, line in enumerate(body):
+        last = i == len(body) - 1 and line[0] == "average"
+        if last:
+            table.add_section()
+        table.add_row(*line, style="bold" if last else None)
+    Console(highlight=False).print(table)

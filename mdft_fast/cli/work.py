@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands do with models: each a few calls of the public API."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from mdft_fast.cli.console import STOPPED, complain, say, show_accuracy
+from mdft_fast.errors import MdftError, nearest
+from mdft_fast.recipe import Recipe
+
+
+def load_recipe(path: Path, assignments: Sequence[str], output: Path | None = None) -> Recipe:
+    """Reads a recipe; ``output``, from the command line, starts at the working folder."""
+    if output is not None:
+        assignments = [*assignments, f"output={_quoted(output.absolute())}"]
+    return Recipe.load(path, assignments)
+
+
+def run_recipe(
+    path: Path, assignments: Sequence[str], output: Path | None, resume: bool, quiet: bool
+) -> None:
+    """Runs a recipe and prints what came out; Ctrl-C prints how to go on."""
+    from mdft_fast.run import run
+
+    recipe = load_recipe(path, assignments, output)
+    try:
+        summary = run(recipe, resume=resume, progress=False if quiet else None)
+    except KeyboardInterrupt:
+        again = ["mdft", "run", str(path)]
+        again += [word for value in assignments for word in ("--set", value)]
+        again += ["--output", str(output)] if output is not None else []
+        complain(f"stopped; every finished step is saved. Go on with: {shlex.join(again)} --resume")
+        raise typer.Exit(STOPPED) from None
+    if not quiet:
+        show_accuracy(summary.result)
+    say(f"report: {summary.report}")
+
+
+def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict[str, float]:
+    """Returns a saved model's accuracy on each labelled task of a recipe."""
+    from mdft_fast.cards import CoefficientCard, load
+    from mdft_fast.evaluate import evaluate
+    from mdft_fast.run import build
+
+    built = build(load_recipe(recipe, assignments))
+    tasks = [task for task in built.tasks if task.evaluate is not None]
+    if not tasks:
+        raise MdftError(f"{recipe}: some task must have labelled samples (`evaluate`), got none")
+    module: Any
+    if model.suffix == ".json":
+        card = CoefficientCard.load(model)
+        module = card.meta_model(built.pool, built.backbone, built.device)
+    else:
+        module = load(model, backbone=built.backbone).to(built.device)
+    return evaluate(module, tasks, preprocess=built.pool.preprocess).accuracy
+
+
+def specialize_run(folder: Path, task: str, assignments: Sequence[str], overwrite: bool) -> Path:
+    """Specializes a run's meta-model to a task; returns the card's path."""
+    from mdft_fast.cards import CoefficientCard
+    from mdft_fast.run import build, specialize_config
+    from mdft_fast.stages import specialize
+
+    target = folder / "specialized" / task / "card.json"
+    _refuse(target, overwrite)
+    recipe = load_recipe(_inside(folder, "recipe.yaml"), assignments)
+    names = [known.name for known in recipe.tasks]
+    if task not in names:
+        raise MdftError(f"--task: must be one of {names}, got {task!r}{nearest(task, names)}")
+    built = build(recipe)
+    card = CoefficientCard.load(_inside(folder, "meta/card.json"))
+    meta = card.meta_model(built.pool, built.backbone, built.device)
+    chosen = next(known for known in built.unlabelled if known.name == task)
+    specialize(meta, chosen, specialize_config(recipe))
+    about = {"stage": "specialize", "preset": recipe.preset, "seed": recipe.seed, "task": task}
+    CoefficientCard.of(meta, about).save(target)
+    return target
+
+
+def export_model(
+    source: Path, to: Path, task: str | None, recipe: Path | None, overwrite: bool
+) -> None:
+    """Writes the merged weights of a card, or of a run's meta or specialized model."""
+    from mdft_fast.cards import CoefficientCard, save_model
+    from mdft_fast.run import build
+
+    if to.suffix != ".safetensors":
+        raise MdftError(f"--to: must be a .safetensors file, got {to}")
+    _refuse(to, overwrite)
+    if source.is_dir():
+        file = _inside(source, f"specialized/{task}/card.json" if task else "meta/card.json")
+    elif task:
+        raise MdftError(f"--task: is for a run folder, got {source}")
+    else:
+        file = source
+    card = CoefficientCard.load(file)
+    built = build(load_recipe(recipe or _recipe_of(file), ()))
+    save_model(card.meta_model(built.pool, built.backbone, built.device), to)
+
+
+def free_name(folder: Path) -> Path:
+    """Returns the folder, or the first of ``folder-2``, ``folder-3``, ... that is free."""
+    tried, number = folder, 1
+    while tried.exists() and (not tried.is_dir() or any(tried.iterdir())):
+        number += 1
+        tried = folder.with_name(f"{folder.name}-{number}")
+    return tried
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"  # YAML's own quotes
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise MdftError(f"{folder}: must hold {name}, got none; is it a finished run's folder?")
+    return path
+
+
+def _recipe_of(card: Path) -> Path:
+    for folder in card.absolute().parents:
+        if (folder / "recipe.yaml").is_file():
+            return folder / "recipe.yaml"
+    raise MdftError(f"{card}: no recipe.yaml in the folders above; name it with --recipe")
+
+
+def _refuse(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise MdftError(f"{path}: must not exist, got a file; --overwrite replaces it")

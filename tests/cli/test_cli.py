@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import mdft_fast.run
+from mdft_fast.cli import app, work
+from mdft_fast.errors import MdftError
+from mdft_fast.recipe import Recipe
+
+COMMANDS = ("init", "pack", "run", "eval", "specialize", "export", "doctor", "demo")
+RECIPE = """
+version: 1
+pool: {folder: packed}
+tasks: [{name: mnist, adapt: {npz: mnist.npz}}]
+"""
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Recipe, bool, Any]]:
+    """Replaces the run by one that notes what it was asked to do."""
+    calls: list[tuple[Recipe, bool, Any]] = []
+
+    def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -> Any:
+        calls.append((recipe, resume, progress))
+        result = {
+            "pool": {"tasks": [{"name": "mnist"}, {"name": "gtsrb"}]},
+            "accuracy": {"meta": {"mnist": 0.5, "gtsrb": 0.25}, "control": {"mnist": 0.75}},
+        }
+        return types.SimpleNamespace(folder=tmp_path, result=result, report=tmp_path / "report.md")
+
+    monkeypatch.setattr(sys.modules["mdft_fast.run"], "run", run)
+    return calls
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_worth_reading(command: str) -> None:
+    shown = call(command, "--help")
+    assert shown.exit_code == 0
+    assert "Example: mdft" in shown.output or command == "doctor"
+    first = shown.output.split("\n\n")[1].strip()
+    assert len(first) < 62, "fits into the list of commands"
+    assert first in " ".join(call("--help").output.split("\n"))
+
+
+def test_help_needs_no_torch() -> None:
+    # The package's own __init__ is left out: what it imports is not the CLI's.
+    code = """
+import sys, types
+package = types.ModuleType("mdft_fast")
+package.__path__ = [sys.argv.pop(1)]
+sys.modules["mdft_fast"] = package
+from mdft_fast.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+heavy = {"torch", "numpy", "yaml", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    folder = Path(work.__file__).parent.parent
+    for arguments in ([], ["run"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(folder), *arguments, "--help"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "Usage:" in done.stdout
+
+
+def test_an_error_is_one_line_and_code_1(tmp_path: Path) -> None:
+    shown = call("run", tmp_path / "none.yaml")
+    assert shown.exit_code == 1
+    assert (
+        shown.stderr
+        == f"error: {tmp_path / 'none.yaml'}: not readable: No such file or directory\n"
+    )
+    assert shown.stdout == ""
+
+
+def test_debug_lets_the_error_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDFT_DEBUG", "1")
+    shown = call("run", tmp_path / "none.yaml")
+    assert isinstance(shown.exception, MdftError)
+
+
+@pytest.mark.parametrize("arguments", [["runn"], ["run"], ["run", "a", "--sett", "b"]])
+def test_wrong_usage_is_code_2(arguments: list[str]) -> None:
+    shown = call(*arguments)
+    assert shown.exit_code == 2
+    assert "Usage:" in shown.stderr
+
+
+def test_version() -> None:
+    assert call("--version").output == f"mdft_fast {mdft_fast.__version__}\n"
+
+
+def test_run_passes_on_what_was_said(
+    recipe: Path, ran: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = call(
+        "run",
+        recipe,
+        "--set",
+        "construct.steps=7",
+        "--set",
+        "seed=3",
+        "-o",
+        "it's/here",
+        "--resume",
+    )
+    assert shown.exit_code == 0, shown.output
+    ((asked, resume, progress),) = ran
+    assert (asked.construct.steps, asked.seed, resume, progress) == (7, 3, True, None)
+    assert asked.output == tmp_path / "it's" / "here"
+    lines = [line.split() for line in shown.output.splitlines() if line.strip()]
+    assert lines[0] == ["top-1,", "%", "meta", "control"]
+    assert ["mnist", "50.0", "75.0"] in lines
+    assert ["gtsrb", "25.0", "-"] in lines
+    assert ["average", "37.5", "-"] in lines
+    assert lines[-1] == ["report:", str(tmp_path / "report.md")]
+
+
+def test_quiet_prints_the_report_alone(recipe: Path, ran: list[Any], tmp_path: Path) -> None:
+    shown = call("run", recipe, "-q")
+    assert shown.output == f"report: {tmp_path / 'report.md'}\n"
+    assert ran[0][2] is False
+    assert ran[0][0].output == tmp_path / "runs" / "recipe"
+
+
+def test_a_stopped_run_says_how_to_go_on(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["mdft_fast.run"], "run", stop)
+    shown = call("run", recipe, "--set", "start=[0.2]", "-o", "out")
+    assert shown.exit_code == 130
+    assert (
+        f"Go on with: mdft run {recipe} --set 'start=[0.2]' --output out --resume" in shown.stderr
+    )
+
+
+def test_ctrl_c_elsewhere(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "measure_model", stop)
+    shown = call("eval", "card.json", recipe)
+    assert (shown.exit_code, shown.stderr) == (130, "stopped\n")
+
+
+def test_a_wrong_key_names_the_nearest(recipe: Path) -> None:
+    shown = call("run", recipe, "--set", "construct.stpes=7")
+    assert shown.exit_code == 1
+    assert shown.stderr == (
+        f"error: {recipe}: construct.stpes: unknown key; did you mean 'steps'?\n"
+    )
+
+
+def test_init_writes_a_recipe_once(tmp_path: Path) -> None:
+    (tmp_path / "base.safetensors").touch()
+    (tmp_path / "mnist.safetensors").touch()
+    np.savez(tmp_path / "x.npz", x=np.zeros(1))
+    shown = call("init", tmp_path)
+    assert shown.exit_code == 0
+    assert f"wrote {tmp_path / 'recipe.yaml'}" in shown.output
+    assert "look for CHANGE_ME in it" in shown.output
+    text = (tmp_path / "recipe.yaml").read_text()
+    again = call("init", tmp_path)
+    assert again.exit_code == 1
+    assert "must not exist, got a file; --overwrite replaces it" in again.stderr
+    assert call("init", tmp_path, "--overwrite").exit_code == 0
+    assert (tmp_path / "recipe.yaml").read_text() == text
+
+
+def test_init_of_no_pool(tmp_path: Path) -> None:
+    shown = call("init", tmp_path)
+    assert shown.exit_code == 1
+    assert "must hold one base*.safetensors" in shown.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor() -> None:
+    shown = call("doctor")
+    assert shown.exit_code == 0, shown.output
+    found = {line.split()[0] for line in shown.output.splitlines()}
+    assert {"mdft_fast", "torch", "kernels", "threads", "gpu", "extras", "cache"} <= found
+    assert "is right" in shown.output
+
+
+def test_doctor_notices_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mdft_fast.ops
+
+    right = mdft_fast.ops.merge
+    monkeypatch.setattr(mdft_fast.ops, "merge", lambda *a: right(*a) * (1 + 1e-5))
+    shown = call("doctor")
+    assert shown.exit_code == 1
+    assert "merge gives WRONG numbers" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "{run}", "--to", "a.bin"], "--to: must be a .safetensors file, got a.bin"),
+        (["export", "{run}", "--to", "{run}/there.safetensors"], "must not exist, got a file"),
+        (["export", "{run}", "--to", "a.safetensors"], "must hold meta/card.json, got none"),
+        (["export", "a.json", "--task", "b", "--to", "a.safetensors"], "--task: is for a run"),
+        (["specialize", "{run}", "--task", "mnits"], "got 'mnits'; did you mean 'mnist'?"),
+        (["specialize", "{run}/none", "--task", "mnist"], "must hold recipe.yaml, got none"),
+    ],
+)
+def test_errors_of_the_commands_on_runs(recipe: Path, arguments: list[str], message: str) -> None:
+    (recipe.parent / "there.safetensors").touch()
+    shown = call(*(word.replace("{run}", str(recipe.parent)) for word in arguments))
+    assert shown.exit_code == 1, shown.output
+    assert message in shown.stderr
+
+
+def test_a_free_name(tmp_path: Path) -> None:
+    assert work.free_name(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo").mkdir()
+    assert work.free_name(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo" / "recipe.yaml").touch()
+    (tmp_path / "demo-2").touch()
+    assert work.free_name(tmp_path / "demo") == tmp_path / "demo-3"
+
+
+def test_demo_runs_the_pool_that_was_built(
+    recipe: Path, ran: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mdft_fast.demo
+
+    monkeypatch.setattr(mdft_fast.demo, "ensure_pool", lambda progress: recipe.parent)
+    monkeypatch.chdir(tmp_path)
+    assert call("demo", "--set", "construct.steps=2").exit_code == 0
+    assert ran[0][0].output == tmp_path / "mdft-demo"
+    assert ran[0][0].construct.steps == 2
+
+
+def test_schema_of_what_a_command_reads(recipe: Path) -> None:
+    (recipe.parent / "meta").mkdir()
+    (recipe.parent / "meta" / "card.json").write_text(json.dumps({"format": "other"}))
+    shown = call("export", recipe.parent, "--to", recipe.parent / "a.safetensors")
+    assert shown.exit_code == 1
+    assert "card.json" in shown.stderr

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mdft_fast.errors import MdftError
+from mdft_fast.recipe import PRESETS, Construct, Recipe, Specialize
+from mdft_fast.recipe.draft import UNKNOWN, draft
+
+FACTS = {
+    "architecture": {"library": "timm", "name": "vit", "kwargs": {"img_size": 64}},
+    "input": {"size": [64, 64], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    "head": "logits = normalize(features) @ weight.T",
+    "tasks": [{"name": "mnist"}, {"name": "007"}],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for inside in ("models", "heads", "data"):
+        (tmp_path / inside).mkdir()
+    (tmp_path / "base.safetensors").touch()
+    for name in ("007", "mnist", "zoo"):
+        (tmp_path / "models" / f"{name}.safetensors").touch()
+        (tmp_path / "heads" / f"{name}.safetensors").touch()
+        arrays = {"x_unlabelled": np.zeros(1), "x_test": np.zeros(1), "y_test": np.zeros(1)}
+        np.savez(tmp_path / "data" / f"{name}.npz", **arrays)
+    (tmp_path / "pool.json").write_text(json.dumps(FACTS))
+    return tmp_path
+
+
+def loaded(text: str, target: Path) -> Recipe:
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(text)
+    return Recipe.load(target)
+
+
+def test_a_draft_is_a_recipe_of_what_is_there(folder: Path) -> None:
+    target = folder / "elsewhere" / "my.yaml"
+    recipe = loaded(draft(folder, target), target)
+    recipe.check_files()
+    assert [task.name for task in recipe.tasks] == ["mnist", "007", "zoo"], "the manifest's order"
+    assert recipe.pool.models == folder / "models"
+    assert recipe.output == folder / "elsewhere" / "runs" / "my"
+    assert recipe.backbone is not None
+    assert recipe.backbone.kwargs == {"img_size": 64}
+    assert recipe.tasks[0].head is not None
+    assert recipe.tasks[0].head.normalize is True
+    assert recipe.construct.model_dump() == PRESETS["default"]["construct"]
+
+
+def test_the_values_shown_are_the_presets(folder: Path) -> None:
+    target = folder / "my.yaml"
+    text = draft(folder, target)
+    shown = re.sub(r"^(\s*)# (\w+: \S.*  # )", r"\1\2", text, flags=re.M)
+    assert shown.count("\n  steps: ") == 2
+    assert loaded(shown, target) == loaded(text, target)
+
+
+def test_every_key_has_a_comment(folder: Path) -> None:
+    text = draft(folder, folder / "my.yaml")
+    keys = set(re.findall(r"^[ #]*(\w+):.*  # \S", text, re.M))
+    for section in (Recipe, Construct, Specialize):
+        missing = set(section.model_fields) - keys
+        assert missing <= {"objective", "filter", "optimizer"}, "mappings alone"
+
+
+def test_what_cannot_be_found_out_is_marked(folder: Path) -> None:
+    (folder / "pool.json").unlink()
+    (folder / "heads" / "zoo.safetensors").unlink()
+    (folder / "data" / "zoo.npz").unlink()
+    target = folder / "my.yaml"
+    text = draft(folder, target)
+    assert f"name: {UNKNOWN}" in text
+    assert f"# evaluate: {{npz: {UNKNOWN}" in text
+    recipe = Path(target)
+    recipe.write_text(
+        text.replace(f"size: {UNKNOWN}", "size: 64")
+        .replace(f"mean: {UNKNOWN}", "mean: 0.5")
+        .replace(f"std: {UNKNOWN}", "std: 0.5")
+    )
+    assert [task.evaluate is None for task in Recipe.load(recipe).tasks] == [False, False, True]
+
+
+def test_models_beside_the_base(tmp_path: Path) -> None:
+    for name in ("base_vit", "a", "b"):
+        (tmp_path / f"{name}.safetensors").touch()
+    text = draft(tmp_path, tmp_path / "r.yaml")
+    assert "base: base_vit.safetensors" in text
+    assert "models: ." in text
+    assert re.findall(r"- name: (\w+)", text) == ["a", "b"]
+
+
+def test_a_packed_pool(folder: Path) -> None:
+    (folder / "tau.safetensors").touch()
+    recipe = loaded(draft(folder, folder / "r.yaml"), folder / "r.yaml")
+    assert recipe.pool.folder == folder
+    assert recipe.backbone is None
+    assert [task.name for task in recipe.tasks] == ["mnist", "007"]
+
+
+def test_folders_without_a_pool(tmp_path: Path) -> None:
+    with pytest.raises(MdftError, match="must be a folder of checkpoints"):
+        draft(tmp_path / "none", tmp_path / "r.yaml")
+    with pytest.raises(MdftError, match=r"must hold one base\*\.safetensors, got none"):
+        draft(tmp_path, tmp_path / "r.yaml")
+    (tmp_path / "base.safetensors").touch()
+    with pytest.raises(MdftError, match=r"must hold the fine-tuned models as \*\.safetensors"):
+        draft(tmp_path, tmp_path / "r.yaml")
