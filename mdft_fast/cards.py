@@ -163,17 +163,18 @@ def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | 
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except (OSError, SafetensorError) as error:
         raise MdftError(f"{path}: not a readable safetensors file: {error}") from None
     if backbone is None and "backbone" not in about:
         raise MdftError(f"{path}: does not say its backbone; pass backbone=...")
-    module = copy.deepcopy(backbone) if backbone is not None else build_backbone(
-        json.loads(about["backbone"])
+    module = (
+        copy.deepcopy(backbone)
+        if backbone is not None
+        else build_backbone(json.loads(about["backbone"]))
     )
     try:
         module.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise MdftError(f"{path}: does not fit the backbone: {error}") from None
     return module.eval()
-

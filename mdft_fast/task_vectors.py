@@ -34,7 +34,9 @@ class TaskVectors:
 
     def __post_init__(self) -> None:
         if self.codec not in CODECS:
-            raise MdftError(f"task vectors: codec must be one of {list(CODECS)}, got {self.codec!r}")
+            raise MdftError(
+                f"task vectors: codec must be one of {list(CODECS)}, got {self.codec!r}"
+            )
         wanted = DTYPE_OF_CODEC[self.codec]
         if self.codes.dim() != 2 or self.codes.dtype != wanted:
             raise MdftError(

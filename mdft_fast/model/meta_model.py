@@ -43,6 +43,7 @@ class MetaModel(nn.Module):
 
     base: Tensor
     codes: Tensor
+    _backbone: nn.Module
 
     def __init__(
         self,
@@ -173,8 +174,8 @@ class MetaModel(nn.Module):
         probe = fn(torch.empty(0, device=self.coefficients.device))
         if probe.dtype != torch.float32:
             raise MdftError(f"meta-model: the dtype must stay float32, got {probe.dtype}")
-        super()._apply(fn, recurse)
-        self._backbone._apply(fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._backbone._apply(fn)  # type: ignore[no-untyped-call]
         self.heads = {name: head.to(probe.device) for name, head in self.heads.items()}
         self._arena = self._merged = None
         return self

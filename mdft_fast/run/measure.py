@@ -72,7 +72,7 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
 
 def _each(meta: MetaModel, tests: list[TestSet], at: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns what each task's own λ gets right on that task."""
-    hits = {}
+    hits: dict[str, Tensor] = {}
     for test in tests:
         name = test.task.name
         if name in at:
@@ -81,9 +81,7 @@ def _each(meta: MetaModel, tests: list[TestSet], at: dict[str, Tensor]) -> dict[
     return hits
 
 
-def _curve(
-    meta: MetaModel, tests: list[TestSet], learned: Learned, name: str
-) -> dict[int, float]:
+def _curve(meta: MetaModel, tests: list[TestSet], learned: Learned, name: str) -> dict[int, float]:
     mine = [test for test in tests if test.task.name == name]
     accuracies = {}
     for step, at in enumerate(learned.specialize[name].path):
@@ -92,9 +90,7 @@ def _curve(
     return accuracies
 
 
-def _others(
-    meta: MetaModel, tests: list[TestSet], learned: Learned, name: str
-) -> dict[int, float]:
+def _others(meta: MetaModel, tests: list[TestSet], learned: Learned, name: str) -> dict[int, float]:
     rest = [test for test in tests if test.task.name != name]
     path = learned.specialize[name].path
     accuracies = {}

@@ -62,5 +62,3 @@ def _note(record: StepRecord) -> str:
         shares = " ".join(f"{share:.0%}" for share in values["kept"].values())
         note += f"  kept {shares}"
     return note + f"  {values['samples_per_s'] or 0:.0f} images/s"
-
-

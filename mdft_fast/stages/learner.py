@@ -104,7 +104,7 @@ class Learner:
             group["lr"] = lr
         self._optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:  # no sample kept in any task: nothing to learn from, λ stays
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self._optimizer.step()
         self.step += 1
         self.path.append(self.meta.coefficients.detach().to("cpu", copy=True))

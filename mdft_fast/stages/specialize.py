@@ -42,9 +42,7 @@ def specialize(
     """
     started = time.perf_counter()
     (taught,) = teach(meta, [task], holdout=config.holdout, seed=config.seed)
-    order = BatchOrder(
-        len(taught.learn), config.batch, config.seed, f"specialize/{taught.name}"
-    )
+    order = BatchOrder(len(taught.learn), config.batch, config.seed, f"specialize/{taught.name}")
     learner = Learner(meta, config.optimizer, config.steps, {taught.name: order})
     if resume is not None:
         learner.restore(resume)

@@ -212,7 +212,7 @@ def test_tied_weights_are_merged_once_and_installed_twice() -> None:
 def test_moves_and_refuses_another_dtype(world: World) -> None:
     meta = world.meta().to("cpu")
     assert meta.coefficients.device.type == "cpu"
-    with pytest.raises(MdftError, match="dtype must stay float32, got torch.float16"):
+    with pytest.raises(MdftError, match=r"dtype must stay float32, got torch.float16"):
         meta.half()
 
 
@@ -247,7 +247,7 @@ def test_a_backbone_of_another_shape(world: World) -> None:
 
 
 def test_unknown_libraries_and_arguments() -> None:
-    with pytest.raises(MdftError, match="must be one of .*got 'tim'; did you mean 'timm'"):
+    with pytest.raises(MdftError, match=r"must be one of .*got 'tim'; did you mean 'timm'"):
         build_backbone({"library": "tim", "name": "x"})
     pytest.importorskip("timm")
     with pytest.raises(MdftError, match="timm does not build 'vit_nano'"):

@@ -39,8 +39,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("models", "heads", "data"):
         (folder / name).mkdir()
     for i, (name, classes) in enumerate(CLASSES.items()):
-        model = {k: (v + 0.05 * torch.randn(v.shape, generator=generator)).half()
-                 for k, v in base.items()}  # fmt: skip
+        model = {
+            k: (v + 0.05 * torch.randn(v.shape, generator=generator)).half()
+            for k, v in base.items()
+        }
         save_file(model, folder / "models" / f"{name}.safetensors")
         head = torch.randn(classes, width, generator=generator)
         save_file({"weight": head * 3}, folder / "heads" / f"{name}.safetensors")

@@ -157,7 +157,7 @@ def test_a_used_folder_is_refused_and_left_alone(make_recipe: Make) -> None:
     recipe = make_recipe("specialize.tasks=none")
     recipe.output.mkdir(parents=True)
     (recipe.output / "thesis.txt").write_text("ten years of work")
-    with pytest.raises(MdftError, match="must not exist or be empty.*--resume.*--output"):
+    with pytest.raises(MdftError, match=r"must not exist or be empty.*--resume.*--output"):
         run(recipe, progress=False)
     assert [p.name for p in recipe.output.iterdir()] == ["thesis.txt"]
 

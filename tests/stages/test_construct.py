@@ -49,16 +49,16 @@ def plain_torch(world: World, config: ConstructConfig) -> Tensor:
         p.append(teacher.exp())
         entropies.append(h)
         rows.append(learned)
-        orders.append(
-            BatchOrder(len(learned), config.batch, config.seed, f"construct/{task.name}")
-        )
+        orders.append(BatchOrder(len(learned), config.batch, config.seed, f"construct/{task.name}"))
     names = [name for name in world.base if name != "gain"]
     lam = torch.full((len(world.models), len(names)), 0.3, requires_grad=True)
     optimizer = torch.optim.Adam([lam], lr=config.optimizer.lr)
     for step in range(config.steps):
         if config.optimizer.schedule == "cosine":
             for group in optimizer.param_groups:
-                group["lr"] = config.optimizer.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
+                group["lr"] = (
+                    config.optimizer.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
+                )
         weights = {
             name: world.base[name]
             + sum(lam[k, i] * (s[name] - world.base[name]) for k, s in enumerate(world.models))
@@ -258,5 +258,5 @@ def test_optimizers_that_do_not_exist() -> None:
 
 def test_a_task_of_another_pool(world: World) -> None:
     stranger = Task("mnist", ["a", "b"], world.tasks[0].head.weight[:2], world.tasks[0].adapt)
-    with pytest.raises(MdftError, match="must be one of .*got 'mnist'"):
+    with pytest.raises(MdftError, match=r"must be one of .*got 'mnist'"):
         construct(world.meta(), [stranger], CONFIG)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses the default preset without a label.
+
+    python benchmarks/select_defaults.py --json benchmarks/results/defaults.json RECIPE [RECIPE ...]
+
+Every candidate learns from the same samples of each recipe's pool and is judged by one measure
+that no candidate's objective changes: on samples that no step sees, the cross-entropy of the
+teacher's softmax to the meta-model's, unfiltered and unweighted, as a share of what it is at the
+start; for stage 2 the mean absolute difference of equation (7), likewise. The lowest mean over
+recipes and seeds wins. Labelled samples are not even opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mdft_fast import MetaModel, reference
+from mdft_fast.files import write_json
+from mdft_fast.recipe import Recipe
+from mdft_fast.run import build, construct_config, specialize_config
+from mdft_fast.run.system import environment
+from mdft_fast.stages import (
+    ConstructConfig,
+    OptimizerConfig,
+    SpecializeConfig,
+    TaughtTask,
+    construct,
+    holdout_cross_entropy,
+    specialize,
+    teach,
+)
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "as written": {"filter": True, "reweight": "as_written", "use_entropy": True},
+    "filter only": {"filter": True, "reweight": "off", "use_entropy": True},
+    "all samples": {"filter": False, "reweight": "off", "use_entropy": True},
+    "all samples, cross-entropy alone": {"filter": False, "reweight": "off", "use_entropy": False},
+}
+RATES = (0.01, 0.02, 0.05)
+SPECIALIZE_RATES = (0.02, 0.05, 0.1)
+
+
+def construct_candidates(base: ConstructConfig) -> Iterator[tuple[dict[str, Any], ConstructConfig]]:
+    """Gives each candidate's description and configuration."""
+    for (name, change), lr in itertools.product(OBJECTIVES.items(), RATES):
+        optimizer = OptimizerConfig("adam", lr, "cosine")
+        config = dataclasses.replace(base, draw="kept", optimizer=optimizer, **change)
+        yield {"objective": name, **change, "lr": lr, "schedule": "cosine"}, config
+
+
+def total(measured: dict[str, float]) -> float:
+    """Returns the mean over tasks."""
+    return sum(measured.values()) / len(measured)
+
+
+@torch.no_grad()
+def holdout_alignment(meta: MetaModel, task: TaughtTask) -> float:
+    """Returns equation (7) on a task's held-out samples."""
+    features = meta.encode(task.images(task.holdout))
+    return float(reference.alignment(features, task.features[task.holdout]))
+
+
+def judge(recipe: Recipe, seeds: Sequence[int]) -> tuple[list[Any], list[Any]]:
+    """Measures all candidates on one recipe; returns rows of stage 1 and of stage 2."""
+    built = build(recipe)
+    first: list[dict[str, Any]] = []
+    second: list[dict[str, Any]] = []
+    for seed in seeds:
+        base = dataclasses.replace(construct_config(recipe), seed=seed)
+        meta = built.meta_model()
+        start = meta.coefficients.detach().clone()
+        taught = teach(meta, built.unlabelled, holdout=base.holdout, seed=seed)
+        before = total(holdout_cross_entropy(meta, taught))
+        best = (float("inf"), start)
+        for facts, config in construct_candidates(base):
+            meta.set_coefficients(start)
+            began = time.perf_counter()
+            result = construct(meta, taught, config)
+            after = total(holdout_cross_entropy(meta, taught))
+            best = min(best, (after, result.coefficients), key=lambda pair: pair[0])
+            seconds = time.perf_counter() - began
+            first.append({**facts, "seed": seed, "before": before, "after": after,
+                          "share": after / before, "seconds": seconds})  # fmt: skip
+            print(f"  seed {seed}  {facts['objective']:<34} lr {facts['lr']:<5} "
+                  f"{before:.4f} -> {after:.4f}  {seconds:.0f} s", flush=True)  # fmt: skip
+        special = dataclasses.replace(specialize_config(recipe), seed=seed)
+        for lr in SPECIALIZE_RATES:
+            second.append(judge_specialize(meta, taught, best[1], special, lr))
+            print(f"  seed {seed}  stage 2 lr {lr}: {second[-1]['share']:.4f}", flush=True)
+    return first, second
+
+
+def judge_specialize(
+    meta: MetaModel,
+    taught: Sequence[TaughtTask],
+    start: torch.Tensor,
+    config: SpecializeConfig,
+    lr: float,
+) -> dict[str, Any]:
+    """Returns the mean over tasks of equation (7) after stage 2, as a share of it before."""
+    shares = []
+    for task in taught:
+        meta.set_coefficients(start)
+        before = holdout_alignment(meta, task)
+        specialize(meta, task, dataclasses.replace(config, optimizer=OptimizerConfig(lr=lr)))
+        shares.append(holdout_alignment(meta, task) / before)
+    return {"lr": lr, "seed": config.seed, "share": sum(shares) / len(shares)}
+
+
+def winner(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns each candidate's mean share over recipes and seeds, the lowest first."""
+    shares: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        shares.setdefault(tuple(row[key] for key in keys), []).append(row["share"])
+    ranked = sorted((sum(values) / len(values), key) for key, values in shares.items())
+    return [{**dict(zip(keys, key, strict=True)), "share": share} for share, key in ranked]
+
+
+def main() -> None:
+    """Judges all candidates on all recipes and writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="+", type=Path)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    given = parser.parse_args()
+    pools: dict[str, Any] = {}
+    stages: tuple[list[Any], list[Any]] = ([], [])
+    for path in given.recipes:
+        print(path.stem, flush=True)
+        first, second = judge(Recipe.load(path), given.seeds)
+        pools[path.stem] = {"construct": first, "specialize": second}
+        stages[0].extend(first)
+        stages[1].extend(second)
+    keys = ("objective", "filter", "reweight", "use_entropy", "lr", "schedule")
+    content = {
+        "measure": "held-out teacher cross-entropy (stage 1) and equation 7 (stage 2), as a share "
+        "of what it was before; mean over pools and seeds; no labels",
+        "command": "python benchmarks/select_defaults.py "
+        + " ".join(path.name for path in given.recipes),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **environment(torch.device("cpu")),
+        "construct": winner(stages[0], keys),
+        "specialize": winner(stages[1], ("lr",)),
+        "pools": pools,
+    }
+    write_json(given.json, content)
+
+
+if __name__ == "__main__":
+    main()
