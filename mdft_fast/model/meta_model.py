@@ -175,7 +175,7 @@ class MetaModel(nn.Module):
         if probe.dtype != torch.float32:
             raise MdftError(f"meta-model: the dtype must stay float32, got {probe.dtype}")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._backbone._apply(fn)  # type: ignore[no-untyped-call]
+        self._backbone._apply(fn)
         self.heads = {name: head.to(probe.device) for name, head in self.heads.items()}
         self._arena = self._merged = None
         return self

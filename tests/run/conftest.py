@@ -48,8 +48,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_file({"weight": head * 3}, folder / "heads" / f"{name}.safetensors")
         images = np.random.default_rng(i).integers(0, 256, (60, 32, 32, 3), np.uint8)
         labels = np.random.default_rng(i).integers(0, classes, 20)
-        np.savez(folder / "data" / f"{name}.npz", x_unlabelled=images[:40], x_test=images[40:],
-                 y_test=labels, class_names=np.array([f"c{c}" for c in range(classes)]))  # fmt: skip
+        np.savez(
+            folder / "data" / f"{name}.npz",
+            x_unlabelled=images[:40],
+            x_test=images[40:],
+            y_test=labels,
+            class_names=np.array([f"c{c}" for c in range(classes)]),
+        )
     return folder
 
 
