@@ -135,9 +135,10 @@ def main() -> None:
     pools: dict[str, Any] = {}
     stages: tuple[list[Any], list[Any]] = ([], [])
     for path in given.recipes:
-        print(path.stem, flush=True)
+        name = path.parent.name if path.stem == "recipe" else path.stem  # demo-v1/recipe.yaml
+        print(name, flush=True)
         first, second = judge(Recipe.load(path), given.seeds)
-        pools[path.stem] = {"construct": first, "specialize": second}
+        pools[name] = {"construct": first, "specialize": second}
         stages[0].extend(first)
         stages[1].extend(second)
     keys = ("objective", "filter", "reweight", "use_entropy", "lr", "schedule")

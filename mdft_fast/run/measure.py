@@ -25,6 +25,8 @@ class Measured:
     Attributes:
         accuracy: method -> task -> top-1 accuracy.
         intervals: task (and "average") -> specialized less individual, with a 95 % interval.
+        comparisons: "a-b" -> the difference of two methods' averages over the tasks that both
+            have, with a 95 % interval, paired sample by sample.
         curve: task -> stage 2's step -> accuracy on the task itself.
         others: task -> step -> mean accuracy on the other tasks, at the first and last step.
         tests: task -> number of test samples.
@@ -32,6 +34,7 @@ class Measured:
 
     accuracy: dict[str, dict[str, float]]
     intervals: dict[str, dict[str, float]]
+    comparisons: dict[str, dict[str, float]]
     curve: dict[str, dict[int, float]]
     others: dict[str, dict[int, float]]
     tests: dict[str, int]
@@ -42,7 +45,7 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
     tests = load_test_sets(built.tasks, built.pool.preprocess)
     sizes = {test.task.name: len(test.samples) for test in tests}
     if not tests:
-        return Measured({}, {}, {}, {}, {})
+        return Measured({}, {}, {}, {}, {}, {})
     correct: dict[str, dict[str, Tensor]] = {}
     for method, value in (
         ("pretrained", 0.0),
@@ -67,7 +70,7 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
     others = {
         name: _others(meta, tests, learned, name) for name in final if len(sizes.keys() - {name})
     }
-    return Measured(accuracy, _intervals(correct), curve, others, sizes)
+    return Measured(accuracy, _intervals(correct), _comparisons(correct), curve, others, sizes)
 
 
 def _each(meta: MetaModel, tests: list[TestSet], at: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -111,3 +114,14 @@ def _intervals(correct: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, flo
         mine, other = zip(*pairs.values(), strict=True)
         intervals["average"] = difference_interval(mine, other)
     return intervals
+
+
+def _comparisons(correct: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
+    compared = {}
+    for a, b in (("meta", "task_arithmetic"), ("specialized", "control")):
+        common = [name for name in correct[a] if name in correct[b]]
+        if common:
+            compared[f"{a}-{b}"] = difference_interval(
+                [correct[a][name] for name in common], [correct[b][name] for name in common]
+            )
+    return compared

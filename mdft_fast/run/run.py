@@ -228,6 +228,7 @@ def _result(
         },
         "accuracy": measured.accuracy,
         "intervals": measured.intervals,
+        "comparisons": measured.comparisons,
         "specialize": _curves(built, learned, measured, folder),
         "holdout": learned.holdout,
         "phases": phases.list,

@@ -42,6 +42,9 @@ def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
     }  # fmt: skip
     for by_task in result["accuracy"].values():
         assert all(0 <= accuracy <= 1 for accuracy in by_task.values())
+    assert set(result["comparisons"]) == {"meta-task_arithmetic", "specialized-control"}
+    for gap in (*result["comparisons"].values(), *result["intervals"].values()):
+        assert gap["low"] <= gap["difference"] <= gap["high"]
     assert result["trainable"] == 2 * len(result["columns"])
     assert result["kernels"]["cpu"] in ("avx2", "portable")
     curve = result["specialize"]["shapes"]
