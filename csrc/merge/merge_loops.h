@@ -2,8 +2,12 @@
 // The CPU loops of merge and merge_dots over a range of tiles. Compiled once for each instruction
 // set (merge_cpu.cpp: portable; merge_avx2.cpp), in the namespace mdft::MDFT_ISA.
 //
-// Both are memory bound. A tile's running sums (merge) or its gradient (merge_dots) stay in L1
-// while up to kChunk task vectors stream past, so memory is read once, whatever K is.
+// Both are memory bound. A block's running sums (merge) or a tile's gradient (merge_dots) stay in
+// L1 while up to kChunk task vectors stream past, so memory is read once, whatever K is.
+//
+// No software prefetch: rows of an arena lie a multiple of 4 KiB apart, so the lines fetched ahead
+// of nine of them fall into the same sets of L1 and throw each other out before they are used. It
+// halved the speed; see docs/kernels.md.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +16,9 @@
 
 namespace mdft {
 
-constexpr int kChunk = 8;  // task vectors read side by side; one register of pointers each
+constexpr int kChunk = 4;   // task vectors read side by side
+constexpr int kSpan = 256;  // elements of merge's running sums; 128 to 1,024 differ by a tenth
+static_assert(kTile % kSpan == 0);
 
 struct MergeArgs {
   const void* base;          // [N]
@@ -53,10 +59,6 @@ inline void add_rows(const scalar_t* const* rows, const acc_t* c, acc_t* sums, i
     Vec8<acc_t> sum = Vec8<acc_t>::load(sums + i);
     for (int j = 0; j < kRows; ++j) {
       sum = fma(scale[j], Vec8<acc_t>::load(rows[j] + i), sum);
-#if defined(__AVX2__)
-      // The hardware's prefetcher stops at a page's end: fetch the next tile's row ahead.
-      _mm_prefetch(reinterpret_cast<const char*>(rows[j] + i + kTile), _MM_HINT_T0);
-#endif
     }
     sum.store(sums + i);
   }
@@ -74,7 +76,7 @@ void add_deltas(const MergeArgs& a, int64_t column, int64_t start, int64_t n, ac
   const auto* coefficients = static_cast<const acc_t*>(a.coefficients) + column;
   for (int64_t k = 0; k < a.K;) {
     const int64_t left = a.K - k;
-    const int rows = left >= kChunk ? kChunk : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    const int rows = left >= kChunk ? kChunk : left >= 2 ? 2 : 1;
     const scalar_t* row[kChunk];
     acc_t c[kChunk];
     for (int j = 0; j < rows; ++j, ++k) {
@@ -82,43 +84,48 @@ void add_deltas(const MergeArgs& a, int64_t column, int64_t start, int64_t n, ac
       c[j] = coefficients[k * a.L];
     }
     if (rows == kChunk) add_rows<kChunk>(row, c, sums, n);
-    if (rows == 4) add_rows<4>(row, c, sums, n);
     if (rows == 2) add_rows<2>(row, c, sums, n);
     if (rows == 1) add_rows<1>(row, c, sums, n);
   }
 }
 
+// Elements [start, start + n) of the arena, all of one column; `to` is their place in out.
+template <typename acc_t>
+void merge_span(const MergeArgs& a, int64_t column, int64_t start, int64_t to, int64_t n) {
+  alignas(64) acc_t sums[kSpan];
+  with_type(a.base_dtype, [&](auto* type) {
+    auto* base = static_cast<decltype(type)>(a.base) + start;
+    if constexpr (sizeof(widen(*base)) == sizeof(acc_t)) {
+      for (int64_t i = 0; i < n; i += 8) load<acc_t>(base + i, n - i, {}).store(sums + i);
+    }
+  });
+  with_type(a.deltas_dtype, [&](auto* type) {
+    using scalar_t = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+    if constexpr (sizeof(widen(scalar_t{})) == sizeof(acc_t)) {
+      add_deltas<scalar_t>(a, column, start, n, sums);
+    }
+  });
+  with_type(a.out_dtype, [&](auto* type) {
+    using scalar_t = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+    auto* out = static_cast<scalar_t*>(a.out) + to;
+    if constexpr (sizeof(widen(scalar_t{})) == sizeof(acc_t)) {
+      if (a.stream && n == kSpan) {
+        for (int64_t i = 0; i < n; i += 8) Vec8<acc_t>::load(sums + i).stream(out + i);
+      } else {
+        for (int64_t i = 0; i < n; i += 8) store(Vec8<acc_t>::load(sums + i), out + i, n - i);
+      }
+    }
+  });
+}
+
 template <typename acc_t>
 void merge_tiles(const MergeArgs& a, int64_t begin, int64_t end) {
-  alignas(64) acc_t sums[kTile];
   for (int64_t t = begin; t < end; ++t) {
     const int64_t start = (a.first + t) * kTile;
     const int64_t n = std::min(kTile, a.N - start);
-    with_type(a.base_dtype, [&](auto* type) {
-      auto* base = static_cast<decltype(type)>(a.base) + start;
-      for (int64_t i = 0; i < n; i += 8) {
-        if constexpr (sizeof(widen(*base)) == sizeof(acc_t)) {
-          load<acc_t>(base + i, n - i, {}).store(sums + i);
-        }
-      }
-    });
-    with_type(a.deltas_dtype, [&](auto* type) {
-      using scalar_t = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
-      if constexpr (sizeof(widen(scalar_t{})) == sizeof(acc_t)) {
-        add_deltas<scalar_t>(a, a.columns[t], start, n, sums);
-      }
-    });
-    with_type(a.out_dtype, [&](auto* type) {
-      using scalar_t = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
-      auto* out = static_cast<scalar_t*>(a.out) + t * kTile;
-      if constexpr (sizeof(widen(scalar_t{})) == sizeof(acc_t)) {
-        if (a.stream && n == kTile) {
-          for (int64_t i = 0; i < n; i += 8) Vec8<acc_t>::load(sums + i).stream(out + i);
-        } else {
-          for (int64_t i = 0; i < n; i += 8) store(Vec8<acc_t>::load(sums + i), out + i, n - i);
-        }
-      }
-    });
+    for (int64_t i = 0; i < n; i += kSpan) {
+      merge_span<acc_t>(a, a.columns[t], start + i, t * kTile + i, std::min<int64_t>(kSpan, n - i));
+    }
   }
 #if defined(__AVX2__)
   if (a.stream) _mm_sfence();
@@ -130,61 +137,40 @@ inline void merge_range(const MergeArgs& a, int64_t begin, int64_t end) {
                                   : merge_tiles<float>(a, begin, end);
 }
 
-// Dot products of one gradient with kRows task vectors. Four running sums of eight lanes each are
-// added in a fixed tree: at most 1024 / 32 + 5 = 37 additions deep, whatever the tensor's size.
-template <int kRows, typename scalar_t, typename acc_t>
-inline void dot_rows(const scalar_t* const* rows, const acc_t* grad, int64_t n, acc_t* dots) {
+// Dot product of one gradient with a row. Four running sums of eight lanes each are added in a
+// fixed tree: at most 1024 / 32 + 5 = 37 additions deep, whatever the tensor's size.
+template <typename scalar_t, typename acc_t>
+inline acc_t dot_row(const scalar_t* row, const acc_t* grad, int64_t n) {
   constexpr int kLanes = 4;
-  Vec8<acc_t> sums[kRows][kLanes];
-  for (auto& row : sums) {
-    for (auto& s : row) s = Vec8<acc_t>::all(0);
-  }
+  Vec8<acc_t> sums[kLanes];
+  for (auto& s : sums) s = Vec8<acc_t>::all(0);
   int64_t i = 0;
   for (; i + 8 * kLanes <= n; i += 8 * kLanes) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      const auto g = Vec8<acc_t>::load(grad + i + 8 * lane);
-      for (int j = 0; j < kRows; ++j) {
-        sums[j][lane] = fma(g, Vec8<acc_t>::load(rows[j] + i + 8 * lane), sums[j][lane]);
-#if defined(__AVX2__)
-        _mm_prefetch(reinterpret_cast<const char*>(rows[j] + i + 8 * lane + kTile), _MM_HINT_T0);
-#endif
-      }
+      const int64_t at = i + 8 * lane;
+      sums[lane] = fma(Vec8<acc_t>::load(grad + at), Vec8<acc_t>::load(row + at), sums[lane]);
     }
   }
   for (int lane = 0; i < n; i += 8, ++lane) {  // the tail; grad is zero past its end
-    const auto g = Vec8<acc_t>::load(grad + i);
-    for (int j = 0; j < kRows; ++j) {
-      sums[j][lane] = fma(g, load<acc_t>(rows[j] + i, n - i, scalar_t{}), sums[j][lane]);
-    }
+    sums[lane] = fma(Vec8<acc_t>::load(grad + i), load<acc_t>(row + i, n - i, {}), sums[lane]);
   }
-  for (int j = 0; j < kRows; ++j) {
-    dots[j] = sum((sums[j][0] + sums[j][2]) + (sums[j][1] + sums[j][3]));
-  }
+  return sum((sums[0] + sums[2]) + (sums[1] + sums[3]));
 }
 
 template <typename scalar_t, typename acc_t>
 void dot_deltas(const MergeDotsArgs& a, const acc_t* grad, int64_t t, int64_t n) {
-  constexpr int kRowsAtOnce = 2;  // 2 rows x 4 sums: half of the 16 registers
   const auto* deltas = static_cast<const scalar_t*>(a.deltas) + (a.first + t) * kTile;
   auto* partials = static_cast<acc_t*>(a.partials) + t;
-  for (int64_t k = 0; k < a.K; k += kRowsAtOnce) {
-    const scalar_t* row[kRowsAtOnce] = {deltas + k * a.N, deltas + (k + 1) * a.N};
-    acc_t dots[kRowsAtOnce];
-    if (k + 1 < a.K) {
-      dot_rows<2>(row, grad, n, dots);
-      partials[(k + 1) * a.tiles] = dots[1];
-    } else {
-      dot_rows<1>(row, grad, n, dots);
-    }
-    partials[k * a.tiles] = dots[0];
+  for (int64_t k = 0; k < a.K; ++k) {  // row by row: two at once were a tenth slower
+    partials[k * a.tiles] = dot_row(deltas + k * a.N, grad, n);
   }
 }
 
 template <typename acc_t>
 void merge_dots_tiles(const MergeDotsArgs& a, int64_t begin, int64_t end) {
   alignas(64) acc_t grad[kTile];
-  int64_t tensor = std::upper_bound(a.tensor_tiles, a.tensor_tiles + a.tensors + 1, begin) -
-                   a.tensor_tiles - 1;
+  int64_t tensor =
+      std::upper_bound(a.tensor_tiles, a.tensor_tiles + a.tensors + 1, begin) - a.tensor_tiles - 1;
   for (int64_t t = begin; t < end; ++t) {
     while (t >= a.tensor_tiles[tensor + 1]) ++tensor;
     const int64_t start = (t - a.tensor_tiles[tensor]) * kTile;
