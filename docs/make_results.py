@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the tables of results into README.md and docs/results.md, from committed JSON alone.
+
+    python docs/make_results.py            # rewrites what stands between the markers
+    python docs/make_results.py --check    # changes nothing; status 1 if a page is out of date
+
+Reads benchmarks/results/: real_pool.json and demo_pool.json ({"runs": [result.json, ...]}),
+kernels_cpu.json, step_cpu.json, kernels_cuda.json, step_cuda.json (benchmarks/run.py) and
+defaults.json (benchmarks/select_defaults.py). What is absent is left out. Every number on the two
+pages that is a result stands between the markers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+POOLS = {
+    "real_pool": "Real pool: ViT-Tiny/16 and eight models fine-tuned on real images",
+    "demo_pool": "Demo pool: what `make demo` trains and runs",
+}
+BENCHES = {
+    "kernels_cpu": "Operators on the CPU",
+    "step_cpu": "A whole step of stage 1 on the CPU",
+    "kernels_cuda": "Operators on CUDA",
+    "step_cuda": "A whole step of stage 1 on CUDA",
+}
+METHODS = {
+    "pretrained": "pre-trained (λ = 0)",
+    "task_arithmetic": "task arithmetic (λ = 0.3)",
+    "meta": "meta-model, stage 1",
+    "individual": "individual models",
+    "control": "control: stage 2 without stage 1",
+    "specialized": "specialized models, stage 2",
+}
+OURS = "mdft_fast"
+
+
+def read(folder: Path, name: str) -> Any:
+    """Returns a committed result, or None where there is none."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[object]], left: int = 1) -> str:
+    """Returns a Markdown table; the first ``left`` columns are aligned left, the others right."""
+    rule = [":--" if i < left else "--:" for i in range(len(header))]
+    rows = [header, rule, *lines]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+
+
+def mean(values: Iterable[float]) -> float:
+    """Returns the mean of at least one number."""
+    items = list(values)
+    return math.fsum(items) / len(items)
+
+
+def signed(share: float) -> str:
+    """Returns ``+0.6`` for 0.006, in per cent; the minus is as wide as the plus."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def percent(shares: Sequence[float]) -> str:
+    """Returns the mean in per cent, and the range where there are several numbers."""
+    text = f"{100 * mean(shares):.1f}"
+    if len(shares) > 1:
+        text += f" ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
+    return text
+
+
+def averages(runs: Sequence[Any]) -> dict[str, list[float]]:
+    """Returns method -> mean accuracy over the tasks, one a run, where every run has it."""
+    found = {m: [r["accuracy"][m] for r in runs if r["accuracy"].get(m)] for m in METHODS}
+    return {
+        method: [mean(by_task.values()) for by_task in values]
+        for method, values in found.items()
+        if len(values) == len(runs)
+    }
+
+
+def origin(facts: Any) -> str:
+    """Returns where a result comes from: date, commit, device, threads, command."""
+    date = str(facts.get("created") or facts.get("date") or "unknown date")[:10]
+    commit = str(facts.get("commit") or "unknown")[:10]
+    parts = [date, f"commit `{commit}`", str(facts.get("device", "unknown device"))]
+    if "threads" in facts:
+        parts.append(f"{facts['threads']} threads")
+    if "versions" in facts:
+        parts.append(f"torch {facts['versions'].get('torch', '?')}")
+    if facts.get("busy"):
+        parts.append("**measured while the machine was busy with other work**")
+    if facts.get("command"):
+        parts.append(f"`{facts['command']}`")
+    return ", ".join(parts) + "."
+
+
+def pool_summary(name: str, content: Any) -> Iterator[str]:
+    """Gives a pool's averages and what they say, for the README."""
+    runs = content["runs"]
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    how = f"preset `{runs[0]['preset']}`, seed {seeds}"
+    yield f"**{POOLS[name]}**, average top-1 in per cent, {how}:"
+    rows = [[METHODS[m], percent(v)] for m, v in averages(runs).items()]
+    yield table(["", "mean over seeds (lowest to highest)" if len(runs) > 1 else "%"], rows)
+    yield from differences(runs)
+
+
+def differences(runs: Sequence[Any]) -> Iterator[str]:
+    """Gives the bootstrap intervals that the runs hold: against individual, against control."""
+    for words, key in (("individual models", "intervals"), ("control", "control_interval")):
+        found = [run.get(key) or {} for run in runs]
+        found = [one.get("average") if key == "intervals" else one for one in found]
+        if all(found):
+            listed = "; ".join(
+                f"{signed(one['difference'])} [{signed(one['low'])}, {signed(one['high'])}]"
+                for one in found
+            )
+            yield (
+                f"Specialized less {words}, points with 95 % bootstrap interval, one a seed: "
+                f"{listed}."
+            )
+
+
+def pool_details(name: str, content: Any) -> Iterator[str]:
+    """Gives a pool's accuracies by task, for the page of results."""
+    runs = content["runs"]
+    first = runs[0]
+    yield f"## {POOLS[name]}"
+    methods = list(averages(runs))
+    rows: list[Sequence[object]] = []
+    for task in first["pool"]["tasks"]:
+        values = [mean(run["accuracy"][m][task["name"]] for run in runs) for m in methods]
+        rows.append([task["name"], task["classes"], *(f"{100 * v:.1f}" for v in values)])
+    last = [f"**{100 * mean(v):.1f}**" for v in averages(runs).values()]
+    rows.append(["**average**", "", *last])
+    yield table(["task", "classes", *(METHODS[m] for m in methods)], rows)
+    yield f"Top-1 in per cent, mean over {len(runs)} seed{'s' * (len(runs) > 1)}."
+    yield from differences(runs)
+    if "trainable" in first:
+        yield f"Numbers learned (K · L): {first['trainable']:,}."
+    if all(run.get("phases") for run in runs):
+        names = [phase["name"] for phase in first["phases"]]
+        rows = [
+            [
+                name,
+                f"{mean(p['seconds'] for r in runs for p in r['phases'] if p['name'] == name):.1f}",
+            ]
+            for name in names
+        ]
+        yield table(["phase", "seconds, mean over seeds"], rows)
+    yield f"From {origin(first | {'command': content.get('command')})}"
+
+
+def bench_rows(results: Sequence[Any]) -> Iterator[list[object]]:
+    """Gives a line a case: our time, our share of a copy's rate, the best other, the ratio."""
+    for one in results:
+        mine = one["contestants"][OURS]
+        others = {n: c for n, c in one["contestants"].items() if n != OURS}
+        share = f"{100 * mine['share_of_copy']:.0f} %" if "share_of_copy" in mine else ""
+        cells = [one["op"], one["case"], f"{mine['median_ms']:.4g}", share]
+        if others:
+            best = min(others, key=lambda n: others[n]["over_ours"])
+            cells += [best, f"{others[best]['median_ms']:.4g}", f"{others[best]['over_ours']:.2f}"]
+        else:
+            cells += ["", "", ""]
+        yield cells
+
+
+def bench_details(name: str, content: Any) -> Iterator[str]:
+    """Gives a benchmark's table: ours beside the strongest contestant."""
+    yield f"## {BENCHES[name]}"
+    header = ["operator", "case", "ours, ms", "of copy", "best other", "its ms", "its time / ours"]
+    yield table(header, bench_rows(content["results"]), left=2)
+    yield (
+        "Medians; the ratio is the median of ratios within a round, above 1 where we are faster. "
+        "Of copy: bytes that must be moved a second, as a share of what a plain copy reaches in "
+        "the same rounds. The JSON has every contestant, quartiles and memory."
+    )
+    yield f"From {origin(content)}"
+
+
+def defaults_details(content: Any) -> Iterator[str]:
+    """Gives the candidates for ``preset: default``, ranked without labels."""
+    yield "## How the defaults were chosen"
+    rows = [
+        [c["objective"], c["lr"], c["schedule"], f"{c['share']:.4f}"] for c in content["construct"]
+    ]
+    yield "Stage 1, best first:"
+    yield table(["objective", "lr", "schedule", "share"], rows, left=3)
+    yield "Stage 2, best first:"
+    yield table(["lr", "share"], [[c["lr"], f"{c['share']:.4f}"] for c in content["specialize"]])
+    yield f"Share: {content['measure']}. From {origin(content)}"
+
+
+def readme_block(folder: Path = RESULTS) -> str:
+    """Returns what stands between the markers of README.md."""
+    parts: list[str] = []
+    for name in POOLS:
+        if content := read(folder, name):
+            parts += pool_summary(name, content)
+    for name in BENCHES:
+        if content := read(folder, name):
+            rows = list(bench_rows(content["results"]))
+            faster = sum(float(str(row[-1])) > 1 for row in rows if row[-1])
+            busy = " The machine was busy with other work then." if content.get("busy") else ""
+            yes = f"faster than the best other contestant in {faster} of {len(rows)} cases"
+            parts.append(f"**{BENCHES[name]}**: {yes}, device {content.get('device')}.{busy}")
+    if parts:
+        parts.append(
+            "By task, with dates, commits and commands: [docs/results.md](docs/results.md)."
+        )
+    return "\n\n".join(parts or ["No result is committed yet."])
+
+
+def page_block(folder: Path = RESULTS) -> str:
+    """Returns what stands between the markers of docs/results.md."""
+    parts: list[str] = []
+    for name in POOLS:
+        if content := read(folder, name):
+            parts += pool_details(name, content)
+    for name in BENCHES:
+        if content := read(folder, name):
+            parts += bench_details(name, content)
+    if content := read(folder, "defaults"):
+        parts += defaults_details(content)
+    return "\n\n".join(parts or ["No result is committed yet."])
+
+
+def replaced(text: str, block: str) -> str:
+    """Returns a page with another block between its markers."""
+    before, _, rest = text.partition(BEGIN)
+    _, marker, after = rest.partition(END)
+    if not marker:
+        raise ValueError(f"page: must hold {BEGIN} and {END}, got none")
+    return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Rewrites both pages, or says which one is out of date."""
+    status = 0
+    for path, block in (
+        (ROOT / "README.md", readme_block()),
+        (ROOT / "docs/results.md", page_block()),
+    ):
+        old = path.read_text(encoding="utf-8")
+        new = replaced(old, block)
+        if new == old:
+            continue
+        if "--check" in argv:
+            sys.stderr.write(f"{path.name} is out of date: python docs/make_results.py\n")
+            status = 1
+        else:
+            path.write_text(new, encoding="utf-8")
+            sys.stdout.write(f"wrote {path.name}\n")
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
