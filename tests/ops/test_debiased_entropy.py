@@ -80,6 +80,7 @@ CASES: dict[str, Any] = {
     "one vector": lambda device: make_rows([(8, 8), (8, 16)], device),
     "tails": lambda device: make_rows([(16, c) for c in (2, 3, 7, 9, 15, 17)], device),
     "many classes": lambda device: make_rows([(8, c) for c in (100, 242, 397, 1000)], device),
+    "a vocabulary": lambda device: make_rows([(4, 20_000), (4, 30_000)], device),
     "many tasks": lambda device: make_rows([(1 + k % 5, 2 + 3 * k) for k in range(20)], device),
     "sure": lambda device: make_rows([(16, 10), (16, 43)], device, scale=15.0),
     "unsure": lambda device: make_rows([(16, 10), (16, 43)], device, scale=0.01),
