@@ -14,6 +14,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "common/convert.h"
 
@@ -181,9 +182,24 @@ inline Vec8<float> exp(const Vec8<float>& a) {
 }
 #endif
 
+#if defined(__AVX2__)
+// All ones in the first n of eight lanes.
+inline __m256i first_lanes(int64_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);
+}
+#endif
+
 template <typename acc_t, typename scalar_t>
 inline Vec8<acc_t> load(const scalar_t* p, int64_t n, scalar_t fill) {
   if (n >= 8) return Vec8<acc_t>::load(p);
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    const __m256i mask = first_lanes(n);
+    return {_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, mask),
+                             _mm256_castsi256_ps(mask))};
+  }
+#endif
   scalar_t lanes[8];
   for (int i = 0; i < 8; ++i) lanes[i] = i < n ? p[i] : fill;
   return Vec8<acc_t>::load(lanes);
@@ -192,6 +208,11 @@ inline Vec8<acc_t> load(const scalar_t* p, int64_t n, scalar_t fill) {
 template <typename acc_t, typename scalar_t>
 inline void store(const Vec8<acc_t>& x, scalar_t* p, int64_t n) {
   if (n >= 8) return x.store(p);
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    return _mm256_maskstore_ps(p, first_lanes(n), x.v);
+  }
+#endif
   scalar_t lanes[8];
   x.store(lanes);
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
@@ -217,5 +238,13 @@ template <typename acc_t>
 inline acc_t sum(const Vec8<acc_t>& x) {
   return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
 }
+#if defined(__AVX2__)
+template <>
+inline float sum(const Vec8<float>& x) {  // the same tree
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+#endif
 
 }  // namespace mdft::MDFT_ISA

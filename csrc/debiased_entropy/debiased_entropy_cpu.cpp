@@ -57,10 +57,14 @@ void reduce_task(const Choices& choose, const RowNumbers* numbers, const int64_t
                  int64_t begin, int64_t end, acc_t* entropy, acc_t* weight, bool* kept,
                  double* scale, acc_t* loss) {
   int64_t n = 0;
+  int64_t C = -1;
+  acc_t H0 = 0;
   double weights = 0;
   for (int64_t r = begin; r < end; ++r) {
-    const auto C = static_cast<double>(row_offsets[r + 1] - row_offsets[r]);
-    const auto H0 = static_cast<acc_t>(choose.mu * std::log(C));
+    if (C != row_offsets[r + 1] - row_offsets[r]) {  // else as in the row before
+      C = row_offsets[r + 1] - row_offsets[r];
+      H0 = static_cast<acc_t>(choose.mu * std::log(static_cast<double>(C)));
+    }
     entropy[r] = static_cast<acc_t>(choose.entropy_of_meta ? numbers[r].entropy
                                                            : numbers[r].teacher_entropy);
     kept[r] = !choose.filter || entropy[r] < H0;
@@ -73,8 +77,8 @@ void reduce_task(const Choices& choose, const RowNumbers* numbers, const int64_t
   for (int64_t r = begin; r < end; ++r) {
     weight[r] = static_cast<acc_t>(scale[r] / mean);
     if (!kept[r]) continue;  // masked, not multiplied: a removed row may hold anything
-    const double row_loss = choose.alpha * numbers[r].cross_entropy +
-                            (choose.use_entropy ? numbers[r].entropy : 0);
+    const double row_loss =
+        choose.alpha * numbers[r].cross_entropy + (choose.use_entropy ? numbers[r].entropy : 0);
     scale[r] = scale[r] / mean / n;
     total += scale[r] * row_loss;
   }

@@ -16,20 +16,20 @@ namespace mdft {
 // over a row of 1,000 classes erred four times as much as torch's.
 constexpr int64_t kBlock = 128;
 
-struct RowNumbers {  // of one row, in the accumulator's precision widened to double
-  double shift, log_sum;                  // log q_c = z_c - shift - log_sum
+struct RowNumbers {       // of one row, in the accumulator's precision widened to double
+  double shift, log_sum;  // log q_c = z_c - shift - log_sum
   double teacher_shift, teacher_log_sum;  // the same for p, unused where p is given
   double entropy, teacher_entropy, cross_entropy;
 };
 
 struct EntropyArgs {
-  const void* logits;            // [M]
-  const void* teacher;           // [M]
-  const void* teacher_entropy;   // [R] or null: teacher holds logits
-  const int64_t* row_offsets;    // [R + 1]
-  RowNumbers* numbers;           // [R]
-  const double* scale;           // [R]: weight / kept rows of the task; 0 where removed
-  void* grad;                    // [M]
+  const void* logits;           // [M]
+  const void* teacher;          // [M]
+  const void* teacher_entropy;  // [R] or null: teacher holds logits
+  const int64_t* row_offsets;   // [R + 1]
+  RowNumbers* numbers;          // [R]
+  const double* scale;          // [R]: weight / kept rows of the task; 0 where removed
+  void* grad;                   // [M]
   DType logits_dtype, teacher_dtype;
   double alpha;
   bool use_entropy;
@@ -45,7 +45,7 @@ namespace MDFT_ISA {
 template <typename acc_t>
 constexpr acc_t kNoLogit = -std::numeric_limits<acc_t>::infinity();
 
-// A row read in any dtype, whole vectors at a time; past its end stands `fill`.
+// A row read in any dtype, whole vectors at a time; past its end stands `fill`, 0 or -inf.
 template <typename acc_t>
 struct Row {
   const void* data;
@@ -53,28 +53,23 @@ struct Row {
   int64_t start, C;
 
   Vec8<acc_t> operator()(int64_t i, acc_t fill) const {
-    const int64_t n = C - i;
-    Vec8<acc_t> x;
     if constexpr (sizeof(acc_t) == sizeof(double)) {
-      x = read<double>(i, n);
+      return read<double>(i, fill);
     } else if (dtype == DType::kFloat32) {
-      x = read<float>(i, n);
+      return read<float>(i, fill);
     } else if (dtype == DType::kBFloat16) {
-      x = read<BFloat16Bits>(i, n);
+      return read<BFloat16Bits>(i, fill);
     } else {
-      x = read<Float16Bits>(i, n);
+      return read<Float16Bits>(i, fill);
     }
-    if (n >= 8) return x;
-    acc_t lanes[8];
-    x.store(lanes);
-    for (int64_t j = n; j < 8; ++j) lanes[j] = fill;
-    return Vec8<acc_t>::load(lanes);
   }
 
  private:
   template <typename scalar_t>
-  Vec8<acc_t> read(int64_t i, int64_t n) const {
-    return load<acc_t>(static_cast<const scalar_t*>(data) + start + i, n, scalar_t{});
+  Vec8<acc_t> read(int64_t i, acc_t fill) const {
+    scalar_t narrow_fill;
+    narrow(fill, &narrow_fill);
+    return load<acc_t>(static_cast<const scalar_t*>(data) + start + i, C - i, narrow_fill);
   }
 };
 
@@ -91,31 +86,40 @@ inline Vec8<acc_t> above_infinity(const Vec8<acc_t>& x) {
   return max(x, Vec8<acc_t>::all(std::numeric_limits<acc_t>::lowest()));
 }
 
-// shift, log_sum and entropy of softmax(row): H = log sum - sum e^y y / sum, y = z - shift.
-template <typename acc_t>
-inline void softmax_numbers(const Row<acc_t>& row, double* shift, double* log_sum,
-                            double* entropy) {
+// shift, log_sum and entropy of softmax(row): H = log sum - sum e^y y / sum, y = row - shift.
+// Returns also sum e^y x / sum for another row x less its own shift, where there is one: with it
+// CE(p, q) = log_sum(q) - that, and the exponentials of p are made once.
+template <bool kCross, typename acc_t>
+inline double softmax_numbers(const Row<acc_t>& row, double* shift, double* log_sum,
+                              double* entropy, const Row<acc_t>& other, double other_shift) {
   Vec8<acc_t> top = Vec8<acc_t>::all(kNoLogit<acc_t>);
   for (int64_t i = 0; i < row.C; i += 8) top = max(top, row(i, kNoLogit<acc_t>));
   const acc_t most = largest(top);
   const auto down = Vec8<acc_t>::all(-most);
+  const auto other_down = Vec8<acc_t>::all(static_cast<acc_t>(-other_shift));
   double s = 0;
   double w = 0;
+  double c = 0;
   for (int64_t block = 0; block < row.C; block += kBlock) {
     auto total = Vec8<acc_t>::all(0);
     auto weighted = Vec8<acc_t>::all(0);
+    auto crossed = Vec8<acc_t>::all(0);
     for (int64_t i = block; i < std::min(row.C, block + kBlock); i += 8) {
       const Vec8<acc_t> y = row(i, kNoLogit<acc_t>) + down;
       const Vec8<acc_t> e = exp(y);
       total = total + e;
       weighted = fma(e, above_infinity(y), weighted);
+      // A class with p = 0 adds nothing, whatever q says.
+      if (kCross) crossed = fma(e, where_nonzero(e, other(i, 0) + other_down), crossed);
     }
     s += sum(total);
     w += sum(weighted);
+    if (kCross) c += sum(crossed);
   }
   *shift = most;
   *log_sum = std::log(s);
   *entropy = *log_sum - w / s;
+  return c / s;
 }
 
 // log q_c = z_c - shift - log_sum, subtracted in two steps: shift may be large, and what remains
@@ -134,20 +138,18 @@ void entropy_rows(const EntropyArgs& a, int64_t begin, int64_t end) {
     const Row<acc_t> z{a.logits, a.logits_dtype, start, C};
     const Row<acc_t> t{a.teacher, a.teacher_dtype, start, C};
     RowNumbers& n = a.numbers[r];
-    softmax_numbers(z, &n.shift, &n.log_sum, &n.entropy);
+    softmax_numbers<false>(z, &n.shift, &n.log_sum, &n.entropy, z, 0);
     if (a.teacher_entropy == nullptr) {
-      softmax_numbers(t, &n.teacher_shift, &n.teacher_log_sum, &n.teacher_entropy);
-    } else {
-      n.teacher_entropy = static_cast<const acc_t*>(a.teacher_entropy)[r];
+      n.cross_entropy = n.log_sum - softmax_numbers<true>(t, &n.teacher_shift, &n.teacher_log_sum,
+                                                          &n.teacher_entropy, z, n.shift);
+      continue;
     }
+    n.teacher_entropy = static_cast<const acc_t*>(a.teacher_entropy)[r];
     n.cross_entropy = 0;
     for (int64_t block = 0; block < C; block += kBlock) {
       auto crossed = Vec8<acc_t>::all(0);  // sum of p log q; a class with p = 0 adds nothing
       for (int64_t i = block; i < std::min(C, block + kBlock); i += 8) {
-        const Vec8<acc_t> p =
-            a.teacher_entropy != nullptr
-                ? t(i, 0)
-                : exp(log_softmax(t(i, kNoLogit<acc_t>), n.teacher_shift, n.teacher_log_sum));
+        const Vec8<acc_t> p = t(i, 0);
         const Vec8<acc_t> log_q = log_softmax(z(i, 0), n.shift, n.log_sum);
         crossed = fma(p, where_nonzero(p, log_q), crossed);
       }
@@ -174,8 +176,7 @@ void gradient_row(const EntropyArgs& a, int64_t r) {
       Vec8<acc_t>::all(static_cast<acc_t>(a.use_entropy ? -a.scale[r] : 0.0));
   const auto entropy = Vec8<acc_t>::all(static_cast<acc_t>(n.entropy));
   for (int64_t i = 0; i < C; i += 8) {
-    const Vec8<acc_t> log_q =
-        log_softmax(z(i, kNoLogit<acc_t>), n.shift, n.log_sum);
+    const Vec8<acc_t> log_q = log_softmax(z(i, kNoLogit<acc_t>), n.shift, n.log_sum);
     const Vec8<acc_t> q = exp(log_q);
     const Vec8<acc_t> p =
         a.teacher_entropy != nullptr

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -83,30 +84,35 @@ def debiased_entropy_loss(
             reweight,
         )  # fmt: skip
     row_offsets, task_rows = _offsets(rows, z.device)
-    teacher = torch.cat([t.detach().reshape(-1) for t in teacher_logits])
+    with torch.no_grad():
+        teacher = torch.cat([t.reshape(-1) for t in teacher_logits])
     if teacher.dtype != z.dtype:
         teacher = teacher.to(accumulator(z.dtype))
     cached = None
     if teacher_entropy is not None:
         cached = torch.cat([h.detach() for h in teacher_entropy]).to(accumulator(z.dtype))
     loss, entropy, weight, kept, _ = DebiasedEntropyFunction.apply(
-        torch.cat([z.reshape(-1) for z in logits]), teacher, cached, row_offsets, task_rows,
-        alpha, mu, use_entropy, filter, REWEIGHTS.index(reweight), entropy_of == "meta",
+        teacher, cached, row_offsets, task_rows, alpha, mu, use_entropy, filter,
+        REWEIGHTS.index(reweight), entropy_of == "meta", *logits,
     )  # fmt: skip
     return DebiasedEntropy(loss, entropy, weight, kept)
 
 
 class DebiasedEntropyFunction(torch.autograd.Function):
-    """Autograd around the operator: ``apply`` takes its arguments, in the schema's order.
+    """Autograd around the operator: ``apply`` takes its arguments in the schema's order, but the
+    logits last, as one ``[B_k, C_k]`` a task.
 
     Returns ``loss, entropy, weight, kept, grad``; only ``loss`` is differentiable. The gradient
-    is made with the value, and backward scales each task's part by ``grad_output``.
-    """
+    is made with the value, and backward scales each task's part by ``grad_output``. Logits are
+    joined and their gradients split in here: under autograd that took longer than the operator.
+    """  # noqa: D205
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # noqa: D102
+        options, logits = args[:_OPTIONS], args[_OPTIONS:]
+        flat = torch.cat([z.reshape(-1) for z in logits])
         result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-        result = torch.ops.mdft_fast.debiased_entropy(*args)
+        result = torch.ops.mdft_fast.debiased_entropy(flat, *options)
         return result
 
     @staticmethod
@@ -116,20 +122,30 @@ class DebiasedEntropyFunction(torch.autograd.Function):
         _, entropy, weight, kept, grad = output
         ctx.mark_non_differentiable(entropy, weight, kept, grad)
         ctx.set_materialize_grads(False)
+        ctx.shapes = [z.shape for z in inputs[_OPTIONS:]]
+        ctx.sizes = [b * c for b, c in ctx.shapes]
         # The logits are kept for one reason: a second derivative finds its way to the refusal.
-        ctx.save_for_backward(inputs[0], grad, inputs[3], inputs[4])
+        ctx.save_for_backward(grad, inputs[2], inputs[3], *inputs[_OPTIONS:])
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:  # noqa: D102
-        logits, grad, row_offsets, task_rows = ctx.saved_tensors
-        result = None
-        if grad_loss is not None and ctx.needs_input_grad[0]:
-            with torch.no_grad():
-                result = torch.ops.mdft_fast.debiased_entropy_backward(
-                    grad, row_offsets, task_rows, grad_loss.contiguous()
-                )
-            result = differentiable_once("debiased_entropy", result, logits, grad_loss)
-        return (result, *[None] * 10)
+        grad, row_offsets, task_rows, *logits = ctx.saved_tensors
+        if grad_loss is None:
+            return (None,) * (_OPTIONS + len(logits))
+        with torch.no_grad():
+            scaled = torch.ops.mdft_fast.debiased_entropy_backward(
+                grad, row_offsets, task_rows, grad_loss.contiguous()
+            )
+        scaled = differentiable_once("debiased_entropy", scaled, *logits, grad_loss)
+        pieces = scaled.split_with_sizes(ctx.sizes)
+        return (None,) * _OPTIONS + tuple(map(Tensor.view, pieces, ctx.shapes))
+
+
+_OPTIONS = 10  # arguments of DebiasedEntropyFunction before the logits
+# torch asks for it at every call; found here, it need not be worked out again.
+DebiasedEntropyFunction.forward.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+    DebiasedEntropyFunction.forward
+)
 
 
 def _rows(
@@ -154,8 +170,8 @@ def _rows(
         got = [list(h.shape) for h in teacher_entropy]
         if wanted != got:
             raise ValueError(f"debiased_entropy: teacher_entropy must be {wanted}, got {got}")
-    dtypes = [checks.name(z.dtype) for z in logits]
-    if len(set(dtypes)) > 1:
+    if len({z.dtype for z in logits}) > 1:
+        dtypes = [checks.name(z.dtype) for z in logits]
         raise ValueError(f"debiased_entropy: logits must have one dtype, got {dtypes}")
     return tuple((z.shape[0], z.shape[1]) for z in logits)
 
@@ -164,13 +180,13 @@ def _offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[T
     """Returns ``row_offsets [R + 1]`` and ``task_rows [K + 1]`` for tasks of (B, C)."""
     if makes_fakes():
         return _make_offsets(rows, device)
-    with torch.inference_mode(False):  # kept for training steps, whoever asks first
-        return _kept_offsets(rows, device)
+    return _kept_offsets(rows, device)
 
 
 @functools.lru_cache(maxsize=256)
 def _kept_offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    return _make_offsets(rows, device)
+    with torch.inference_mode(False):  # kept for training steps, whoever asks first
+        return _make_offsets(rows, device)
 
 
 def _make_offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
