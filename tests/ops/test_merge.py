@@ -599,3 +599,14 @@ def test_packed_task_vectors_are_their_codes(device: torch.device) -> None:
         mdft_fast.merge(base, packed, coefficients, SMALL),
         mdft_fast.merge(base, deltas, coefficients, SMALL),
     )
+
+
+def test_a_layout_of_another_arena_is_refused() -> None:
+    layout = Layout.of({"a": (TILE,)})
+    base, deltas, lam = torch.zeros(2 * TILE), torch.zeros(1, 2 * TILE), torch.zeros(1, 1)
+    wanted = "layout must cover the arena's 2 tiles, got one of 1"
+    for call in (mdft_fast.merge, mdft_fast.merge_tensors):
+        with pytest.raises(RuntimeError, match=f"merge: {wanted}"):
+            call(base, deltas, lam, layout)
+    with pytest.raises(RuntimeError, match=f"merge_dots: {wanted}"):
+        mdft_fast.merge_dots([torch.zeros(TILE)], deltas, layout)
