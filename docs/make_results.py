@@ -40,6 +40,11 @@ METHODS = {
     "control": "control: stage 2 without stage 1",
     "specialized": "specialized models, stage 2",
 }
+COMPARISONS = {
+    "meta-task_arithmetic": "Meta-model less task arithmetic",
+    "specialized-individual": "Specialized less individual models",
+    "specialized-control": "Specialized less control",
+}
 OURS = "mdft_fast"
 
 
@@ -113,19 +118,17 @@ def pool_summary(name: str, content: Any) -> Iterator[str]:
 
 
 def differences(runs: Sequence[Any]) -> Iterator[str]:
-    """Gives the bootstrap intervals that the runs hold: against individual, against control."""
-    for words, key in (("individual models", "intervals"), ("control", "control_interval")):
-        found = [run.get(key) or {} for run in runs]
-        found = [one.get("average") if key == "intervals" else one for one in found]
+    """Gives the paired comparisons that every run holds, one a seed."""
+    for key, words in COMPARISONS.items():
+        found = [run.get("comparisons", {}).get(key) for run in runs]
+        if key == "specialized-individual" and not all(found):
+            found = [run.get("intervals", {}).get("average") for run in runs]
         if all(found):
             listed = "; ".join(
                 f"{signed(one['difference'])} [{signed(one['low'])}, {signed(one['high'])}]"
                 for one in found
             )
-            yield (
-                f"Specialized less {words}, points with 95 % bootstrap interval, one a seed: "
-                f"{listed}."
-            )
+            yield f"{words}, points with 95 % bootstrap interval, one a seed: {listed}."
 
 
 def pool_details(name: str, content: Any) -> Iterator[str]:

@@ -109,6 +109,8 @@ def test_code_of_the_operators_page_runs() -> None:
     for block in blocks(ROOT / "docs/operators.md", "python"):
         exec(block, names)
     assert names["coefficients"].grad.shape == (3, 2)
+    assert names["flat"].shape == (names["layout"].elements,)
+    assert [names["weight"].shape, names["bias"].shape] == [(300, 10), (10,)]
     assert names["dots"].shape == (3, 2)
     assert names["logits"][1].grad is not None
 
@@ -435,6 +437,9 @@ def test_results_of_made_up_files(tmp_path: Path) -> None:
                 "specialized": {"a": 0.75 + seed / 100, "b": 0.5},
             },
             "intervals": {"average": {"difference": -0.01, "low": -0.03, "high": 0.015}},
+            "comparisons": {
+                "specialized-control": {"difference": 0.002, "low": -0.01, "high": 0.013}
+            },
             "phases": [{"name": "stage 1", "seconds": 3.0 + seed, "peak_mb": None}],
         }
         for seed in (0, 2)
