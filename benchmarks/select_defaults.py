@@ -45,7 +45,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "all samples": {"filter": False, "reweight": "off", "use_entropy": True},
     "all samples, cross-entropy alone": {"filter": False, "reweight": "off", "use_entropy": False},
 }
-RATES = (0.01, 0.02, 0.05)
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 SPECIALIZE_RATES = (0.02, 0.05, 0.1)
 
 

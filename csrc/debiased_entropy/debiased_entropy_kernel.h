@@ -4,7 +4,8 @@
 //
 // At a step's size (8 tasks x 16 rows, some 6,000 logits) the time is latency: 3 M numbers moved,
 // and a launch costs more than that. So one launch does all tasks. A block takes a task, its warps
-// the rows, their lanes the classes; every sum runs in an order that sizes alone fix. A row is read
+// the rows, their lanes the classes; every sum runs in an order that sizes alone fix, in float64
+// (its throughput does not matter here, a long row's rounding does). A row is read
 // from memory once and then from the cache. A block for each row would need a second launch, or
 // all blocks to meet, between the rows' numbers and the gradient.
 //
@@ -89,7 +90,8 @@ struct EntropyKernel {
   // shift, log_sum and entropy of softmax(row): H = log sum - sum e^y y / sum, y = z - shift.
   static MDFT_DEVICE void softmax_numbers(const Row<acc_t>& row, double* shift, double* log_sum,
                                           double* entropy) {
-    Lanes<acc_t> top, total, weighted;
+    Lanes<acc_t> top;
+    Lanes<double> total, weighted;  // a row may be a vocabulary: 4,000 additions in a lane
     each_lane([&](int lane) {
       top[lane] = kNoLogit;
       for (int64_t i = lane; i < row.size(); i += kWarp) {
@@ -104,7 +106,7 @@ struct EntropyKernel {
         const acc_t y = row.read(i, kNoLogit) - most;
         const acc_t e = exponential(y);
         total[lane] += e;
-        weighted[lane] = fused(e, above_infinity(y), weighted[lane]);
+        weighted[lane] = fused(double{e}, double{above_infinity(y)}, weighted[lane]);
       }
     });
     const double sum = warp_sum(total);
@@ -123,16 +125,16 @@ struct EntropyKernel {
     } else {
       n.teacher_entropy = static_cast<const acc_t*>(a.teacher_entropy)[r];
     }
-    Lanes<acc_t> crossed;  // sum of p log q; a class with p = 0 adds nothing
+    Lanes<double> crossed;  // sum of p log q; a class with p = 0 adds nothing
     each_lane([&](int lane) {
       crossed[lane] = 0;
       for (int64_t i = lane; i < z.size(); i += kWarp) {
         const acc_t p = probability(a, t, i, n.teacher_shift, n.teacher_log_sum);
         const acc_t log_q = log_softmax(z.read(i, 0), n.shift, n.log_sum);
-        crossed[lane] = fused(p, p == 0 ? acc_t{0} : log_q, crossed[lane]);
+        crossed[lane] = fused(double{p}, p == 0 ? 0.0 : double{log_q}, crossed[lane]);
       }
     });
-    n.cross_entropy = -static_cast<double>(warp_sum(crossed));
+    n.cross_entropy = -warp_sum(crossed);
     each_lane([&](int lane) {
       if (lane == 0) a.numbers[r] = n;
     });

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors  # cat of reshapes in one call, twice as fast
 
 from mdft_fast import reference
 from mdft_fast.layout import makes_fakes
@@ -85,7 +86,7 @@ def debiased_entropy_loss(
         )  # fmt: skip
     row_offsets, task_rows = _offsets(rows, z.device)
     with torch.no_grad():
-        teacher = torch.cat([t.reshape(-1) for t in teacher_logits])
+        teacher = _flatten_dense_tensors(teacher_logits)
     if teacher.dtype != z.dtype:
         teacher = teacher.to(accumulator(z.dtype))
     cached = None
@@ -110,7 +111,7 @@ class DebiasedEntropyFunction(torch.autograd.Function):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # noqa: D102
         options, logits = args[:_OPTIONS], args[_OPTIONS:]
-        flat = torch.cat([z.reshape(-1) for z in logits])
+        flat = _flatten_dense_tensors(logits)
         result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
         result = torch.ops.mdft_fast.debiased_entropy(flat, *options)
         return result
@@ -122,8 +123,7 @@ class DebiasedEntropyFunction(torch.autograd.Function):
         _, entropy, weight, kept, grad = output
         ctx.mark_non_differentiable(entropy, weight, kept, grad)
         ctx.set_materialize_grads(False)
-        ctx.shapes = [z.shape for z in inputs[_OPTIONS:]]
-        ctx.sizes = [b * c for b, c in ctx.shapes]
+        ctx.places = _places(inputs[_OPTIONS:])
         # The logits are kept for one reason: a second derivative finds its way to the refusal.
         ctx.save_for_backward(grad, inputs[2], inputs[3], *inputs[_OPTIONS:])
 
@@ -137,8 +137,9 @@ class DebiasedEntropyFunction(torch.autograd.Function):
                 grad, row_offsets, task_rows, grad_loss.contiguous()
             )
         scaled = differentiable_once("debiased_entropy", scaled, *logits, grad_loss)
-        pieces = scaled.split_with_sizes(ctx.sizes)
-        return (None,) * _OPTIONS + tuple(map(Tensor.view, pieces, ctx.shapes))
+        # Half of what a split and a view each would cost.
+        pieces = [scaled.as_strided((b, c), (c, 1), start) for (b, c), start in ctx.places]
+        return (*(None,) * _OPTIONS, *pieces)
 
 
 _OPTIONS = 10  # arguments of DebiasedEntropyFunction before the logits
@@ -146,6 +147,15 @@ _OPTIONS = 10  # arguments of DebiasedEntropyFunction before the logits
 DebiasedEntropyFunction.forward.__signature__ = inspect.signature(  # type: ignore[attr-defined]
     DebiasedEntropyFunction.forward
 )
+
+
+def _places(logits: Sequence[Tensor]) -> list[tuple[torch.Size, int]]:
+    """Returns each task's shape and where it begins in the joined tensor."""
+    places, start = [], 0
+    for z in logits:
+        places.append((z.shape, start))
+        start += z.numel()
+    return places
 
 
 def _rows(
@@ -159,21 +169,22 @@ def _rows(
             f"debiased_entropy: logits and teacher_logits must be lists of one [B_k, C_k] a task, "
             f"got {len(logits)} and {len(teacher_logits)}"
         )
-    for k, (z, t) in enumerate(zip(logits, teacher_logits, strict=True)):
-        if z.dim() != 2 or z.shape != t.shape:
+    shapes = [z.shape for z in logits]
+    for k, (z, t) in enumerate(zip(shapes, [t.shape for t in teacher_logits], strict=True)):
+        if len(z) != 2 or z != t:
             raise ValueError(
                 f"debiased_entropy: logits and teacher_logits of task {k} must be [B, C], got "
-                f"{list(z.shape)} and {list(t.shape)}"
+                f"{list(z)} and {list(t)}"
             )
     if teacher_entropy is not None:
-        wanted = [[z.shape[0]] for z in logits]
+        wanted = [[b] for b, _ in shapes]
         got = [list(h.shape) for h in teacher_entropy]
         if wanted != got:
             raise ValueError(f"debiased_entropy: teacher_entropy must be {wanted}, got {got}")
     if len({z.dtype for z in logits}) > 1:
         dtypes = [checks.name(z.dtype) for z in logits]
         raise ValueError(f"debiased_entropy: logits must have one dtype, got {dtypes}")
-    return tuple((z.shape[0], z.shape[1]) for z in logits)
+    return tuple((b, c) for b, c in shapes)
 
 
 def _offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,7 @@ class Packing:
             self._round_off.append(self._subtract(state, row))
             if not row.any():
                 raise MdftError(
-                    f"{state.label}: equals the base {self._base.label}, so its task vector is "
+                    f"{state.label}: is equal to {self._base.label}, so its task vector is "
                     f"all zero; wanted a model fine-tuned on task {task.name!r}"
                 )
             codes = encode_row(row, codec, self.layout, state.label)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-# The paper's values where it gives them; docs/algorithm.md says which of them it leaves open.
+# The paper's values where it gives them; docs/method.md says which of them it leaves open.
 _PAPER: dict[str, Any] = {
     "granularity": "tensor",
     "start": 0.3,

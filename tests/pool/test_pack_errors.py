@@ -126,7 +126,7 @@ CASES = {
     ),
     "equals the base": (
         _base_as_model,
-        r"task1.safetensors: equals the base .*base.safetensors.*all zero",
+        r"task1.safetensors: is equal to .*base.safetensors.*all zero",
     ),
     "identical": (
         _same_model,
