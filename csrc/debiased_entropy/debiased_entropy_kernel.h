@@ -4,10 +4,10 @@
 //
 // At a step's size (8 tasks x 16 rows, some 6,000 logits) the time is latency: 3 M numbers moved,
 // and a launch costs more than that. So one launch does all tasks. A block takes a task, its warps
-// the rows, their lanes the classes; every sum runs in an order that sizes alone fix, in float64
-// (its throughput does not matter here, a long row's rounding does). A row is read
-// from memory once and then from the cache. A block for each row would need a second launch, or
-// all blocks to meet, between the rows' numbers and the gradient.
+// the rows, their lanes the classes; every sum runs in an order that sizes alone fix, in float64,
+// whose rate does not matter here where a long row's roundings do. A row is read from memory once
+// and then from the cache. A block for each row would need a second launch, or all blocks to meet,
+// between the rows' numbers and the gradient.
 //
 // Offsets lie in device memory, where checking them on the host would wait for the GPU. Ones that
 // are out of range are cut to what is there, and the task's loss becomes NaN.
