@@ -76,8 +76,7 @@ inline void check_debiased_entropy_args(const Tensor& logits, const Tensor& teac
 }
 
 inline void check_debiased_entropy_backward_args(const Tensor& grad, const Tensor& row_offsets,
-                                                 const Tensor& task_rows,
-                                                 const Tensor& grad_loss) {
+                                                 const Tensor& task_rows, const Tensor& grad_loss) {
   constexpr const char* op = "debiased_entropy_backward";
   check_rows(op, grad, row_offsets, task_rows);
   const int64_t K = task_rows.size(0) - 1;

@@ -57,8 +57,8 @@ inline void check_merge_args(const Tensor& base, const Tensor& deltas, const Ten
                   "merge: coefficients must be [", deltas.size(0), ", L], got ",
                   shape(coefficients));
   check_range("merge", first, last, N);
-  STD_TORCH_CHECK(columns.dim() == 1 && columns.size(0) == last - first,
-                  "merge: columns must be [", last - first, "], got ", shape(columns));
+  STD_TORCH_CHECK(columns.dim() == 1 && columns.size(0) == last - first, "merge: columns must be [",
+                  last - first, "], got ", shape(columns));
   check_floating("merge", "base", base);
   const ScalarType acc = accumulator(base.scalar_type());
   check_accumulates("merge", "deltas", deltas.scalar_type(), acc);
@@ -125,9 +125,8 @@ inline Gradients check_merge_dots_args(const std::vector<std::optional<Tensor>>&
     STD_TORCH_CHECK(tiles_of(g.numel()) == room, "merge_dots: gradient ", i, " must fill ", room,
                     " tiles of ", kTile, " elements, got ", shape(g));
     check_accumulates("merge_dots", "a gradient", g.scalar_type(), acc);
-    STD_TORCH_CHECK(!found || g.scalar_type() == present.type,
-                    "merge_dots: all gradients must be ", name(present.type), ", got ",
-                    name(g.scalar_type()));
+    STD_TORCH_CHECK(!found || g.scalar_type() == present.type, "merge_dots: all gradients must be ",
+                    name(present.type), ", got ", name(g.scalar_type()));
     check_beside("merge_dots", "a gradient", g, deltas);
     present.pointers[i] = g.const_data_ptr();
     present.sizes[i] = g.numel();

@@ -26,9 +26,9 @@ constexpr int64_t kGrain = 8;  // tiles; smallest share of work worth a thread
 constexpr int64_t kStreamBytes = int64_t{32} << 20;
 
 const MergeLoops& loops() {
-  static const MergeLoops chosen = has_avx2()
-                                       ? merge_loops_avx2()
-                                       : MergeLoops{portable::merge_range, portable::merge_dots_range};
+  static const MergeLoops chosen =
+      has_avx2() ? merge_loops_avx2()
+                 : MergeLoops{portable::merge_range, portable::merge_dots_range};
   return chosen;
 }
 
@@ -56,9 +56,8 @@ void run_merge(const Tensor& base, const Tensor& deltas, const Tensor& coefficie
     STD_TORCH_CHECK(0 <= args.columns[t] && args.columns[t] < args.L,
                     "merge: columns must lie in [0, ", args.L, "), got ", args.columns[t]);
   }
-  torch::stable::parallel_for(0, last - first, kGrain, [&](int64_t begin, int64_t end) {
-    loops().merge(args, begin, end);
-  });
+  torch::stable::parallel_for(0, last - first, kGrain,
+                              [&](int64_t begin, int64_t end) { loops().merge(args, begin, end); });
 }
 
 void merge_out_cpu(const Tensor& base, const Tensor& deltas, const Tensor& coefficients,
@@ -71,8 +70,7 @@ void merge_out_cpu(const Tensor& base, const Tensor& deltas, const Tensor& coeff
 Tensor merge_cpu(const Tensor& base, const Tensor& deltas, const Tensor& coefficients,
                  const Tensor& columns, int64_t first, int64_t last, ScalarType out_dtype) {
   check_merge_args(base, deltas, coefficients, columns, first, last, out_dtype);
-  Tensor out =
-      torch::stable::new_empty(base, {elements_of(first, last, base.size(0))}, out_dtype);
+  Tensor out = torch::stable::new_empty(base, {elements_of(first, last, base.size(0))}, out_dtype);
   run_merge(base, deltas, coefficients, columns, first, last, out);
   return out;
 }
@@ -102,14 +100,14 @@ Tensor merge_dots_cpu(const std::vector<std::optional<Tensor>>& grads, const Ten
   const int32_t* order_ptr = order.const_data_ptr<int32_t>();
   const int32_t* starts_ptr = starts.const_data_ptr<int32_t>();
   for (int64_t i = 0; i < tiles; ++i) {
-    STD_TORCH_CHECK(0 <= order_ptr[i] && order_ptr[i] < tiles,
-                    "merge_dots: order must lie in [0, ", tiles, "), got ", order_ptr[i]);
+    STD_TORCH_CHECK(0 <= order_ptr[i] && order_ptr[i] < tiles, "merge_dots: order must lie in [0, ",
+                    tiles, "), got ", order_ptr[i]);
   }
   for (int64_t l = 0; l < L; ++l) {
-    STD_TORCH_CHECK(0 <= starts_ptr[l] && starts_ptr[l] <= starts_ptr[l + 1] &&
-                        starts_ptr[l + 1] <= tiles,
-                    "merge_dots: starts must rise within [0, ", tiles, "], got ", starts_ptr[l],
-                    " before ", starts_ptr[l + 1]);
+    STD_TORCH_CHECK(
+        0 <= starts_ptr[l] && starts_ptr[l] <= starts_ptr[l + 1] && starts_ptr[l + 1] <= tiles,
+        "merge_dots: starts must rise within [0, ", tiles, "], got ", starts_ptr[l], " before ",
+        starts_ptr[l + 1]);
   }
   Tensor dots = torch::stable::new_empty(deltas, {K, L}, acc);
   Tensor partials = torch::stable::new_empty(deltas, {K, tiles}, acc);
@@ -125,9 +123,8 @@ Tensor merge_dots_cpu(const std::vector<std::optional<Tensor>>& grads, const Ten
                            K,
                            deltas.size(1),
                            first};
-  torch::stable::parallel_for(0, tiles, kGrain, [&](int64_t begin, int64_t end) {
-    loops().merge_dots(args, begin, end);
-  });
+  torch::stable::parallel_for(
+      0, tiles, kGrain, [&](int64_t begin, int64_t end) { loops().merge_dots(args, begin, end); });
   if (acc == ScalarType::Double) {
     add_columns(partials.const_data_ptr<double>(), order_ptr, starts_ptr, K, L, tiles,
                 dots.mutable_data_ptr<double>());

@@ -58,11 +58,16 @@ def native(op: str, device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def kernels() -> dict[str, str]:
-    """Returns what computes the operators here: device -> ``avx2``, ``portable``, ``cuda`` or
-    why the plain-torch reference stands in, and what has fallen back so far."""  # noqa: D205, D209
+    """Returns what computes the operators, device by device.
+
+    Returns:
+        ``cpu``: "avx2" or "portable"; ``cuda``: "cuda", or "cuda (no GPU here)"; either may be
+        "reference" and why. ``fell_back``: where the plain-torch reference ran so far.
+    """
     found = {device: why and f"reference ({why})" for device, why in _missing.items()}
     found["cpu"] = found["cpu"] or _cpu_loops()
-    found["cuda"] = found["cuda"] or "cuda"
+    if not found["cuda"]:
+        found["cuda"] = "cuda" if torch.cuda.is_available() else "cuda (no GPU here)"
     if _warned:
         found["fell_back"] = ", ".join(" ".join(key) for key in sorted(_warned))
     return found
