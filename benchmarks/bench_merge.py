@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""merge against what a user can write in plain torch: forward, and forward with backward."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mdft_fast
+from benchmarks.harness import Case, Machine, agree, race
+from benchmarks.shapes import TABLES
+from mdft_fast.layout import TILE, Layout
+
+K = 8
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arena:
+    """Inputs of merge and merge_dots; base, task vectors, output and gradient of one dtype.
+
+    Attributes:
+        layout: one column of λ a tensor.
+        base: ``[N]``; ``deltas [K, N]``; ``out [N]``; ``grad [N]``.
+        coefficients: ``[K, L]`` float32.
+    """
+
+    layout: Layout
+    base: Tensor
+    deltas: Tensor
+    coefficients: Tensor
+    out: Tensor
+    grad: Tensor
+
+    @functools.cached_property
+    def slices(self) -> list[slice]:
+        """Where each tensor lies."""
+        starts = [slot.tile * TILE for slot in self.layout.slots]
+        return [slice(a, a + s.numel) for a, s in zip(starts, self.layout.slots, strict=True)]
+
+    def each(self, flat: Tensor) -> list[Tensor]:
+        """Returns every tensor of an arena ``[N]``, or of all rows of ``[K, N]``, flat."""
+        return [flat[..., where] for where in self.slices]
+
+    @property
+    def per_task(self) -> Tensor:
+        """``[K]``: one coefficient a task, where a rival knows no more."""
+        return self.coefficients[:, 0].contiguous()
+
+
+def make_arena(table: str, dtype: torch.dtype, device: torch.device) -> Arena:
+    """Makes inputs at real sizes. One block of random numbers, shifted row by row, is enough:
+    speed does not depend on values, and drawing 2.4 billion takes a minute."""  # noqa: D205, D209
+    layout = Layout.of(TABLES[table])
+    N = layout.elements
+    random = torch.Generator().manual_seed(0)
+    block = torch.randn((1 << 20) + 1024, generator=random).to(device)
+
+    def fill(row: Tensor, shift: int, scale: float) -> None:
+        source = (block[shift : shift + (1 << 20)] * scale).to(dtype)
+        for piece in row.split(1 << 20):
+            piece.copy_(source[: len(piece)])
+        for slot in layout.slots:  # padding is zero
+            row[slot.tile * TILE + slot.numel : (slot.tile + slot.tiles) * TILE] = 0
+
+    base, out, grad = (torch.empty(N, dtype=dtype, device=device) for _ in range(3))
+    deltas = torch.empty(K, N, dtype=dtype, device=device)
+    fill(base, 0, 1.0)
+    fill(grad, 17, 0.01)
+    fill(out, 0, 0.0)  # its pages exist: a fresh output is another case
+    for k, row in enumerate(deltas):
+        fill(row, 31 * (k + 1), 0.5)
+    coefficients = torch.rand(K, len(layout.columns), generator=random).to(device)
+    return Arena(layout, base, deltas, coefficients, out, grad)
+
+
+def eager_loop(a: Arena) -> Callable[[], Tensor]:
+    """K scaled adds a tensor, in place."""
+    bases, outs, rows = a.each(a.base), a.each(a.out), [a.each(row) for row in a.deltas]
+
+    def call() -> Tensor:
+        scales = a.coefficients.tolist()
+        for i, (base, out) in enumerate(zip(bases, outs, strict=True)):
+            torch.add(base, rows[0][i], alpha=scales[0][i], out=out)
+            for k in range(1, K):
+                out.add_(rows[k][i], alpha=scales[k][i])
+        return a.out
+
+    return call
+
+
+def foreach(a: Arena) -> Callable[[], Tensor]:
+    """torch._foreach: all tensors of a task vector in one call."""
+    bases, outs, rows = a.each(a.base), a.each(a.out), [a.each(row) for row in a.deltas]
+
+    def call() -> Tensor:
+        torch._foreach_copy_(outs, bases)
+        for row, scales in zip(rows, a.coefficients.tolist(), strict=True):
+            torch._foreach_add_(outs, torch._foreach_mul(row, scales))
+        return a.out
+
+    return call
+
+
+def addmv_by_tensor(a: Arena) -> Callable[[], Tensor]:
+    """One addmv for each tensor."""
+    bases, outs, blocks = a.each(a.base), a.each(a.out), a.each(a.deltas)
+
+    def call() -> Tensor:
+        columns = a.coefficients.to(a.base.dtype).T.contiguous()
+        for base, out, block, scale in zip(bases, outs, blocks, columns, strict=True):
+            torch.addmv(base, block.T, scale, out=out)
+        return a.out
+
+    return call
+
+
+def addmv_of_arena(a: Arena) -> Callable[[], Tensor]:
+    """One addmv for the whole arena: one coefficient a task. The least traffic of all rivals."""
+    scale = a.per_task.to(a.base.dtype)
+    return lambda: torch.addmv(a.base, a.deltas.T, scale, out=a.out)
+
+
+def compiled(a: Arena) -> Callable[[], Tensor]:
+    """The sum over tiles, each with its own λ, fused by inductor."""
+    columns = a.layout.plan(a.base.device).columns.long()
+
+    @torch.compile
+    def merge(base: Tensor, deltas: Tensor, coefficients: Tensor, out: Tensor) -> None:
+        total = base.view(-1, TILE).float()
+        for k in range(K):
+            total = total + coefficients[k][columns][:, None] * deltas[k].view(-1, TILE)
+        out.copy_(total.view(-1))
+
+    def call() -> Tensor:
+        merge(a.base, a.deltas, a.coefficients, a.out)
+        return a.out
+
+    return call
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """K + 2 roundings in the dtype of the result: what a rival that rounds each term may err."""
+    return (K + 2) * torch.finfo(dtype).eps / 2
+
+
+def dots_tolerance(dtype: torch.dtype) -> float:
+    """What a rival may err that sums 88 million products in one float32, or in bfloat16."""
+    return 1e-3 if dtype == torch.float32 else 2.0**-6
+
+
+def same(dtype: torch.dtype) -> Callable[[Any, Any], None]:
+    """Returns a check of two arenas."""
+    return lambda ours, theirs: agree(ours, theirs, tolerance(dtype))
+
+
+def forward_cases(a: Arena, name: str) -> Iterator[Case]:
+    """Merges into a kept output, with λ per tensor and per task, and into a fresh one."""
+    dtype, check = a.base.dtype, same(a.base.dtype)
+    moved = (K + 2) * a.layout.elements * a.base.element_size()
+    by_tensor = {
+        "loop of adds": eager_loop(a),
+        "_foreach": foreach(a),
+        "addmv by tensor": addmv_by_tensor(a),
+        "torch.compile": compiled(a),
+    }
+    mine = functools.partial(mdft_fast.merge, a.base, a.deltas)
+    yield Case(
+        "merge", f"{name}, λ per tensor",
+        lambda: mine(a.coefficients, a.layout, out=a.out), by_tensor, check, moved,
+    )  # fmt: skip
+    yield Case(
+        "merge", f"{name}, λ per task",
+        lambda: mine(a.per_task, out=a.out), {"addmv of the arena": addmv_of_arena(a)},
+        check, moved,
+    )  # fmt: skip
+    yield Case(
+        "merge", f"{name}, λ per task, fresh output",
+        lambda: mine(a.per_task, out_dtype=dtype),
+        {"addmv of the arena": lambda: torch.addmv(a.base, a.deltas.T, a.per_task.to(dtype))},
+        check, moved,
+    )  # fmt: skip
+
+
+def gradient_case(a: Arena, name: str) -> Case:
+    """Forward and backward through autograd, down to λ's gradient."""
+    grads = [g.view(s.shape) for g, s in zip(a.each(a.grad), a.layout.slots, strict=True)]
+    leaf = a.coefficients.clone().requires_grad_()
+    bases, blocks, flat = a.each(a.base), a.each(a.deltas), a.each(a.grad)
+    rows = [a.each(row) for row in a.deltas]
+
+    @torch.enable_grad()
+    def ours() -> Tensor:
+        tensors = mdft_fast.merge_tensors(
+            a.base, a.deltas, leaf, a.layout, out=a.out, out_dtype=a.base.dtype
+        )
+        return torch.autograd.grad(tensors, leaf, grads)[0]
+
+    @torch.enable_grad()
+    def nine_terms() -> Tensor:
+        merged = []
+        for i, base in enumerate(bases):
+            total = base
+            for k in range(K):
+                total = total + leaf[k, i] * rows[k][i]
+            merged.append(total)
+        return torch.autograd.grad(merged, leaf, flat)[0]
+
+    @torch.enable_grad()
+    def addmv() -> Tensor:
+        columns = leaf.to(a.base.dtype).unbind(1)
+        parts = zip(bases, blocks, columns, strict=True)
+        merged = [torch.addmv(base, block.T, column) for base, block, column in parts]
+        return torch.autograd.grad(merged, leaf, flat)[0]
+
+    moved = (2 * K + 3) * a.layout.elements * a.base.element_size()
+    rivals = {"sum of nine terms": nine_terms, "addmv by tensor": addmv}
+    check = functools.partial(agree, tolerance=dots_tolerance(a.base.dtype))
+    return Case("merge", f"{name}, forward and backward", ours, rivals, check, moved)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_merge(benchmark: Any, dtype: str, machine: Machine, options: Any) -> None:
+    """Into a kept output, λ per tensor."""
+    a = make_arena(options.table, DTYPES[dtype], machine.device)
+    case = next(forward_cases(a, f"{options.table} {dtype}"))
+    race(case, machine, rounds=5, allow_busy=options.allow_busy, benchmark=benchmark)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_merge_forward_and_backward(
+    benchmark: Any, dtype: str, machine: Machine, options: Any
+) -> None:
+    """Through autograd."""
+    a = make_arena(options.table, DTYPES[dtype], machine.device)
+    case = gradient_case(a, f"{options.table} {dtype}")
+    race(case, machine, rounds=5, allow_busy=options.allow_busy, benchmark=benchmark)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""merge_dots (the gradient of merge in λ) against what a user can write in plain torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mdft_fast
+from benchmarks.bench_merge import DTYPES, Arena, K, dots_tolerance, make_arena
+from benchmarks.harness import Case, Machine, agree, race
+from mdft_fast.layout import TILE
+
+
+def dots(a: Arena) -> Callable[[], Tensor]:
+    """One dot product a task and tensor: K times the gradient is read."""
+    grads, rows = a.each(a.grad), [a.each(row) for row in a.deltas]
+    return lambda: torch.stack(
+        [
+            torch.stack([torch.dot(g, d) for g, d in zip(grads, row, strict=True)]).float()
+            for row in rows
+        ]
+    )
+
+
+def foreach(a: Arena) -> Callable[[], Tensor]:
+    """What autograd does to a sum of scaled terms: products kept, then summed."""
+    grads, rows = a.each(a.grad), [a.each(row) for row in a.deltas]
+    return lambda: torch.stack(
+        [torch.stack([p.sum() for p in torch._foreach_mul(grads, row)]).float() for row in rows]
+    )
+
+
+def mv_by_tensor(a: Arena) -> Callable[[], Tensor]:
+    """One mv for each tensor."""
+    grads, blocks = a.each(a.grad), a.each(a.deltas)
+    return lambda: torch.stack(
+        [block @ g for g, block in zip(grads, blocks, strict=True)], dim=1
+    ).float()
+
+
+def compiled(a: Arena) -> Callable[[], Tensor]:
+    """Products summed tile by tile, fused by inductor; the gradients are flat already."""
+    columns = a.layout.plan(a.base.device).columns.long()
+
+    @torch.compile
+    def merge_dots(grad: Tensor, deltas: Tensor) -> Tensor:
+        tiles = (deltas.view(K, -1, TILE) * grad.view(-1, TILE).float()).sum(-1)
+        return tiles.new_zeros(K, len(a.layout.columns)).index_add(1, columns, tiles)
+
+    return lambda: merge_dots(a.grad, a.deltas)
+
+
+def cases(a: Arena, name: str) -> Iterator[Case]:
+    """λ's gradient per tensor, and per task where the gradients are flat already."""
+    grads = [g.view(s.shape) for g, s in zip(a.each(a.grad), a.layout.slots, strict=True)]
+    moved = (K + 1) * a.layout.elements * a.base.element_size()
+    check = functools.partial(agree, tolerance=dots_tolerance(a.base.dtype))
+    yield Case(
+        "merge_dots", f"{name}, λ per tensor",
+        lambda: mdft_fast.merge_dots(grads, a.deltas, a.layout),
+        {
+            "dot by dot": dots(a),
+            "_foreach": foreach(a),
+            "mv by tensor": mv_by_tensor(a),
+            "torch.compile (flat gradients)": compiled(a),
+        },
+        check, moved,
+    )  # fmt: skip
+    yield Case(
+        "merge_dots", f"{name}, λ per task",
+        lambda: mdft_fast.merge_dots(a.grad, a.deltas)[:, 0],
+        {"mv of the arena": lambda: (a.deltas @ a.grad).float()},
+        check, moved,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_merge_dots(benchmark: Any, dtype: str, machine: Machine, options: Any) -> None:
+    """Gradient of λ per tensor."""
+    a = make_arena(options.table, DTYPES[dtype], machine.device)
+    case = next(cases(a, f"{options.table} {dtype}"))
+    race(case, machine, rounds=5, allow_busy=options.allow_busy, benchmark=benchmark)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the races and writes what they measured.
+
+python benchmarks/run.py kernels step --json benchmarks/results/FILE.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # an installed mdft_fast wins
+os.environ["MDFT_STRICT"] = "1"  # the reference must not race in the kernels' place
+
+from benchmarks import bench_debiased_entropy, bench_merge, bench_merge_dots, bench_step  # noqa: E402
+from benchmarks.harness import OURS, Busy, Case, Machine, load, race  # noqa: E402
+from benchmarks.shapes import CLASSES, TABLES, parameters  # noqa: E402
+from mdft_fast.errors import MdftError  # noqa: E402
+from mdft_fast.run.system import environment  # noqa: E402
+
+Cases = Iterator[tuple[Case, int]]  # with its number of rounds
+
+
+def kernels(args: argparse.Namespace, device: torch.device) -> Cases:
+    """Every operator, on the tables of real models."""
+    for table in args.tables or (["tiny"] if args.quick else ["ViT-B/32", "ViT-L/14"]):
+        for dtype in args.dtypes:
+            arena = bench_merge.make_arena(table, bench_merge.DTYPES[dtype], device)
+            name, rounds = f"{table} {dtype}", 3 if args.quick else args.rounds
+            for case in bench_merge.forward_cases(arena, name):
+                yield case, rounds
+            if parameters(TABLES[table]) < 1e8:  # the nine-term sums keep several models
+                yield bench_merge.gradient_case(arena, name), rounds
+            for case in bench_merge_dots.cases(arena, name):
+                yield case, rounds
+            del arena, case
+            gc.collect()
+    for classes in CLASSES:
+        for case in bench_debiased_entropy.cases(classes, 16, device):
+            yield case, 3 if args.quick else 5 * args.rounds
+
+
+def step(args: argparse.Namespace, device: torch.device) -> Cases:
+    """A whole step of stage 1."""
+    models = list(bench_step.MODELS)[: 1 if args.quick else None]
+    for model in models:
+        for batch in [1] if args.quick else args.batches:
+            try:
+                case = bench_step.case(model, batch, device)
+            except MdftError as error:  # open_clip is optional
+                print(f"skipped: step, {model}: {error}")
+                continue
+            yield case, 3 if args.quick else args.rounds
+            del case
+            gc.collect()
+
+
+SUITES: dict[str, Callable[[argparse.Namespace, torch.device], Cases]] = {
+    "kernels": kernels,
+    "step": step,
+}
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("suites", nargs="*", metavar="SUITE", help=f"some of {list(SUITES)}; none: all")
+    add("--json", metavar="FILE", help="writes the results there")
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--quick", action="store_true", help="three rounds of tiny cases: does it run?")
+    add("--allow-busy", action="store_true", help="measures on a busy machine; the result says so")
+    add("--no-compile", action="store_true", help="leaves torch.compile out: it takes its time")
+    add("--rounds", type=int, default=9, help="turns of each contestant (default: %(default)s)")
+    add("--tables", nargs="*", choices=list(TABLES), help="of the kernels (default: B/32, L/14)")
+    add("--dtypes", nargs="*", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    add("--batches", nargs="*", type=int, default=[1, 4], help="images a task in a step")
+    add("--threads", type=int, help="of torch (default: torch's own choice)")
+    args = parser.parse_args(argv)
+    args.suites = args.suites or list(SUITES)
+    if unknown := [name for name in args.suites if name not in SUITES]:
+        parser.error(f"SUITE must be some of {list(SUITES)}, got {unknown}")
+    return args
+
+
+def main(argv: list[str]) -> int:
+    """Runs the suites; returns the exit status."""
+    args = arguments(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    machine, results = Machine(device), []
+    for suite in args.suites:
+        with torch.no_grad():
+            for case, rounds in SUITES[suite](args, device):
+                if args.no_compile:
+                    case = without_compile(case)
+                try:
+                    result = race(case, machine, rounds=rounds, allow_busy=args.allow_busy)
+                except Busy as error:
+                    print(f"not measured: {error}", file=sys.stderr)
+                    return 2
+                print(table(result), flush=True)
+                results.append({"suite": suite} | result)
+                if args.json:
+                    write(Path(args.json), argv, device, results)
+    return 0
+
+
+def without_compile(case: Case) -> Case:
+    """Returns the case without its compiled rivals."""
+    rivals = {name: rival for name, rival in case.rivals.items() if "compile" not in name}
+    return dataclasses.replace(case, rivals=rivals)
+
+
+def write(path: Path, argv: list[str], device: torch.device, results: list[Any]) -> None:
+    """Writes all results so far: an interrupted run keeps what it has."""
+    report = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "benchmarks/run.py", *_without(argv, "--json")]),
+        **environment(device),
+        "load_average": load()[0],
+        "busy": any(r["busy"] for r in results),
+        "results": results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+def _without(argv: list[str], option: str) -> list[str]:
+    """Leaves an option and its value out: where the results lie is nobody's business."""
+    at = argv.index(option) if option in argv else len(argv)
+    return argv[:at] + argv[at + 2 :]
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns one case's contestants, one a line; ours is the yardstick of the ratios."""
+    busy = "  BUSY" if result["busy"] else ""
+    copy = f", copy {result['copy_gb_per_s']} GB/s" if result["copy_gb_per_s"] else ""
+    lines = [
+        f"{result['op']}: {result['case']}  ({result['rounds']} rounds{copy}, "
+        f"load {result['load_average']}{busy})"
+    ]
+    for name, one in result["contestants"].items():
+        low, high = one["iqr_ms"]
+        ratio = "" if name == OURS else f"{one['over_ours']:.2f} x ours"
+        rate = (
+            f"{one['gb_per_s']:6.1f} GB/s {one['share_of_copy']:7.1%} of copy"
+            if "gb_per_s" in one
+            else ""
+        )
+        peak = "" if one["peak_mb"] is None else f"+{one['peak_mb']:,.0f} MB"
+        lines.append(
+            f"  {name:32} {one['median_ms']:10.4g} ms [{low:.4g}, {high:.4g}]"
+            f" {ratio:>14} {rate:32} {peak:>10}"
+        )
+    lines += [
+        f"  {name:32} does not work here: {why}"
+        for name, why in result["does_not_work_here"].items()
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
