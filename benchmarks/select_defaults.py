@@ -45,8 +45,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "all samples": {"filter": False, "reweight": "off", "use_entropy": True},
     "all samples, cross-entropy alone": {"filter": False, "reweight": "off", "use_entropy": False},
 }
-RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
-SPECIALIZE_RATES = (0.02, 0.05, 0.1)
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+# METHOD's range. A higher rate lowers equation (7) further: it runs to λ = e_k, the individual
+# model itself, where nothing is left to measure.
+SPECIALIZE_RATES = (0.02, 0.03, 0.05)
 
 
 def construct_candidates(base: ConstructConfig) -> Iterator[tuple[dict[str, Any], ConstructConfig]]:

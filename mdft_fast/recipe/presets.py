@@ -62,9 +62,16 @@ _ADAMERGING = merged(
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # Chosen by benchmarks/select_defaults.py, without a label: tests/test_defaults.py holds it.
     "default": merged(
         _PAPER,
-        {"construct": {"optimizer": {"lr": 0.01, "schedule": "cosine"}}},
+        {
+            "construct": {
+                "objective": {"entropy": False, "reweight": "off"},
+                "filter": {"enabled": False},
+                "optimizer": {"lr": 0.2, "schedule": "cosine"},
+            }
+        },
     ),
     "paper": _PAPER,
     "adamerging": _ADAMERGING,

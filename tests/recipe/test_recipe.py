@@ -219,7 +219,10 @@ def test_a_misspelt_key_that_is_needed_is_one_error(file: Path) -> None:
         ("specialize.tasks=[gtsr]", "specialize.tasks[0]: must be a task's name, got 'gtsr'; did"),
         ("tasks[1].name=mnist", "tasks[1].name: 'mnist' is tasks[0]'s; must be unique"),
         ("tasks[0].evaluate.x=x_unlabelled", "tasks[0].adapt: these are the test images; say"),
-        ("construct.filter.entropy_of=meta", "construct.draw: must be 'batch' where"),
+        (
+            "construct.filter={enabled: true, entropy_of: meta}",
+            "construct.draw: must be 'batch' where",
+        ),
         ("specialize.steps=0", "specialize.steps: must be at least 1, got 0"),
         ("tasks[0].head=null", "tasks[0].head: is missing; needed with pool.base"),
         ("backbone=null", "backbone: is missing; needed with pool.base"),
