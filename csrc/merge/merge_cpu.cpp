@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // merge and merge_dots on the CPU. Memory bound:
 //   merge       reads base and K rows of deltas once, writes out once, past the cache where out is
-//               larger than it (an ordinary store reads each line before it writes it)
+//               given and larger than it (an ordinary store reads each line before it writes it; of
+//               a fresh page, which the system has just cleared, the lines are in cache)
 //   merge_dots  reads each gradient and K rows of deltas once
 #define MDFT_ISA portable
 #include "merge/merge_loops.h"
@@ -33,7 +34,7 @@ const MergeLoops& loops() {
 }
 
 void run_merge(const Tensor& base, const Tensor& deltas, const Tensor& coefficients,
-               const Tensor& columns, int64_t first, int64_t last, const Tensor& out) {
+               const Tensor& columns, int64_t first, int64_t last, const Tensor& out, bool fresh) {
   void* target = out.mutable_data_ptr();
   const bool aligned = reinterpret_cast<uintptr_t>(target) % 32 == 0;
   const int64_t bytes = out.numel() * static_cast<int64_t>(out.element_size());
@@ -49,7 +50,7 @@ void run_merge(const Tensor& base, const Tensor& deltas, const Tensor& coefficie
                        coefficients.size(1),
                        base.size(0),
                        first,
-                       aligned && bytes > kStreamBytes};
+                       aligned && !fresh && bytes > kStreamBytes};
   // A column outside of lambda would read past its end: the one check that costs a pass, over
   // 1/1024 of the data.
   for (int64_t t = 0; t < last - first; ++t) {
@@ -64,14 +65,14 @@ void merge_out_cpu(const Tensor& base, const Tensor& deltas, const Tensor& coeff
                    const Tensor& columns, int64_t first, int64_t last, const Tensor& out) {
   check_merge_args(base, deltas, coefficients, columns, first, last, out.scalar_type());
   check_merge_out(base, out, first, last);
-  run_merge(base, deltas, coefficients, columns, first, last, out);
+  run_merge(base, deltas, coefficients, columns, first, last, out, /*fresh=*/false);
 }
 
 Tensor merge_cpu(const Tensor& base, const Tensor& deltas, const Tensor& coefficients,
                  const Tensor& columns, int64_t first, int64_t last, ScalarType out_dtype) {
   check_merge_args(base, deltas, coefficients, columns, first, last, out_dtype);
   Tensor out = torch::stable::new_empty(base, {elements_of(first, last, base.size(0))}, out_dtype);
-  run_merge(base, deltas, coefficients, columns, first, last, out);
+  run_merge(base, deltas, coefficients, columns, first, last, out, /*fresh=*/true);
   return out;
 }
 

@@ -2,8 +2,8 @@
 // The CPU loops of merge and merge_dots over a range of tiles. Compiled once for each instruction
 // set (merge_cpu.cpp: portable; merge_avx2.cpp), in the namespace mdft::MDFT_ISA.
 //
-// Both are memory bound. A block's running sums (merge) or a tile's gradient (merge_dots) stay in
-// L1 while up to kChunk task vectors stream past, so memory is read once, whatever K is.
+// Both are memory bound, and read memory once, whatever K is: a span's running sums (merge) stay in
+// L1 while the task vectors stream past, and so does a tile's gradient (merge_dots).
 //
 // No software prefetch: rows of an arena lie a multiple of 4 KiB apart, so the lines fetched ahead
 // of nine of them fall into the same sets of L1 and throw each other out before they are used. It
@@ -137,38 +137,58 @@ inline void merge_range(const MergeArgs& a, int64_t begin, int64_t end) {
                                   : merge_tiles<float>(a, begin, end);
 }
 
-// Dot product of one gradient with a row. Four running sums of eight lanes each are added in a
-// fixed tree: at most 1024 / 32 + 5 = 37 additions deep, whatever the tensor's size.
-template <typename scalar_t, typename acc_t>
-inline acc_t dot_row(const scalar_t* row, const acc_t* grad, int64_t n) {
+// Dot products of one gradient with kRows rows. Four running sums of eight lanes each are added in
+// a fixed tree: at most 1024 / 32 + 5 = 37 additions deep, whatever the tensor's size.
+template <int kRows, typename acc_t, typename grad_t, typename scalar_t>
+inline void dot_rows(const grad_t* grad, const scalar_t* const* rows, int64_t n, acc_t* dots) {
   constexpr int kLanes = 4;
-  Vec8<acc_t> sums[kLanes];
-  for (auto& s : sums) s = Vec8<acc_t>::all(0);
+  Vec8<acc_t> sums[kRows][kLanes];
+  for (auto& row : sums) {
+    for (auto& s : row) s = Vec8<acc_t>::all(0);
+  }
   int64_t i = 0;
   for (; i + 8 * kLanes <= n; i += 8 * kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int64_t at = i + 8 * lane;
-      sums[lane] = fma(Vec8<acc_t>::load(grad + at), Vec8<acc_t>::load(row + at), sums[lane]);
+    Vec8<acc_t> g[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) g[lane] = Vec8<acc_t>::load(grad + i + 8 * lane);
+    for (int j = 0; j < kRows; ++j) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const auto row = Vec8<acc_t>::load(rows[j] + i + 8 * lane);
+        sums[j][lane] = fma(g[lane], row, sums[j][lane]);
+      }
     }
   }
-  for (int lane = 0; i < n; i += 8, ++lane) {  // the tail; grad is zero past its end
-    sums[lane] = fma(Vec8<acc_t>::load(grad + i), load<acc_t>(row + i, n - i, {}), sums[lane]);
+  for (int lane = 0; i < n; i += 8, ++lane) {  // the tail
+    const Vec8<acc_t> g = load<acc_t>(grad + i, n - i, grad_t{});
+    for (int j = 0; j < kRows; ++j) {
+      sums[j][lane] = fma(g, load<acc_t>(rows[j] + i, n - i, scalar_t{}), sums[j][lane]);
+    }
   }
-  return sum((sums[0] + sums[2]) + (sums[1] + sums[3]));
+  for (int j = 0; j < kRows; ++j) {
+    dots[j] = sum((sums[j][0] + sums[j][2]) + (sums[j][1] + sums[j][3]));
+  }
 }
 
-template <typename scalar_t, typename acc_t>
-void dot_deltas(const MergeDotsArgs& a, const acc_t* grad, int64_t t, int64_t n) {
+template <typename scalar_t, typename acc_t, typename grad_t>
+void dot_deltas(const MergeDotsArgs& a, const grad_t* grad, int64_t t, int64_t n) {
+  constexpr int kRows = 8;  // line by line over all of them: tile by tile was a quarter slower
   const auto* deltas = static_cast<const scalar_t*>(a.deltas) + (a.first + t) * kTile;
   auto* partials = static_cast<acc_t*>(a.partials) + t;
-  for (int64_t k = 0; k < a.K; ++k) {  // row by row: two at once were a tenth slower
-    partials[k * a.tiles] = dot_row(deltas + k * a.N, grad, n);
+  for (int64_t k = 0; k < a.K;) {
+    const int64_t left = a.K - k;
+    const int rows = left >= kRows ? kRows : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    const scalar_t* row[kRows];
+    acc_t dots[kRows];
+    for (int j = 0; j < rows; ++j) row[j] = deltas + (k + j) * a.N;
+    if (rows == kRows) dot_rows<kRows>(grad, row, n, dots);
+    if (rows == 4) dot_rows<4>(grad, row, n, dots);
+    if (rows == 2) dot_rows<2>(grad, row, n, dots);
+    if (rows == 1) dot_rows<1>(grad, row, n, dots);
+    for (int j = 0; j < rows; ++j, ++k) partials[k * a.tiles] = dots[j];
   }
 }
 
 template <typename acc_t>
 void merge_dots_tiles(const MergeDotsArgs& a, int64_t begin, int64_t end) {
-  alignas(64) acc_t grad[kTile];
   int64_t tensor =
       std::upper_bound(a.tensor_tiles, a.tensor_tiles + a.tensors + 1, begin) - a.tensor_tiles - 1;
   for (int64_t t = begin; t < end; ++t) {
@@ -180,16 +200,14 @@ void merge_dots_tiles(const MergeDotsArgs& a, int64_t begin, int64_t end) {
       continue;
     }
     with_type(a.grads_dtype, [&](auto* type) {
-      auto* from = static_cast<decltype(type)>(a.grads[tensor]) + start;
-      if constexpr (sizeof(widen(*from)) == sizeof(acc_t)) {
-        for (int64_t i = 0; i < n; i += 8) load<acc_t>(from + i, n - i, {}).store(grad + i);
-      }
-    });
-    with_type(a.deltas_dtype, [&](auto* type) {
-      using scalar_t = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
-      if constexpr (sizeof(widen(scalar_t{})) == sizeof(acc_t)) {
-        dot_deltas<scalar_t>(a, grad, t, n);
-      }
+      auto* grad = static_cast<decltype(type)>(a.grads[tensor]) + start;
+      with_type(a.deltas_dtype, [&](auto* other) {
+        using scalar_t = std::remove_const_t<std::remove_pointer_t<decltype(other)>>;
+        constexpr bool same = sizeof(widen(*grad)) == sizeof(acc_t);
+        if constexpr (same && sizeof(widen(scalar_t{})) == sizeof(acc_t)) {
+          dot_deltas<scalar_t, acc_t>(a, grad, t, n);
+        }
+      });
     });
   }
 }
