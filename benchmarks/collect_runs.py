@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps what several runs measured in one committed file, without their λ.
 
-    python benchmarks/collect_runs.py runs/real-0 runs/real-1 --json benchmarks/results/NAME.json
+python benchmarks/collect_runs.py runs/real-0 runs/real-1 --json benchmarks/results/NAME.json
 """
 
 from __future__ import annotations

@@ -116,9 +116,16 @@ class CoefficientCard:
                 f"coefficient card: its pool has checksum {self.pool_checksum[:12]}..., got "
                 f"{pool.checksum[:12]}..."
             )
-        return MetaModel(
-            backbone, pool, granularity=self.granularity, start=self.coefficients, device=device
-        )
+        meta = MetaModel(backbone, pool, granularity=self.granularity, device=device)
+        if sorted(self.tasks) != sorted(pool.names) or self.columns != meta.layout.columns:
+            raise MdftError(
+                f"coefficient card: tasks and columns must be the pool's ({list(pool.names)}, "
+                f"{len(meta.layout.columns)} columns), got {list(self.tasks)} and "
+                f"{len(self.columns)} columns"
+            )
+        # By name: whoever sorts the file's keys has not changed the model.
+        meta.set_coefficients(self.coefficients[[self.tasks.index(name) for name in pool.names]])
+        return meta
 
 
 def save_model(meta: MetaModel, path: str | os.PathLike[str]) -> None:
@@ -128,7 +135,8 @@ def save_model(meta: MetaModel, path: str | os.PathLike[str]) -> None:
         meta: the meta-model; its weights at the present λ are written in float32.
         path: a ``.safetensors`` file; it appears whole or not at all.
     """
-    state = {name: value.contiguous() for name, value in meta.materialize().state_dict().items()}
+    whole = meta.materialize().state_dict()
+    state = {name: v.contiguous() for name, v in whole.items() if isinstance(v, Tensor)}
     seen: dict[int, str] = {}
     for name, value in list(state.items()):  # safetensors holds no ties
         if seen.setdefault(value.data_ptr(), name) != name and value.numel():
@@ -168,13 +176,21 @@ def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | 
         raise MdftError(f"{path}: not a readable safetensors file: {error}") from None
     if backbone is None and "backbone" not in about:
         raise MdftError(f"{path}: does not say its backbone; pass backbone=...")
-    module = (
-        copy.deepcopy(backbone)
-        if backbone is not None
-        else build_backbone(json.loads(about["backbone"]))
-    )
+    module = copy.deepcopy(backbone) if backbone is not None else build_backbone(_spec(path, about))
+    module.float()  # as saved
     try:
-        module.load_state_dict(state, assign=True)
+        module.load_state_dict(state)
     except RuntimeError as error:
         raise MdftError(f"{path}: does not fit the backbone: {error}") from None
     return module.eval()
+
+
+def _spec(path: str | os.PathLike[str], about: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what a file says of its backbone; it is a stranger's word, and checked as such."""
+    try:
+        spec = json.loads(about["backbone"])
+    except ValueError as error:
+        raise MdftError(f"{path}: its backbone must be JSON, got {error}") from None
+    if not isinstance(spec, dict):
+        raise MdftError(f"{path}: its backbone must be a mapping, got {spec!r}")
+    return spec

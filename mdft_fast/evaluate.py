@@ -76,8 +76,11 @@ def evaluate(
         What was right, sample by sample.
 
     Raises:
-        MdftError: if a task has no labelled samples, or ``preprocess`` is missing.
+        MdftError: if a task has no labelled samples, ``preprocess`` is missing, or a plain module
+            is in training mode, where evaluating it would change it.
     """
+    if not isinstance(model, MetaModel) and model.training:
+        raise MdftError("evaluate: the module must be in eval mode, got training mode")
     if preprocess is None and isinstance(model, MetaModel):
         preprocess = model.pool.preprocess
     correct = {}

@@ -69,7 +69,7 @@ class MetaModel(nn.Module):
         self.__dict__["_backbone"] = _empty_copy(backbone, pool, device)
         self._slots = _find_slots(self._backbone, pool)
         self._arena: Tensor | None = None
-        self._merged: tuple[int, int] | None = None  # the λ that the arena holds
+        self._merged: Tensor | None = None  # the λ that the arena holds
 
     def as_coefficients(self, value: float | Sequence[float] | Tensor) -> Tensor:
         """Returns a new float32 ``[K, L]`` from one number, one a vector, or a whole matrix."""
@@ -113,9 +113,10 @@ class MetaModel(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Returns the encoder's output ``[B, D]`` for images ``[B, 3, H, W]``.
 
-        Differentiable in λ and in ``x``. Weights are merged where λ has changed since the last
-        call, and used again where not. Backward through a graph made before λ changed and was
-        merged anew raises: its weights are gone.
+        Differentiable in λ and in ``x``. On the CPU weights are merged where λ has changed since
+        the last call, and used again where not; backward through a graph made before λ changed
+        and was merged anew raises: its weights are gone. On CUDA every call merges into a fresh
+        buffer: to compare λ would wait for the device, and memory is at hand there.
         """
         with self._installed(self.weights()):
             features: Tensor = self._backbone(x)
@@ -128,14 +129,19 @@ class MetaModel(nn.Module):
 
     def weights(self) -> tuple[Tensor, ...]:
         """Returns the merged tensors in the layout's order, views of one buffer."""
-        key = (self.coefficients._version, self.coefficients.data_ptr())
+        arguments = self.base, self.codes, self.coefficients, self.layout
+        if self.base.device.type != "cpu":
+            return merge_tensors(*arguments)
         if self._arena is None:
-            self._arena = torch.empty_like(self.base)
-            self._merged = None
-        current, self._merged = self._merged == key, key
-        return merge_tensors(
-            self.base, self.codes, self.coefficients, self.layout, out=self._arena, current=current
-        )
+            with torch.inference_mode(False):  # else no later training step could save it
+                self._arena = torch.empty_like(self.base)
+        # Values, not versions: not every optimizer bumps a version, and addresses come again.
+        current = self._merged is not None and torch.equal(self._merged, self.coefficients)
+        if not current:
+            self._merged = None  # until the merge is done, whatever interrupts it
+        tensors = merge_tensors(*arguments, out=self._arena, current=current)
+        self._merged = self.coefficients.detach().clone()
+        return tensors
 
     @torch.no_grad()
     def materialize(self) -> nn.Module:
@@ -192,6 +198,7 @@ def _empty_copy(backbone: nn.Module, pool: Pool, device: torch.device) -> Any:
         if name not in parameters or tuple(parameters[name].shape) != shape:
             got = list(parameters[name].shape) if name in parameters else "no such parameter"
             raise MdftError(f"backbone: {name} must be {list(shape)} as in the pool, got {got}")
+    _check_known(backbone, pool, shapes)
     # Found in its memo, a weight is taken by deepcopy for copied already: none is ever made.
     empty = nn.Parameter(torch.empty(0), requires_grad=False)
     clone = copy.deepcopy(backbone, {id(parameters[name]): empty for name in shapes})
@@ -206,6 +213,19 @@ def _empty_copy(backbone: nn.Module, pool: Pool, device: torch.device) -> Any:
             if name in kept:
                 value.copy_(kept[name])
     return clone
+
+
+def _check_known(backbone: nn.Module, pool: Pool, merged: dict[str, tuple[int, ...]]) -> None:
+    """Refuses a tensor of the backbone that the pool does not have, or has in another shape."""
+    for name, value in backbone.state_dict().items():
+        if name in merged or pool.left_out.get(name, "").startswith("tied to "):
+            continue
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue  # counters and the like: a checkpoint may lack them
+        held = pool.buffers.get(name)
+        if held is None or held.shape != value.shape:
+            wanted = "absent, as in the pool" if held is None else f"{list(held.shape)}"
+            raise MdftError(f"backbone: {name} must be {wanted}, got {list(value.shape)}")
 
 
 def _find_slots(module: nn.Module, pool: Pool) -> list[Owners]:

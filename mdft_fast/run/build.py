@@ -68,7 +68,8 @@ def build(recipe: Recipe) -> Built:
         backbone = build_backbone(_agreed_backbone(recipe, pool))
         _check_agrees(recipe, pool)
         tasks = tuple(_task(t, pool.heads.get(t.name)) for t in recipe.tasks)
-        pool = pool.encode(recipe.memory.codec)
+        if recipe.memory.codec != "fp32":  # what was packed narrower gains nothing from fp32
+            pool = pool.encode(recipe.memory.codec)
     else:
         backbone, tasks, pool = _from_checkpoints(recipe)
     for task in tasks:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mdft_fast.errors import MdftError
-from mdft_fast.files import replacing, write_text
-from mdft_fast.stages import Learner, StepRecord
+from mdft_fast.files import replacing, write_json, write_text
+from mdft_fast.stages import StepRecord
 
 if TYPE_CHECKING:
     from mdft_fast.recipe import Recipe
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 class RunFolder:
     """Paths and state of one run.
+
+    Nothing is written before :meth:`begin`, so a mistake in the recipe leaves nothing behind.
 
     Args:
         path: the folder.
@@ -32,7 +34,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, recipe: Recipe, *, resume: bool) -> None:
-        self.path = path
+        self.path, self.recipe, self.resume = path, recipe, resume
         written = path / "recipe.yaml"
         if path.exists() and not path.is_dir():
             raise MdftError(f"{path}: must be a folder, got a file")
@@ -50,18 +52,39 @@ class RunFolder:
                 f"{path}: must not exist or be empty, got files; --resume goes on with a stopped "
                 "run, --output names another folder"
             )
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(written, recipe.dump())
+
+    def begin(self, inputs: Mapping[str, Any]) -> None:
+        """Writes what the run starts from; a resumed run must start from the same.
+
+        Args:
+            inputs: digests of the pool and of the samples, the splits; plain JSON values.
+
+        Raises:
+            MdftError: if a resumed run's inputs are not those that it was started with.
+        """
+        written = self.path / "splits.json"
+        if self.resume and written.exists():
+            before = json.loads(written.read_text(encoding="utf-8"))
+            for key, value in inputs.items():
+                if before.get(key) != value:
+                    raise MdftError(
+                        f"{self.path}: {key} must be what the run was started with, got a changed "
+                        "one; --resume cannot go on"
+                    )
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "recipe.yaml", self.recipe.dump())
+        write_json(written, dict(inputs))
 
     @property
     def metrics(self) -> Path:
         """One JSON line a step."""
         return self.path / "metrics.jsonl"
 
-    def save_state(self, name: str, learner: Learner) -> None:
+    def save_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Saves a stage's state after a step, whole or not at all."""
         with replacing(self._state(name)) as temporary:
-            torch.save(learner.state(), temporary)
+            torch.save(dict(state), temporary)
 
     def load_state(self, name: str) -> dict[str, Any] | None:
         """Returns a stage's saved state, or None where it has not begun."""

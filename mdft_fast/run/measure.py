@@ -15,7 +15,7 @@ from mdft_fast.run.build import Built
 if TYPE_CHECKING:
     from mdft_fast.run.run import Learned
 
-_ARITHMETIC = 0.3
+TASK_ARITHMETIC = 0.3  # the usual λ of task arithmetic, and the control's start
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
     correct: dict[str, dict[str, Tensor]] = {}
     for method, value in (
         ("pretrained", 0.0),
-        ("task_arithmetic", _ARITHMETIC),
+        ("task_arithmetic", TASK_ARITHMETIC),
         ("meta", learned.construct.coefficients),
     ):
         with meta.using(value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from mdft_fast.run.build import (
     specialize_config,
 )
 from mdft_fast.run.folder import RunFolder
-from mdft_fast.run.measure import Measured, measure
+from mdft_fast.run.measure import TASK_ARITHMETIC, Measured, measure
 from mdft_fast.run.progress import Progress
 from mdft_fast.run.system import Phases, deterministic, environment
 from mdft_fast.stages import (
@@ -40,8 +41,6 @@ from mdft_fast.stages import (
 
 if TYPE_CHECKING:
     from mdft_fast.recipe import Recipe
-
-TASK_ARITHMETIC = 0.3  # the usual λ of task arithmetic, and the control's start
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +116,7 @@ def _learn(
     with phases.phase("teachers"):
         taught = teach(meta, built.unlabelled, holdout=config.holdout, seed=config.seed)
         start = holdout_cross_entropy(meta, taught)
-    write_json(folder.path / "splits.json", _splits(taught))
+    folder.begin({"pool": built.pool.checksum, "tasks": [_inputs(task) for task in taught]})
     chosen = [task for task in taught if task.name in recipe.specialized]
     _trim(folder, [task.name for task in chosen])
     with phases.phase("stage 1"):
@@ -156,8 +155,9 @@ def _keep(folder: RunFolder, shown: Progress, stage: str, state: str) -> Callbac
     """Returns what happens after every step: state, metrics, progress."""
 
     def callback(record: StepRecord, learner: Learner) -> None:
+        reached = learner.state()
         folder.append_metrics(record, stage)  # first: resume drops a line without its state
-        folder.save_state(state, learner)
+        folder.save_state(state, reached)
         shown.step(stage if record.task is None else f"{stage} {record.task}", record)
 
     return callback
@@ -184,10 +184,14 @@ def _save(built: Built, meta: MetaModel, folder: RunFolder, learned: Learned) ->
         card.save(folder.path / "specialized" / name / "card.json")
 
 
-def _splits(taught: Sequence[TaughtTask]) -> dict[str, Any]:
+def _inputs(task: TaughtTask) -> dict[str, Any]:
+    """Returns which samples a task learns from: their digest and their split."""
+    images = task.samples.x.contiguous()
     return {
-        task.name: {"learn": task.learn.tolist(), "holdout": task.holdout.tolist()}
-        for task in taught
+        "name": task.name,
+        "samples": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+        "learn": task.learn.tolist(),
+        "holdout": task.holdout.tolist(),
     }
 
 
@@ -215,7 +219,7 @@ def _result(
             "parameters": pool.parameters,
             "tensors": len(pool.layout.slots),
             "left_out": dict(pool.left_out),
-            "tasks": [_task_facts(task, built, measured) for task in taught],
+            "tasks": [_task_facts(task, built, measured, folder) for task in taught],
         },
         "trainable": first.coefficients.numel(),
         "columns": list(first.columns),
@@ -232,14 +236,26 @@ def _result(
         "specialize": _curves(built, learned, measured, folder),
         "holdout": learned.holdout,
         "phases": phases.list,
-        "warnings": [*first.warnings, *pool.notes],
+        "warnings": [*first.warnings, *pool.notes, *_resumed(folder)],
     }
 
 
-def _task_facts(task: TaughtTask, built: Built, measured: Measured) -> dict[str, Any]:
-    kept = len(task.kept(built.recipe.construct.filter.mu))
-    if not built.recipe.construct.filter.enabled:
-        kept = len(task.learn)
+def _resumed(folder: RunFolder) -> list[str]:
+    if not folder.resume:
+        return []
+    return ["This run was stopped and resumed: the phases' times are those since then."]
+
+
+def _task_facts(
+    task: TaughtTask, built: Built, measured: Measured, folder: RunFolder
+) -> dict[str, Any]:
+    chosen = built.recipe.construct.filter
+    kept = len(task.kept(chosen.mu)) if chosen.enabled else len(task.learn)
+    if chosen.enabled and chosen.entropy_of == "meta":  # another set each step: their mean
+        shares = [
+            line["kept"][task.name] for line in folder.lines() if line["stage"] == "construct"
+        ]
+        kept = round(len(task.learn) * sum(shares) / len(shares))
     return {
         "name": task.name,
         "classes": task.classes,

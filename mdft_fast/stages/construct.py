@@ -44,57 +44,61 @@ def construct(
         the objective, and a warning says so.
 
     Raises:
-        MdftError: if a task is not of the pool or no sample of any task passes the filter.
+        MdftError: if a task is not of the pool or named twice, no sample of any task passes the
+            filter, or λ does not stay finite.
     """
     started = time.perf_counter()
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) != len(names):
+        raise MdftError(f"construct: tasks must be one or more, each named once, got {names}")
     taught = teach(meta, tasks, holdout=config.holdout, seed=config.seed)
-    orders, warnings = _orders(taught, config)
+    drawn, warnings = _drawn(taught, config)
+    orders = {
+        task.name: BatchOrder(len(rows), config.batch, config.seed, f"construct/{task.name}")
+        for task, rows in drawn
+    }
     learner = Learner(meta, config.optimizer, config.steps, orders)
     if resume is not None:
         learner.restore(resume)
-    drawn = [task for task in taught if task.name in orders]
     callbacks = tuple(callbacks)
     while not learner.done:
-        record = _step(learner, drawn, config)
+        with torch.enable_grad():
+            record = _step(learner, drawn, config)
         for callback in callbacks:
             callback(record, learner)
     return result_of(learner, time.perf_counter() - started, tuple(warnings))
 
 
-def _orders(
-    taught: Sequence[TaughtTask], config: ConstructConfig
-) -> tuple[dict[str, BatchOrder], list[str]]:
-    """Returns each task's order of samples (positions in what it may draw from), and warnings."""
-    orders, warnings = {}, []
+Drawn = list[tuple[TaughtTask, torch.Tensor]]  # a task and the samples it may draw from
+
+
+def _drawn(taught: Sequence[TaughtTask], config: ConstructConfig) -> tuple[Drawn, list[str]]:
+    """Returns the tasks that have samples to draw from, and warnings about the others."""
+    drawn: Drawn = []
+    warnings = []
     for task in taught:
-        pool = _drawn_from(task, config)
-        if len(pool) == 0:
-            warnings.append(
-                f"task {task.name}: none of {len(task.learn)} samples passes the filter "
-                f"(H < {config.mu} log {task.classes}); it adds nothing to stage 1"
-            )
+        only_kept = config.filter and config.draw == "kept"
+        rows = task.kept(config.mu) if only_kept else task.learn
+        if len(rows) > 0:
+            drawn.append((task, rows))
             continue
-        orders[task.name] = BatchOrder(
-            len(pool), config.batch, config.seed, f"construct/{task.name}"
+        warnings.append(
+            f"task {task.name}: none of {len(task.learn)} samples passes the filter "
+            f"(H < {config.mu} log {task.classes}); it adds nothing to stage 1"
         )
-    if not orders:
+    if not drawn:
         raise MdftError(
-            f"construct: no sample of any task passes the filter (H < {config.mu} log C); "
-            "raise filter.mu or turn the filter off"
+            f"construct: some sample must pass the filter (H < {config.mu} log C), got none of "
+            f"{sum(len(task.learn) for task in taught)}; raise filter.mu or turn the filter off"
         )
-    return orders, warnings
+    return drawn, warnings
 
 
-def _drawn_from(task: TaughtTask, config: ConstructConfig) -> torch.Tensor:
-    if config.filter and config.draw == "kept":
-        return task.kept(config.mu)
-    return task.learn
-
-
-def _step(learner: Learner, tasks: Sequence[TaughtTask], config: ConstructConfig) -> StepRecord:
+def _step(learner: Learner, drawn: Drawn, config: ConstructConfig) -> StepRecord:
     started = time.perf_counter()
     device = learner.meta.coefficients.device
-    rows = [_drawn_from(task, config)[next(learner.orders[task.name])] for task in tasks]
+    tasks = [task for task, _ in drawn]
+    rows = [allowed[next(learner.orders[task.name])] for task, allowed in drawn]
     images = torch.cat([task.images(row) for task, row in zip(tasks, rows, strict=True)])
     features = learner.meta.encode(images).split([len(row) for row in rows])
     loss = debiased_entropy_loss(

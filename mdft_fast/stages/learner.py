@@ -88,8 +88,10 @@ class Learner:
         orders: Mapping[str, BatchOrder],
     ) -> None:
         self.meta, self.config, self.steps, self.orders = meta, config, steps, orders
+        if not meta.coefficients.requires_grad or torch.is_inference_mode_enabled():
+            raise MdftError("coefficients: must require grad to be learned, got frozen ones")
         self.step = 0
-        self.path = [meta.coefficients.detach().cpu().clone()]
+        self.path = [meta.coefficients.detach().clone()]
         self._optimizer = _OPTIMIZERS[config.name]([meta.coefficients], lr=config.lr)
 
     @property
@@ -98,25 +100,40 @@ class Learner:
         return self.step >= self.steps
 
     def advance(self, loss: Tensor) -> float:
-        """Makes one update of λ from a scalar loss; returns the learning rate used."""
+        """Makes one update of λ from a scalar loss; returns the learning rate used.
+
+        Raises:
+            MdftError: on the CPU, if λ is no longer finite; on CUDA that shows in :meth:`state`.
+        """
         lr = self.config.lr_at(self.step, self.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad(set_to_none=True)
-        if loss.requires_grad:  # no sample kept in any task: nothing to learn from, λ stays
-            loss.backward()
-            self._optimizer.step()
+        loss.backward()
+        self._optimizer.step()
         self.step += 1
-        self.path.append(self.meta.coefficients.detach().to("cpu", copy=True))
+        self.path.append(self.meta.coefficients.detach().clone())
+        if self.path[-1].device.type == "cpu":
+            self._check_finite()
         return lr
+
+    def _check_finite(self) -> None:
+        if not self.path[-1].isfinite().all():
+            where = ", ".join(self.orders)
+            raise MdftError(
+                f"coefficients: must stay finite, got NaN or infinity at step {self.step} of "
+                f"{self.steps} (tasks: {where}); lower the learning rate {self.config.lr}, or look "
+                "for NaN in the samples"
+            )
 
     def state(self) -> dict[str, Any]:
         """Returns all that a later :meth:`restore` needs to go on bit for bit."""
+        self._check_finite()
         return {
             "step": self.step,
             "steps": self.steps,
             "optimizer_config": dataclasses.asdict(self.config),
-            "path": torch.stack(self.path),
+            "path": torch.stack(self.path).cpu(),
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),  # a snapshot
             "orders": {name: order.state() for name, order in self.orders.items()},
         }
@@ -135,7 +152,7 @@ class Learner:
         self._optimizer.load_state_dict(state["optimizer"])
         for name, order in self.orders.items():
             order.restore(state["orders"][name])
-        self.path = list(state["path"])
+        self.path = list(state["path"].to(self.meta.coefficients.device))
         self.step = state["step"]
 
 
@@ -165,7 +182,7 @@ class RunResult:
 def result_of(learner: Learner, seconds: float, warnings: tuple[str, ...] = ()) -> RunResult:
     """Returns a finished learner's result."""
     meta = learner.meta
-    path = torch.stack(learner.path)
+    path = learner.state()["path"]
     return RunResult(
         path[-1].clone(), path, meta.layout.columns, meta.pool.names, seconds, warnings
     )

@@ -48,7 +48,8 @@ def specialize(
         learner.restore(resume)
     callbacks = tuple(callbacks)
     while not learner.done:
-        record = _step(learner, taught, config)
+        with torch.enable_grad():
+            record = _step(learner, taught, config)
         for callback in callbacks:
             callback(record, learner)
     return result_of(learner, time.perf_counter() - started)

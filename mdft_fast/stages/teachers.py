@@ -36,6 +36,7 @@ class TaughtTask:
         logits: float32 ``[n, C]``, the teacher's.
         entropy: float32 ``[n]``, H of the teacher's softmax, in nats.
         head: the task's classifier.
+        pool: checksum of the pool whose model was asked.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TaughtTask:
     logits: Tensor
     entropy: Tensor
     head: Head
+    pool: str
 
     @property
     def classes(self) -> int:
@@ -73,7 +75,16 @@ def teach(
         tasks: tasks of the pool; what is taught already is passed through.
         holdout: share of the samples kept apart.
         seed: of the split.
+
+    Raises:
+        MdftError: if a task is not of this pool, or was taught by another one's model.
     """
+    for task in tasks:
+        if isinstance(task, TaughtTask) and task.pool != meta.pool.checksum:
+            raise MdftError(
+                f"task {task.name!r}: its teacher must be of the pool {meta.pool.checksum[:12]}, "
+                f"got one of {task.pool[:12]}"
+            )
     return [
         task if isinstance(task, TaughtTask) else _teach(meta, task, holdout, seed)
         for task in tasks
@@ -94,9 +105,15 @@ def _teach(meta: MetaModel, task: Task, holdout: float, seed: int) -> TaughtTask
         )
     logits = head(features)
     if not logits.isfinite().all():
-        raise MdftError(f"task {task.name!r}: its own model's logits must be finite, got NaN")
+        count = int((~logits.isfinite()).any(1).sum())
+        raise MdftError(
+            f"task {task.name!r}: its own model's logits must be finite, got NaN or infinity for "
+            f"{count} of {len(logits)} samples"
+        )
     entropy = reference.entropy(logits)
-    return TaughtTask(task.name, samples, learn, held_out, features, logits, entropy, head)
+    return TaughtTask(
+        task.name, samples, learn, held_out, features, logits, entropy, head, meta.pool.checksum
+    )
 
 
 @torch.no_grad()

@@ -32,6 +32,13 @@ def test_a_plain_module_is_measured_the_same_way() -> None:
         evaluate(plain, world.tasks)
 
 
+def test_a_module_in_training_mode_is_refused() -> None:
+    world = make_world()
+    plain = world.meta().materialize().train()
+    with pytest.raises(MdftError, match="must be in eval mode, got training mode"):
+        evaluate(plain, world.tasks, preprocess=PREPROCESS)
+
+
 def test_a_task_without_labels_is_refused() -> None:
     world = make_world()
     with pytest.raises(MdftError, match="'shapes' must have labelled samples, got none"):

@@ -286,7 +286,7 @@ def test_an_open_clip_tower_goes_through_unchanged() -> None:
     features = meta.encode(x)
     torch.testing.assert_close(features, tower(x), rtol=1e-5, atol=1e-5)
     features.sum().backward()
-    assert meta.coefficients.grad.abs().min() >= 0
+    assert meta.coefficients.grad.abs().min() > 0
 
 
 def test_the_real_pool_reproduces_its_accuracies(real_pool: Path) -> None:
@@ -305,3 +305,65 @@ def test_the_real_pool_reproduces_its_accuracies(real_pool: Path) -> None:
     for value, right in ((0.0, 0.5125), (0.3, 0.685), (meta.individual("mnist"), 0.975)):
         with meta.using(value):
             assert evaluate(meta, [mnist]).accuracy["mnist"] == pytest.approx(right, abs=1e-6)
+
+
+def test_fresh_weights_however_the_coefficients_were_changed(world: World) -> None:
+    """A fused optimizer bumps no version, ``.data`` none either, and addresses come again."""
+    meta = world.meta(start=0.3)
+
+    def at(value: float) -> torch.Tensor:
+        with torch.no_grad():
+            return world.meta(start=value).encode(images())
+
+    meta.encode(images())
+    meta.coefficients.data.fill_(0.9)
+    assert torch.equal(meta.encode(images()), at(0.9))
+    optimizer = torch.optim.SGD([meta.coefficients], lr=1.0, fused=True)
+    meta.coefficients.grad = torch.full_like(meta.coefficients, 0.5)
+    optimizer.step()
+    assert torch.equal(meta.encode(images()), at(float(meta.coefficients.detach()[0, 0])))
+    for value in (0.5, 0.7):
+        other = torch.full_like(meta.coefficients, value).requires_grad_()
+        got = functional_call(meta, {"coefficients": other}, (images(), "signs"))
+        torch.testing.assert_close(got, world.tasks[2].head(at(value)), rtol=0, atol=0)
+        del other
+
+
+def test_an_interrupted_merge_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["mdft_fast.ops.merge"]
+    meta = world.meta()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            meta.encode(images())
+    with torch.no_grad():
+        assert torch.equal(meta.encode(images()), world.meta().encode(images()))
+
+
+def test_inference_first_then_training(world: World) -> None:
+    meta = world.meta()
+    with torch.inference_mode():
+        meta.encode(images())
+    meta.encode(images()).sum().backward()
+    assert meta.coefficients.grad.abs().sum() > 0
+
+
+def test_a_copy_is_a_model_of_its_own(world: World) -> None:
+    meta = world.meta()
+    meta.encode(images()).sum().backward()
+    twin = copy.deepcopy(meta)
+    twin.set_coefficients(0.9)
+    with torch.no_grad():
+        assert torch.equal(twin.encode(images()), world.meta(start=0.9).encode(images()))
+        assert torch.equal(meta.encode(images()), world.meta().encode(images()))
+
+
+def test_a_backbone_with_more_than_the_pool_is_refused(world: World) -> None:
+    backbone = Encoder()
+    backbone.extra = nn.Linear(2, 2)
+    with pytest.raises(MdftError, match=r"extra.weight must be absent, as in the pool, got \[2, 2"):
+        MetaModel(backbone, world.pool)
+    wide = Encoder()
+    wide.gain = torch.ones(8)
+    with pytest.raises(MdftError, match=r"gain must be \[\], got \[8\]"):
+        MetaModel(wide, world.pool)

@@ -81,11 +81,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     original = RunFolder.save_state
     calls = []
 
-    def stop(self: Any, name: str, learner: Any) -> None:
+    def stop(self: Any, name: str, state: Any) -> None:
         calls.append(1)
         if len(calls) == after:
             raise KeyboardInterrupt
-        original(self, name, learner)
+        original(self, name, state)
 
     monkeypatch.setattr(RunFolder, "save_state", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -107,11 +107,11 @@ def test_a_line_cut_off_by_a_kill_is_made_again(
     original = RunFolder.save_state
     calls = []
 
-    def stop(self: Any, name: str, learner: Any) -> None:
+    def stop(self: Any, name: str, state: Any) -> None:
         calls.append(1)
         if len(calls) == 3:
             raise Stopped
-        original(self, name, learner)
+        original(self, name, state)
 
     monkeypatch.setattr(RunFolder, "save_state", stop)
     with pytest.raises(Stopped):
@@ -278,6 +278,7 @@ def test_bad_checkpoints_are_one_clear_error(
     override, message = damage(files, tmp_path, what)
     with pytest.raises(MdftError, match=message) as caught:
         run(make_recipe(override), progress=False)
+    assert not (tmp_path / "run").exists()  # nothing half-written
     text = str(caught.value)
     assert "norm.bia" in text or what in ("base again", "truncated", "no file")
     assert "Traceback" not in text
@@ -302,6 +303,67 @@ def test_bad_images_and_classes(make_recipe: Make, files: Path, tmp_path: Path) 
         )  # fmt: skip
         with pytest.raises(MdftError, match=message):
             run(recipe, progress=False)
+        assert i == 3 or not (tmp_path / f"run{i}").exists()  # 3: labels are opened last
+
+
+def test_resume_refuses_other_models_and_other_samples(
+    make_recipe: Make, files: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "files"
+    shutil.copytree(files, copy)
+    tasks = json.loads(
+        json.dumps(make_recipe().model_dump(mode="json")["tasks"]).replace(str(files), str(copy))
+    )
+    recipe = make_recipe(
+        f"pool={{base: {copy / 'base.safetensors'}, models: {copy / 'models'}}}",
+        f"tasks={json.dumps(tasks)}", "specialize.tasks=none",
+    )  # fmt: skip
+    run(recipe, progress=False)
+    arrays = dict(np.load(copy / "data" / "shapes.npz"))
+    arrays["x_unlabelled"][0] ^= 1
+    np.savez(copy / "data" / "shapes.npz", **arrays)
+    with pytest.raises(MdftError, match="tasks must be what the run was started with"):
+        run(recipe, resume=True, progress=False)
+    state = load_file(copy / "models" / "shapes.safetensors")
+    state["norm.bias"][0] += 1
+    save_file(state, copy / "models" / "shapes.safetensors")
+    with pytest.raises(MdftError, match="pool must be what the run was started with"):
+        run(recipe, resume=True, progress=False)
+
+
+def test_coefficients_that_run_away_are_an_error_that_names_the_step(make_recipe: Make) -> None:
+    recipe = make_recipe("construct.optimizer={name: sgd, lr: 1e38}", "specialize.tasks=none")
+    with pytest.raises(MdftError, match=r"must stay finite.*at step \d of 4 .*lower the learning"):
+        run(recipe, progress=False)
+    assert "NaN" not in (recipe.output / "metrics.jsonl").read_text()
+
+
+def test_a_sorted_card_is_the_same_model(make_recipe: Make) -> None:
+    recipe = make_recipe("specialize.tasks=none")
+    folder = run(recipe, progress=False).folder
+    built = build(recipe)
+    path = folder / "meta" / "card.json"
+    expected = load(path, pool=built.pool).state_dict()
+    card = json.loads(path.read_text())
+    card["coefficients"] = dict(sorted(card["coefficients"].items()))
+    assert list(card["coefficients"]) != list(built.pool.names)
+    path.write_text(json.dumps(card))
+    for key, value in load(path, pool=built.pool).state_dict().items():
+        assert torch.equal(value, expected[key])
+    card["columns"][0] = "another"
+    path.write_text(json.dumps(card))
+    with pytest.raises(MdftError, match="tasks and columns must be the pool's"):
+        load(path, pool=built.pool)
+
+
+def test_a_pool_packed_in_bf16_stays_so(make_recipe: Make, tmp_path: Path) -> None:
+    from mdft_fast.run import pack
+
+    pack(make_recipe(), tmp_path / "pool", codec="bf16")
+    packed = json.dumps({"folder": str(tmp_path / "pool")})
+    summary = run(make_recipe(f"pool={packed}", "specialize.tasks=none"), progress=False)
+    assert summary.result["pool"]["codec"] == "bf16"
+    load(summary.folder / "meta" / "card.json", pool=tmp_path / "pool")
 
 
 def test_a_packed_pool_is_left_whole_by_a_run(make_recipe: Make, tmp_path: Path) -> None:

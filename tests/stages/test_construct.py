@@ -187,13 +187,42 @@ def test_a_task_that_nothing_passes_adds_nothing_and_says_so(world: World) -> No
 
 
 def test_nothing_passes_at_all(world: World) -> None:
-    with pytest.raises(MdftError, match="no sample of any task passes the filter"):
+    with pytest.raises(MdftError, match="some sample must pass the filter"):
         learn(world, dataclasses.replace(CONFIG, mu=0.0))
 
 
-def test_nothing_kept_in_a_drawn_batch_leaves_coefficients_alone(world: World) -> None:
+def test_nothing_kept_in_a_drawn_batch_is_a_gradient_of_zero(world: World) -> None:
+    """From the start λ stays; an optimizer with momentum would glide on, as after any zero."""
     config = dataclasses.replace(CONFIG, mu=0.0, draw="batch", steps=2)
     assert torch.equal(learn(world, config), torch.full((3, 10), 0.3))
+
+
+def test_a_task_named_twice_and_no_task(world: World) -> None:
+    for tasks in ([], world.unlabelled[:1] * 2):
+        with pytest.raises(MdftError, match="one or more, each named once, got"):
+            construct(world.meta(), tasks, CONFIG)
+
+
+def test_a_teacher_of_another_pool(world: World) -> None:
+    other = make_world(seed=5)
+    taught = teach(other.meta(), other.unlabelled, holdout=0.2, seed=0)
+    with pytest.raises(MdftError, match="its teacher must be of the pool .*got one of"):
+        construct(world.meta(), taught, CONFIG)
+
+
+def test_learns_inside_no_grad_and_refuses_frozen_coefficients(world: World) -> None:
+    with torch.no_grad():
+        assert torch.equal(learn(world, CONFIG), learn(world, CONFIG))
+        assert not torch.equal(learn(world, CONFIG), torch.full((3, 10), 0.3))
+    meta = world.meta().requires_grad_(False)
+    with pytest.raises(MdftError, match="must require grad to be learned"):
+        construct(meta, world.unlabelled, CONFIG)
+
+
+def test_coefficients_that_run_away_are_refused(world: World) -> None:
+    config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig("sgd", lr=1e38))
+    with pytest.raises(MdftError, match=r"must stay finite, got NaN or infinity at step \d+ of 20"):
+        learn(world, config)
 
 
 def test_kept_draw_encodes_no_removed_sample(world: World) -> None:
