@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -81,8 +82,8 @@ def debiased_entropy_loss(
     z = logits[0]
     if not native("debiased_entropy", z.device, z.dtype):
         return _fallback(
-            logits, teacher_logits, teacher_entropy, alpha, mu, entropy_of, use_entropy, filter,
-            reweight,
+            logits, teacher_logits, teacher_entropy, alpha=alpha, mu=mu, entropy_of=entropy_of,
+            use_entropy=use_entropy, filter=filter, reweight=reweight,
         )  # fmt: skip
     row_offsets, task_rows = _offsets(rows, z.device)
     with torch.no_grad():
@@ -110,11 +111,8 @@ class DebiasedEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # noqa: D102
-        options, logits = args[:_OPTIONS], args[_OPTIONS:]
-        flat = _flatten_dense_tensors(logits)
-        result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-        result = torch.ops.mdft_fast.debiased_entropy(flat, *options)
-        return result
+        options, flat = args[:_OPTIONS], _flatten_dense_tensors(args[_OPTIONS:])
+        return torch.ops.mdft_fast.debiased_entropy(flat, *options)
 
     @staticmethod
     def setup_context(  # noqa: D102
@@ -123,9 +121,11 @@ class DebiasedEntropyFunction(torch.autograd.Function):
         _, entropy, weight, kept, grad = output
         ctx.mark_non_differentiable(entropy, weight, kept, grad)
         ctx.set_materialize_grads(False)
-        ctx.places = _places(inputs[_OPTIONS:])
+        logits = inputs[_OPTIONS:]
+        starts = itertools.accumulate((z.numel() for z in logits), initial=0)
+        ctx.places = list(zip((z.shape for z in logits), starts, strict=False))
         # The logits are kept for one reason: a second derivative finds its way to the refusal.
-        ctx.save_for_backward(grad, inputs[2], inputs[3], *inputs[_OPTIONS:])
+        ctx.save_for_backward(grad, inputs[2], inputs[3], *logits)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:  # noqa: D102
@@ -137,25 +137,15 @@ class DebiasedEntropyFunction(torch.autograd.Function):
                 grad, row_offsets, task_rows, grad_loss.contiguous()
             )
         scaled = differentiable_once("debiased_entropy", scaled, *logits, grad_loss)
-        # Half of what a split and a view each would cost.
-        pieces = [scaled.as_strided((b, c), (c, 1), start) for (b, c), start in ctx.places]
+        assert scaled is not None  # it was a tensor
+        # as_strided: half of what a split and a view each would cost.
+        pieces = (scaled.as_strided((b, c), (c, 1), start) for (b, c), start in ctx.places)
         return (*(None,) * _OPTIONS, *pieces)
 
 
 _OPTIONS = 10  # arguments of DebiasedEntropyFunction before the logits
-# torch asks for it at every call; found here, it need not be worked out again.
-DebiasedEntropyFunction.forward.__signature__ = inspect.signature(  # type: ignore[attr-defined]
-    DebiasedEntropyFunction.forward
-)
-
-
-def _places(logits: Sequence[Tensor]) -> list[tuple[torch.Size, int]]:
-    """Returns each task's shape and where it begins in the joined tensor."""
-    places, start = [], 0
-    for z in logits:
-        places.append((z.shape, start))
-        start += z.numel()
-    return places
+_forward: Any = DebiasedEntropyFunction.forward
+_forward.__signature__ = inspect.signature(_forward)  # torch works it out anew at every call
 
 
 def _rows(
@@ -182,8 +172,8 @@ def _rows(
         if wanted != got:
             raise ValueError(f"debiased_entropy: teacher_entropy must be {wanted}, got {got}")
     if len({z.dtype for z in logits}) > 1:
-        dtypes = [checks.name(z.dtype) for z in logits]
-        raise ValueError(f"debiased_entropy: logits must have one dtype, got {dtypes}")
+        found = [checks.name(z.dtype) for z in logits]
+        raise ValueError(f"debiased_entropy: logits must have one dtype, got {found}")
     return tuple((b, c) for b, c in shapes)
 
 
@@ -214,19 +204,11 @@ def _fallback(
     logits: Sequence[Tensor],
     teacher_logits: Sequence[Tensor],
     teacher_entropy: Sequence[Tensor] | None,
-    alpha: float,
-    mu: float,
-    entropy_of: EntropyOf,
-    use_entropy: bool,
-    filter: bool,
-    reweight: Reweight,
+    **options: Any,
 ) -> DebiasedEntropy:
     if teacher_entropy is not None:  # softmax(log p) = p, and with it H(p)
         teacher_logits = [p.log() for p in teacher_logits]
-    return reference.debiased_entropy(
-        logits, teacher_logits, alpha=alpha, mu=mu, entropy_of=entropy_of,
-        use_entropy=use_entropy, filter=filter, reweight=reweight,
-    )  # fmt: skip
+    return reference.debiased_entropy(logits, teacher_logits, **options)
 
 
 def _check_rows(op: str, logits: Tensor, row_offsets: Tensor, task_rows: Tensor) -> None:
