@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,14 +95,6 @@ def write_tensors(path: Path, entries: Iterable[Entry]) -> Written:
     return Written(size, total.hexdigest())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file, flushed to the disk."""
-    with open(path, "x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def file_digest(path: Path) -> str:
     """Returns the sha256 of a file."""
     total = hashlib.sha256()
@@ -113,7 +105,7 @@ def file_digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
+def new_folder(path: Path, *, overwrite: bool, check_old: Callable[[Path], None]) -> Iterator[Path]:
     """Yields a temporary sibling of ``path`` that becomes ``path`` when the block succeeds.
 
     The folder appears whole or not at all. An old one is moved aside only when the new one is
@@ -122,10 +114,10 @@ def new_folder(path: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     Args:
         path: the folder to make.
         overwrite: whether an existing folder may be replaced.
-        marker: a file that an existing folder must hold to be replaced, so that a wrong path
-            cannot cost anyone their files.
+        check_old: raises unless an existing folder is of the kind that is written here and holds
+            nothing else, so that a wrong path cannot cost anyone their files.
     """
-    _check_target(path, overwrite, marker)
+    _check_target(path, overwrite, check_old)
     token = secrets.token_hex(4)
     temporary = path.with_name(f".{path.name}.new-{token}")
     try:
@@ -134,7 +126,7 @@ def new_folder(path: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
         yield temporary
         for folder in [*(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
             _flush_folder(folder)
-        _check_target(path, overwrite, marker)
+        _check_target(path, overwrite, check_old)
         _swap(temporary, path, path.with_name(f".{path.name}.old-{token}"))
     except OSError as error:
         raise MdftError(f"{path}: could not be written: {error}") from error
@@ -157,13 +149,15 @@ def _swap(temporary: Path, path: Path, aside: Path) -> None:
         shutil.rmtree(aside)
 
 
-def _check_target(path: Path, overwrite: bool, marker: str) -> None:
+def _check_target(path: Path, overwrite: bool, check_old: Callable[[Path], None]) -> None:
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
         raise MdftError(f"{path}: already exists; pass overwrite=True to replace it")
-    if path.is_symlink() or not (path / marker).is_file():
-        raise MdftError(f"{path}: is no folder with a {marker}, so it is not replaced")
+    if path.is_symlink() or not path.is_dir():
+        kind = "a link" if path.is_symlink() else "a file"
+        raise MdftError(f"{path}: must be a folder to be replaced, got {kind}")
+    check_old(path)
 
 
 def _flush_folder(path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mdft_fast.errors import MdftError
+from mdft_fast.files import write_text
 from mdft_fast.pool.container import (
     Entry,
     Written,
@@ -18,7 +19,6 @@ from mdft_fast.pool.container import (
     file_digest,
     new_folder,
     write_tensors,
-    write_text,
 )
 from mdft_fast.pool.head import Head
 from mdft_fast.pool.manifest import (
@@ -36,11 +36,13 @@ from mdft_fast.pool.readers import read_state
 from mdft_fast.task_vectors import DTYPE_OF_CODEC, Codec, TaskVectors
 
 _BUFFER = "buffer."
+_HEADS = "heads"
 
 
 def save_pool(pool: Pool, path: str | os.PathLike[str], overwrite: bool) -> None:
     """Writes a pool: arrays first, ``pool.json`` last, then the folder gets its name."""
-    with new_folder(Path(os.path.abspath(path)), overwrite=overwrite, marker=MANIFEST) as folder:
+    target = Path(os.path.abspath(path))
+    with new_folder(target, overwrite=overwrite, check_old=_check_packed) as folder:
         files = {
             BASE: _write_base(folder, pool.base, pool.buffers),
             TAU: write_tensors(folder / TAU, [entry("codes", pool.vectors.codes)]),
@@ -57,7 +59,8 @@ def stream_pool(
 ) -> None:
     """Packs and writes a pool, holding one task vector at a time."""
     check_spec(spec)
-    with new_folder(Path(os.path.abspath(path)), overwrite=overwrite, marker=MANIFEST) as folder:
+    target = Path(os.path.abspath(path))
+    with new_folder(target, overwrite=overwrite, check_old=_check_packed) as folder:
         shape = (packing.K, packing.layout.elements)
         codes = Entry("codes", DTYPE_OF_CODEC[codec], shape, packing.rows(codec))
         files = {
@@ -104,7 +107,7 @@ def _write_base(folder: Path, base: Tensor, buffers: Mapping[str, Tensor]) -> Wr
 
 
 def _finish(folder: Path, pool: Pool, files: dict[str, Written]) -> None:
-    (folder / "heads").mkdir()
+    (folder / _HEADS).mkdir()
     for name, head in pool.heads.items():
         tensors = [entry("weight", head.weight)]
         if head.bias is not None:
@@ -112,6 +115,24 @@ def _finish(folder: Path, pool: Pool, files: dict[str, Written]) -> None:
         tensors.sort(key=lambda item: -item.dtype.itemsize)
         files[head_file(name)] = write_tensors(folder / head_file(name), tensors)
     write_text(folder / MANIFEST, to_json(pool, files))
+
+
+def _check_packed(folder: Path) -> None:
+    """Refuses a folder that is no packed pool, or that holds anything else besides."""
+    wanted = f"{folder}: is not replaced, as it must be a packed pool and hold nothing else"
+    if not (folder / TAU).is_file():
+        raise MdftError(f"{wanted}, got no {TAU}")
+    try:
+        known = {MANIFEST, *read_manifest(folder).files}
+    except MdftError as error:
+        raise MdftError(f"{wanted}, got an error: {error}") from None
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(place, name)
+            inside = path.relative_to(folder).as_posix()
+            ours = inside == _HEADS if name in folders else inside in known
+            if path.is_symlink() or not ours:
+                raise MdftError(f"{wanted}, got {inside!r}")
 
 
 def _check_file(path: Path, written: Written, verify: bool) -> None:

@@ -14,7 +14,7 @@ from mdft_fast.layout import TILE, Layout
 from mdft_fast.pool.container import Written
 from mdft_fast.pool.pool import Pool
 from mdft_fast.pool.preprocess import Preprocess, as_preprocess
-from mdft_fast.pool.tasks import TaskInfo
+from mdft_fast.pool.tasks import TaskInfo, check_names
 from mdft_fast.task_vectors import CODECS, ERROR_OF_CODEC, Codec
 
 SCHEMA = 1
@@ -123,6 +123,7 @@ def _manifest(top: _Node) -> Manifest:
         raise top.wrong("codec", f"one of {list(CODECS)}", top.get("codec", str))
     tasks = top.items("tasks")
     names = [task.get("name", str) for task in tasks]
+    check_names(names)
     heads = [task.child("head") for task in tasks]
     return Manifest(
         layout=_layout(top),

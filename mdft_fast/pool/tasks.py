@@ -57,18 +57,23 @@ class TaskInfo:
 
 def check_tasks(tasks: Sequence[TaskLike]) -> None:
     """Checks names, class names and heads against each other."""
-    if not tasks:
+    check_names([task.name for task in tasks])
+    for task in tasks:
+        _check_head(task, tasks[0])
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Checks that there are names, that they differ, and that each can be a file's name."""
+    if not names:
         raise MdftError("pool: tasks must name at least one task, got none")
-    names = [task.name for task in tasks]
-    for i, task in enumerate(tasks):
-        if not _TASK_NAME.fullmatch(task.name):
+    for i, name in enumerate(names):
+        if not _TASK_NAME.fullmatch(name):
             raise MdftError(
-                f"task {task.name!r}: a name must be letters, digits, '_', '-', '+' or '.', and "
+                f"task {name!r}: a name must be letters, digits, '_', '-', '+' or '.', and "
                 f"begin with a letter or digit"
             )
-        if task.name.lower() in [name.lower() for name in names[:i]]:
-            raise MdftError(f"pool: task names must differ, got {task.name!r} twice in {names}")
-        _check_head(task, tasks[0])
+        if name.lower() in [other.lower() for other in names[:i]]:
+            raise MdftError(f"pool: task names must differ, got {name!r} twice in {list(names)}")
 
 
 def _check_head(task: TaskLike, first: TaskLike) -> None:

@@ -90,69 +90,6 @@ def test_writing_to_an_opened_pool_never_reaches_the_file(parts: Any, tmp_path: 
     Pool.open(tmp_path / "pool", verify=True)
 
 
-def test_an_existing_folder_is_kept_unless_told(parts: Any, tmp_path: Path) -> None:
-    target = tmp_path / "pool"
-    pool = parts.build()
-    pool.save(target)
-    before = (target / "pool.json").read_bytes()
-    with pytest.raises(MdftError, match=r"pool: already exists; pass overwrite=True"):
-        pool.save(target, codec="bf16")
-    assert (target / "pool.json").read_bytes() == before
-    opened = Pool.open(target)
-    opened.save(target, codec="bf16", overwrite=True)  # out of the very files it replaces
-    assert Pool.open(target, verify=True).codec == "bf16"
-    assert torch.equal(opened.base, pool.base)
-    assert [p.name for p in tmp_path.iterdir()] == ["pool"]
-
-
-@pytest.mark.parametrize("kind", ["folder", "file", "link"])
-def test_what_is_no_pool_is_never_replaced(kind: str, parts: Any, tmp_path: Path) -> None:
-    target = tmp_path / "mine"
-    if kind == "folder":
-        target.mkdir()
-        (target / "thesis.txt").write_text("words")
-    elif kind == "file":
-        target.write_text("words")
-    else:
-        parts.build().save(tmp_path / "real")
-        target.symlink_to(tmp_path / "real")
-    listing = sorted(tmp_path.rglob("*"))
-    with pytest.raises(MdftError, match=r"mine: is no folder with a pool.json"):
-        parts.build().save(target, overwrite=True)
-    assert sorted(tmp_path.rglob("*")) == listing
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("fails", ["write_text", "os.fsync", "rename"])
-def test_a_failed_write_leaves_nothing_and_keeps_the_old(
-    fails: str, overwrite: bool, parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool, target = parts.build(), tmp_path / "pool"
-    if overwrite:
-        pool.save(target)
-
-    def fail(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    real_rename = Path.rename
-
-    def fail_new(path: Path, to: Path) -> Path:
-        return fail() if ".new-" in path.name else real_rename(path, to)  # type: ignore[func-returns-value, return-value]
-
-    if fails == "write_text":
-        monkeypatch.setattr("mdft_fast.pool.folder.write_text", fail)
-    elif fails == "os.fsync":
-        monkeypatch.setattr(os, "fsync", fail)
-    else:
-        monkeypatch.setattr(Path, "rename", fail_new)
-    with pytest.raises(MdftError, match=r"pool: could not be written: .*No space left"):
-        pool.encode("fp16").save(target, overwrite=overwrite)
-    monkeypatch.undo()
-    assert [p.name for p in tmp_path.iterdir()] == (["pool"] if overwrite else [])
-    if overwrite:
-        assert Pool.open(target, verify=True).codec == "fp32"
-
-
 def _json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         content = json.loads((folder / "pool.json").read_text())
@@ -172,6 +109,17 @@ def _swap_heads(folder: Path) -> None:
     _json(
         lambda c: c["files"].update(
             {"heads/task1.safetensors": c["files"]["heads/task0.safetensors"]}
+        )
+    )(folder)
+
+
+def _escape(folder: Path) -> None:
+    """A head outside the folder, as well described as one inside."""
+    (folder / "heads/task0.safetensors").rename(folder.parent / "escaped.safetensors")
+    _json(lambda c: c["tasks"][0].update(name="../../escaped"))(folder)
+    _json(
+        lambda c: c["files"].update(
+            {"heads/../../escaped.safetensors": c["files"]["heads/task0.safetensors"]}
         )
     )(folder)
 
@@ -246,9 +194,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         _json(lambda c: c["files"].pop("heads/task2.safetensors")),
         r"'files': key 'heads/task2.safetensors' is missing",
     ),
-    "escaping name": (
-        _json(lambda c: c["tasks"][0].update(name="../../x")),
-        r"'files': key 'heads/../../x.safetensors' is missing",
+    "escaping name": (_escape, r"pool.json: task '../../escaped': a name must be letters"),
+    "name twice": (
+        _json(lambda c: c["tasks"][1].update(name="Task0")),
+        r"pool.json: pool: task names must differ, got 'Task0' twice in \['task0', 'Task0'",
+    ),
+    "no tasks": (
+        _json(lambda c: c["tasks"].clear()),
+        r"pool.json: pool: tasks must name at least one task, got none",
     ),
     "unknown buffer": (
         _json(lambda c: c["buffers"].pop("shift")),
