@@ -84,7 +84,7 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> Pool:
             raise MdftError(f"{folder / BASE}: tensor {key!r} is not in {MANIFEST}")
     elements = manifest.layout.elements
     codes = _take(folder / TAU, "codes", (len(manifest.tasks), elements), manifest.codec)
-    return Pool(
+    pool = Pool(
         layout=manifest.layout,
         base=_take(folder / BASE, "base", (elements,), "fp32"),
         vectors=TaskVectors(codes, manifest.codec),
@@ -98,6 +98,9 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> Pool:
         checksum=manifest.checksum,
         notes=manifest.notes,
     )
+    if verify:
+        pool.check_finite(folder)
+    return pool
 
 
 def _write_base(folder: Path, base: Tensor, buffers: Mapping[str, Tensor]) -> Written:

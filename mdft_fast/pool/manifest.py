@@ -103,7 +103,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise MdftError(f"{folder}: not a pool, {MANIFEST} is missing")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
         raise MdftError(f"{path}: not readable as JSON: {error}") from None
     top = _Node(content, str(path))
@@ -115,6 +115,10 @@ def read_manifest(folder: Path) -> Manifest:
     except MdftError as error:
         text = str(error)
         raise MdftError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"numbers must be finite, got {name}")
 
 
 def _manifest(top: _Node) -> Manifest:

@@ -11,18 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.errors import MdftError
+from mdft_fast.errors import MdftError, nearest
 from mdft_fast.layout import Layout
 from mdft_fast.pool.codecs import encode_row
 from mdft_fast.pool.container import digest
+from mdft_fast.pool.finite import PIECE, describe_not_finite, largest
 from mdft_fast.pool.inventory import check_forms, differs, fetch, match_keys, take_inventory
 from mdft_fast.pool.pool import Buffers, Pool, pool_checksum
 from mdft_fast.pool.preprocess import as_preprocess
 from mdft_fast.pool.readers import State, StateSource, as_state
 from mdft_fast.pool.tasks import TaskInfo, TaskLike, align, check_features, check_tasks
 from mdft_fast.task_vectors import DTYPE_OF_CODEC, Codec, TaskVectors
-
-_PIECE = 1 << 20  # elements worked on at a time; 4 MiB of float32
 
 
 class Packing:
@@ -78,7 +77,7 @@ class Packing:
         if self._base_arena is None:
             arena = torch.zeros(self.layout.elements)
             self._read(self._base, arena)
-            if not math.isfinite(_largest(arena)):
+            if not math.isfinite(largest(arena)):
                 raise self._not_finite(self._base, arena)
             self._base_arena = arena
         return self._base_arena
@@ -144,7 +143,10 @@ class Packing:
     def _tensor(self, state: State, name: str) -> Tensor:
         tensor = fetch(state, self._inventory, name)
         if tensor is None:
-            raise MdftError(f"{state.label}: tensor {name!r} is missing")
+            raise MdftError(
+                f"{state.label}: tensor {name!r} is missing, got {len(state.tensors)} others"
+                f"{nearest(name, state.tensors)}"
+            )
         return tensor
 
     def _read(self, state: State, arena: Tensor) -> None:
@@ -159,11 +161,11 @@ class Packing:
         """
         self._read(state, row)
         worst = 0.0
-        for start in range(0, len(row), _PIECE):
-            base, tau = self.base[start : start + _PIECE], row[start : start + _PIECE]
+        for start in range(0, len(row), PIECE):
+            base, tau = self.base[start : start + PIECE], row[start : start + PIECE]
             theta = tau.clone()
             tau.sub_(base)
-            round_off = _largest((base + tau).sub_(theta))
+            round_off = largest((base + tau).sub_(theta))
             if not math.isfinite(round_off):  # NaN and infinity in θ end up here
                 self._read(state, row)
                 raise self._not_finite(state, row)
@@ -172,12 +174,8 @@ class Packing:
 
     def _not_finite(self, state: State, arena: Tensor) -> MdftError:
         for slot, tensor in zip(self.layout.slots, self.layout.views(arena), strict=True):
-            count = int((~tensor.isfinite()).sum())
-            if count:
-                return MdftError(
-                    f"{state.label}: tensor {slot.name!r} must be finite, got {count} of "
-                    f"{slot.numel} elements NaN or infinite in float32"
-                )
+            if problem := describe_not_finite(tensor, slot.name):
+                return MdftError(f"{state.label}: {problem} in float32")
         return MdftError(f"{state.label}: a tensor minus the base's is beyond float32's range")
 
     def _check_kept(self, buffers: Buffers) -> Iterator[str]:
@@ -208,18 +206,10 @@ class Packing:
         for name in self._inventory.kept:
             tensor = fetch(self._base, self._inventory, name)
             if tensor is not None:
-                if tensor.is_floating_point() and not tensor.isfinite().all():
-                    raise MdftError(f"{self._base.label}: tensor {name!r} must be finite")
+                if problem := describe_not_finite(tensor, name):
+                    raise MdftError(f"{self._base.label}: {problem}")
                 taken[name] = tensor.detach().cpu().clone()
         return taken
-
-
-def _largest(tensor: Tensor) -> float:
-    """Returns the largest magnitude; NaN or infinity where there is one; 0 for no elements."""
-    if not tensor.numel():
-        return 0.0
-    low, high = tensor.aminmax()
-    return float(torch.maximum(-low, high))
 
 
 def check_spec(spec: Mapping[str, Any]) -> None:

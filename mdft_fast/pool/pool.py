@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -198,8 +199,8 @@ class Pool:
 
         Args:
             path: the folder that :meth:`save` wrote.
-            verify: reads everything once and compares sha256. Sizes, names and shapes are
-                always compared.
+            verify: reads everything, compares sha256, and does :meth:`check_finite`. Sizes,
+                names and shapes are always compared.
 
         Raises:
             MdftError: if the folder is incomplete, damaged, or of an unknown version.
@@ -207,6 +208,21 @@ class Pool:
         from mdft_fast.pool.folder import open_pool
 
         return open_pool(path, verify=verify)
+
+    def check_finite(self, folder: str | os.PathLike[str] | None = None) -> None:
+        """Reads every element once, a piece at a time, and refuses NaN and infinity.
+
+        Packing refuses them too; a file may have been written by another program.
+
+        Args:
+            folder: where the pool was opened from, so that the error names the file.
+
+        Raises:
+            MdftError: names the tensor, its task, and how many of its elements are not finite.
+        """
+        from mdft_fast.pool.finite import check_finite
+
+        check_finite(self, None if folder is None else Path(folder))
 
     def describe(self) -> str:
         """Returns what is inside, as text."""

@@ -151,6 +151,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         _json(lambda c: c["tasks"][1].update(name=7)),
         r"pool.json: 'tasks'\[1\]: key 'name' must be str, got 7",
     ),
+    "NaN for a number": (
+        _json(lambda c: c["tasks"][0]["head"].update(scale=float("nan"))),
+        r"pool.json: not readable as JSON: numbers must be finite, got NaN",
+    ),
     "bool for a number": (
         _json(lambda c: c["tensors"][0].update(tile=False)),
         r"'tensors'\[0\]: key 'tile' must be int, got False",
