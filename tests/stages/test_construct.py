@@ -206,7 +206,7 @@ def test_a_task_named_twice_and_no_task(world: World) -> None:
 def test_a_teacher_of_another_pool(world: World) -> None:
     other = make_world(seed=5)
     taught = teach(other.meta(), other.unlabelled, holdout=0.2, seed=0)
-    with pytest.raises(MdftError, match="its teacher must be of the pool .*got one of"):
+    with pytest.raises(MdftError, match=r"its teacher must be of the pool .*got one of"):
         construct(world.meta(), taught, CONFIG)
 
 
