@@ -3,6 +3,7 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -113,10 +114,12 @@ def test_sees_the_environment_behind_an_isolated_path(backend: ModuleType) -> No
     assert str(Path(torch.origin).parents[1]) in backend.environment_path()
 
 
-def test_pip_install_keeps_the_environments_torch(backend: ModuleType, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def source(backend: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project as pip sees it, but for what it compiles."""
     if backend.missing_tools():
         pytest.skip(f"this environment lacks {backend.missing_tools()}, and no index is used here")
-    source, environment = tmp_path / "source", tmp_path / "environment"
+    source = tmp_path_factory.mktemp("project") / "source"
     shutil.copytree(ROOT / "build_backend", source / "build_backend")
     for name in ("pyproject.toml", "setup.py", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -124,28 +127,55 @@ def test_pip_install_keeps_the_environments_torch(backend: ModuleType, tmp_path:
     (source / "CMakeLists.txt").write_text(CMAKE_STAND_IN, encoding="utf-8")
     (source / "mdft_fast").mkdir()
     (source / "mdft_fast/__init__.py").touch()
+    return source
 
-    # A new environment that borrows this one's packages; pip may add to it but not change them.
-    venv.create(environment)
-    python = environment / "bin/python"
-    borrowed = {
-        str(Path(spec.origin).parents[1])
-        for name in ("torch", "setuptools")
-        if (spec := importlib.util.find_spec(name)) and spec.origin
-    }
-    site_packages = next(environment.glob("lib/python*/site-packages"))
+
+def borrow(folder: Path, *without: str) -> Path:
+    """Makes a new environment of this one's packages; pip may add to it but not change them."""
+    venv.create(folder / "environment")
+    hidden = ("mdft_fast", "__editable__", *without)
+    borrowed = []
+    for site in (Path(path) for path in sys.path if path.endswith("-packages")):
+        mirror = folder / f"borrowed{len(borrowed)}"
+        mirror.mkdir()
+        for entry in site.iterdir():
+            if not entry.name.startswith(hidden):
+                (mirror / entry.name).symlink_to(entry)
+        borrowed.append(str(mirror))
+    site_packages = next(folder.glob("environment/lib/python*/site-packages"))
     (site_packages / "borrowed.pth").write_text("\n".join(borrowed), encoding="utf-8")
+    return folder / "environment/bin/python"
 
+
+def install(python: Path, source: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Installs with every dependency resolved; without an index, what is missing is an error."""
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
-    install = [*pip, "install", "--no-index", "--no-deps", "--editable", str(source)]
-    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    command = [*pip, "install", "--no-index", *more, "--editable", str(source)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
+    environment["PIP_CONFIG_FILE"] = os.devnull  # nothing of the machine's: no links, no index
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_pip_install_keeps_the_environments_torch(source: Path, tmp_path: Path) -> None:
+    python = borrow(tmp_path, "torchvision")  # an extra's, which the base must do without
+    report = tmp_path / "report.json"
+    done = install(python, source, "--report", str(report))
     assert done.returncode == 0, done.stdout + done.stderr
+    installed = json.loads(report.read_text(encoding="utf-8"))["install"]
+    assert [item["metadata"]["name"] for item in installed] == ["mdft-fast"]
 
     torch = importlib.util.find_spec("torch")
     assert torch is not None
     assert torch.origin is not None
     built_with = (source / "mdft_fast/lib/torch_root.txt").read_text(encoding="utf-8")
-    assert Path(built_with) == Path(torch.origin).parent
+    assert Path(built_with).resolve() == Path(torch.origin).resolve().parent
     code = "import importlib.metadata as m; print(m.version('torch'), m.version('mdft-fast'))"
     versions = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     assert versions.stdout.split() == [importlib.metadata.version("torch"), "0.1.0"]
+
+
+def test_pip_would_fetch_what_is_missing(source: Path, tmp_path: Path) -> None:
+    """The test above could fail: pip does look for every dependency."""
+    done = install(borrow(tmp_path, "safetensors"), source, "--dry-run")
+    assert done.returncode != 0
+    assert "No matching distribution found for safetensors" in done.stderr

@@ -89,7 +89,8 @@ CASES = {
             _change("base", "norm.weight", lambda t: None)(f),
             _change("base", "norm.wieght", lambda t: torch.ones(5).half())(f),
         ),
-        r"base.safetensors: tensor 'norm.weight' .*missing, got 14 others; did you mean 'norm.wieght'\?",
+        r"base.safetensors: tensor 'norm.weight' .*missing, got 14 others; did you mean "
+        r"'norm.wieght'\?",
     ),
     "extra": (
         _change("task0", "head.weight", lambda t: torch.ones(2)),
