@@ -102,7 +102,7 @@ def match_keys(state: State, inventory: Inventory, ignore: Sequence[str]) -> dic
     if missing:
         raise MdftError(
             f"{state.label}: tensor {missing[0]!r} of the backbone is missing"
-            f"{_more(missing)}, got {len(found)} others{nearest(missing[0], extra)}"
+            f"{_more(missing)}{nearest(missing[0], extra)}"
         )
     if extra:
         raise MdftError(

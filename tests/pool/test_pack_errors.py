@@ -82,15 +82,14 @@ def _option(key: str, value: Any) -> Callable[[Any], None]:
 CASES = {
     "missing": (
         _change("task1", "out.bias", lambda t: None),
-        r"task1.safetensors: tensor 'out.bias' of the backbone is missing, got \d+ others",
+        r"task1.safetensors: tensor 'out.bias' of the backbone is missing",
     ),
     "misspelt": (
         lambda f: (
             _change("base", "norm.weight", lambda t: None)(f),
             _change("base", "norm.wieght", lambda t: torch.ones(5).half())(f),
         ),
-        r"base.safetensors: tensor 'norm.weight' .*missing, got 14 others; did you mean "
-        r"'norm.wieght'\?",
+        r"base.safetensors: tensor 'norm.weight' .*missing; did you mean 'norm.wieght'\?",
     ),
     "extra": (
         _change("task0", "head.weight", lambda t: torch.ones(2)),
