@@ -10,7 +10,7 @@
 //   row_offsets      [R + 1]  int64: row r is logits[row_offsets[r] : row_offsets[r + 1]]
 //   task_rows        [K + 1]  int64: task k owns rows task_rows[k] .. task_rows[k + 1] - 1
 //   alpha, mu                 weight of the cross-entropy; threshold H0 = mu log C
-//   use_entropy, filter       switches: the term H(q); keep a row iff H < H0, else keep all
+//   use_entropy, filter       switches: the term H(q); remove a row iff H >= H0, else keep all
 //   reweight                  0 off (weight 1), 1 exp(H0 - H), 2 the same with mean 1 over the kept
 //   entropy_of_meta           H in filter and weight is the meta-model's, not the teacher's
 //
@@ -21,6 +21,9 @@
 //   kept    [R]  bool
 //   grad    [M]  d loss[task] / d logits, in the dtype of logits; weight and kept held constant.
 //                Exactly 0 in a removed row, whatever its logits
+//
+// Where filter or weight reads an H that is NaN, the row is kept with weight NaN, so that the loss
+// of its task and its gradient are NaN: a broken teacher must not pass for one that is unsure.
 //
 // debiased_entropy_backward: grad[m] * grad_loss[task of m], in the dtype of grad.
 #pragma once

@@ -67,15 +67,16 @@ void reduce_task(const Choices& choose, const RowNumbers* numbers, const int64_t
     }
     entropy[r] = static_cast<acc_t>(choose.entropy_of_meta ? numbers[r].entropy
                                                            : numbers[r].teacher_entropy);
-    kept[r] = !choose.filter || entropy[r] < H0;
-    scale[r] = !kept[r] ? 0 : choose.reweight == kReweightOff ? 1 : std::exp(H0 - entropy[r]);
+    kept[r] = !choose.filter || !(entropy[r] >= H0);  // a NaN is kept, and its weight is NaN
+    const bool one = choose.reweight == kReweightOff && (!choose.filter || entropy[r] < H0);
+    scale[r] = !kept[r] ? 0 : one ? 1 : std::exp(H0 - entropy[r]);
     n += kept[r];
     weights += scale[r];
   }
   const double mean = choose.reweight == kReweightNormalized && n > 0 ? weights / n : 1;
   double total = 0;
   for (int64_t r = begin; r < end; ++r) {
-    weight[r] = static_cast<acc_t>(scale[r] / mean);
+    weight[r] = kept[r] ? static_cast<acc_t>(scale[r] / mean) : 0;  // the mean may be NaN
     if (!kept[r]) continue;  // masked, not multiplied: a removed row may hold anything
     const double row_loss =
         choose.alpha * numbers[r].cross_entropy + (choose.use_entropy ? numbers[r].entropy : 0);

@@ -153,8 +153,9 @@ struct EntropyKernel {
         const Row<acc_t> z = logits_of(a, r);
         const auto H0 = static_cast<acc_t>(a.mu * log(static_cast<double>(z.size())));
         const auto H = static_cast<acc_t>(a.entropy_of_meta ? n.entropy : n.teacher_entropy);
-        const bool keep = !a.filter || H < H0;
-        n.scale = !keep ? 0 : !a.reweight ? 1 : exponential(H0 - H);
+        const bool keep = !a.filter || !(H >= H0);  // a NaN is kept, and its weight is NaN
+        const bool one = !a.reweight && (!a.filter || H < H0);
+        n.scale = !keep ? 0 : one ? 1 : exponential(H0 - H);
         entropy[r] = H;
         a.kept[r] = keep;
         count[lane] += keep;
@@ -168,7 +169,7 @@ struct EntropyKernel {
     each_lane([&](int lane) {
       for (int64_t r = rows.begin + lane; r < rows.end; r += kWarp) {
         RowNumbers& n = a.numbers[r];
-        weight[r] = static_cast<acc_t>(n.scale / mean);
+        weight[r] = a.kept[r] ? static_cast<acc_t>(n.scale / mean) : 0;  // the mean may be NaN
         if (!a.kept[r]) continue;  // masked, not multiplied: a removed row may hold anything
         n.scale = n.scale / mean / kept;
         total[lane] += n.scale * (a.alpha * n.cross_entropy + (a.use_entropy ? n.entropy : 0));

@@ -7,7 +7,8 @@
 //                                 but float64 exactly where base is
 //   coefficients  [K, L]          lambda; float32 (float64 for float64), read on the device
 //   columns       [last - first]  int32: tile -> column of lambda, each in [0, L)
-//   out           elements of the tiles; any of these dtypes, rounded once from the sum
+//   out           elements of the tiles; any of these dtypes, rounded once from the sum; where the
+//                 caller gives it, memory that holds none of base, deltas and coefficients
 //
 // Sums run in float32 (float64) in the order base, k = 0, 1, ... K - 1. A tile is kTile elements;
 // the last one may be partial.
@@ -16,7 +17,8 @@
 // merge with respect to coefficients.
 //
 //   grads         [tensors]       gradient of each tensor that lies in [first, last), in arena
-//                                 order; absent ones count as zero; one dtype, contiguous
+//                                 order; absent ones count as zero; one dtype, contiguous. Each
+//                                 fills its tiles, the last perhaps in part, and ends within N
 //   deltas        [K, N]          as above
 //   order         [last - first]  int32: tiles, counted from first, sorted by column
 //   starts        [L + 1]         int32: column l owns order[starts[l] : starts[l + 1]]
@@ -71,11 +73,32 @@ inline void check_merge_args(const Tensor& base, const Tensor& deltas, const Ten
   check_beside("merge", "columns", columns, base);
 }
 
-inline void check_merge_out(const Tensor& base, const Tensor& out, int64_t first, int64_t last) {
+// Memory that both tensors hold, each contiguous and on one device.
+inline bool overlap(const Tensor& a, const Tensor& b) {
+  const auto begin = [](const Tensor& x) {
+    return reinterpret_cast<uintptr_t>(x.const_data_ptr());
+  };
+  const auto end = [&](const Tensor& x) {
+    return begin(x) + static_cast<uintptr_t>(x.numel()) * x.element_size();
+  };
+  return a.numel() > 0 && b.numel() > 0 && begin(a) < end(b) && begin(b) < end(a);
+}
+
+inline void check_apart(const char* op, const char* what, const Tensor& x, const char* other_name,
+                        const Tensor& other) {
+  STD_TORCH_CHECK(!overlap(x, other), op, ": ", what, " must not overlap ", other_name,
+                  ", got memory of it");
+}
+
+inline void check_merge_out(const Tensor& base, const Tensor& deltas, const Tensor& coefficients,
+                            const Tensor& out, int64_t first, int64_t last) {
   const int64_t n = elements_of(first, last, base.size(0));
   STD_TORCH_CHECK(out.dim() == 1 && out.size(0) == n, "merge: out must be [", n, "], got ",
                   shape(out));
   check_beside("merge", "out", out, base);
+  check_apart("merge", "out", out, "base", base);
+  check_apart("merge", "out", out, "deltas", deltas);
+  check_apart("merge", "out", out, "coefficients", coefficients);
 }
 
 // The gradients that are there, as merge_dots reads them.
@@ -124,6 +147,10 @@ inline Gradients check_merge_dots_args(const std::vector<std::optional<Tensor>>&
     const Tensor& g = *grads[i];
     STD_TORCH_CHECK(tiles_of(g.numel()) == room, "merge_dots: gradient ", i, " must fill ", room,
                     " tiles of ", kTile, " elements, got ", shape(g));
+    // The arena may end within its last tile: beyond lies the next row of deltas, or nothing.
+    const int64_t most = deltas.size(1) - (first + tiles[i]) * kTile;
+    STD_TORCH_CHECK(g.numel() <= most, "merge_dots: gradient ", i, " must have at most ", most,
+                    " elements, got ", shape(g));
     check_accumulates("merge_dots", "a gradient", g.scalar_type(), acc);
     STD_TORCH_CHECK(!found || g.scalar_type() == present.type, "merge_dots: all gradients must be ",
                     name(present.type), ", got ", name(g.scalar_type()));

@@ -64,7 +64,7 @@ void run_merge(const Tensor& base, const Tensor& deltas, const Tensor& coefficie
 void merge_out_cpu(const Tensor& base, const Tensor& deltas, const Tensor& coefficients,
                    const Tensor& columns, int64_t first, int64_t last, const Tensor& out) {
   check_merge_args(base, deltas, coefficients, columns, first, last, out.scalar_type());
-  check_merge_out(base, out, first, last);
+  check_merge_out(base, deltas, coefficients, out, first, last);
   run_merge(base, deltas, coefficients, columns, first, last, out, /*fresh=*/false);
 }
 

@@ -90,7 +90,7 @@ inline Tensor merge(const Tensor& base, const Tensor& deltas, const Tensor& coef
 inline void merge_out(const Tensor& base, const Tensor& deltas, const Tensor& coefficients,
                       const Tensor& columns, int64_t first, int64_t last, const Tensor& out) {
   check_merge_args(base, deltas, coefficients, columns, first, last, out.scalar_type());
-  check_merge_out(base, out, first, last);
+  check_merge_out(base, deltas, coefficients, out, first, last);
   const Grid grid(base);
   launch_merge(grid, base, deltas, coefficients, columns, first, out);
 }
