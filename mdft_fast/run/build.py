@@ -65,6 +65,7 @@ def build(recipe: Recipe) -> Built:
     recipe.check_files()
     if recipe.pool.folder is not None:
         pool = Pool.open(recipe.pool.folder)
+        pool.check_finite(recipe.pool.folder)
         backbone = build_backbone(_agreed_backbone(recipe, pool))
         _check_agrees(recipe, pool)
         tasks = tuple(_task(t, pool.heads.get(t.name)) for t in recipe.tasks)
