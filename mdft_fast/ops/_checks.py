@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks of csrc/common/checks.h for the fakes, word for word (a test compares the texts)."""
+"""The checks of csrc/common/checks.h, word for word, for the fakes and the plain-torch reference.
+
+A test compares the texts.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from mdft_fast.layout import makes_fakes
 from mdft_fast.ops._library import dtype_name
 from mdft_fast.reference import accumulator
 
@@ -49,3 +53,15 @@ def check_beside(op: str, what: str, x: Tensor, other: Tensor) -> None:
         lambda: f"{op}: {what} must be on the device of the other tensors, got another device",
     )
     torch._check(x.is_contiguous(), lambda: f"{op}: {what} must be contiguous, got strides")
+
+
+def check_apart(op: str, what: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuses memory that both tensors hold; fakes and what is being compiled have none to see."""
+    if torch.compiler.is_compiling() or makes_fakes():
+        return
+    ranges = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in (x, other)]
+    (begin, end), (other_begin, other_end) = ranges
+    shared = x.numel() > 0 and other.numel() > 0 and begin < other_end and other_begin < end
+    torch._check(
+        not shared, lambda: f"{op}: {what} must not overlap {other_name}, got memory of it"
+    )

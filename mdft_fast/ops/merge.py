@@ -11,8 +11,15 @@ from torch import Tensor
 
 from mdft_fast import reference
 from mdft_fast.layout import TILE, Layout, TilePlan
+from mdft_fast.ops import _checks as checks
 from mdft_fast.ops._autograd import differentiable_once
 from mdft_fast.ops._library import native
+from mdft_fast.ops.merge_fakes import (
+    check_gradients,
+    check_merge_args,
+    check_merge_dots_args,
+    check_merge_out,
+)
 from mdft_fast.task_vectors import TaskVectors
 
 Tiles = tuple[int, int]
@@ -43,7 +50,8 @@ def merge(
             float32; float64 where ``base`` is.
         layout: the arena's map; None: all N elements share one column.
         tiles: merge only the tiles ``(first, last)`` of the arena, one block say.
-        out: where to write: ``[elements of the tiles]``. Not differentiable through what it held.
+        out: where to write: ``[elements of the tiles]``, apart from ``base``, ``deltas`` and
+            ``coefficients`` in memory. Not differentiable through what it held.
         out_dtype: dtype of the result where ``out`` is not given; float64 needs a float64 base.
 
     Returns:
@@ -122,11 +130,11 @@ def merge_dots(
     .. math:: \text{dots}_{kl} = \sum_{n: l(n) = l} \text{grad}_n \, \text{deltas}_{kn}
 
     Args:
-        grads: the gradient of each tensor of the layout (of the range ``tiles``), in arena order,
-            taken where it lies; None counts as zero. One dtype. A single tensor stands for a
-            list of one.
+        grads: the gradient of each tensor of the layout (of the range ``tiles``), in arena order
+            and of its shape, taken where it lies; None counts as zero. One dtype. A single
+            tensor stands for a list of one.
         deltas: ``[K, N]`` task vectors, as in :func:`merge`.
-        layout: the arena's map; None: one tensor, one column.
+        layout: the arena's map; None: one tensor ``[N]``, one column.
         tiles: the range ``(first, last)`` of tiles that the gradients cover.
 
     Returns:
@@ -142,6 +150,7 @@ def merge_dots(
     layout = layout or Layout.single(codes.shape[-1])
     _check_covers("merge_dots", layout, codes.shape[-1])
     grads = [grads] if isinstance(grads, Tensor) else grads
+    _check_shapes(grads, layout, tiles)
     with torch.no_grad():
         return _merge_dots(grads, codes, layout.plan(codes.device, tiles))
 
@@ -221,6 +230,22 @@ def _check_covers(op: str, layout: Layout, elements: int) -> None:
         )
 
 
+def _check_shapes(grads: Sequence[Tensor | None], layout: Layout, tiles: Tiles | None) -> None:
+    """Refuses gradients of other tensors than the layout's."""
+    slots = layout.slots_in(tiles)
+    if len(grads) != len(slots):
+        raise RuntimeError(
+            f"merge_dots: grads must hold one for each of the layout's {len(slots)} tensors, "
+            f"got {len(grads)}"
+        )
+    for slot, grad in zip(slots, grads, strict=True):
+        if grad is not None and grad.shape != slot.shape:
+            raise RuntimeError(
+                f"merge_dots: gradient of {slot.name!r} must be {list(slot.shape)}, "
+                f"got {checks.shape(grad)}"
+            )
+
+
 def _codes(op: str, deltas: Tensor | TaskVectors) -> Tensor:
     codes = deltas.codes if isinstance(deltas, TaskVectors) else deltas
     if codes.requires_grad:
@@ -236,12 +261,20 @@ def _merge(
     out: Tensor | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    if not native("merge", base.device, base.dtype):
-        merged = reference.merge(
-            base, codes, coefficients, plan, out.dtype if out is not None else out_dtype
-        )
-        return merged if out is None else out.copy_(merged)
     columns, first, last = plan.columns, plan.first, plan.last
+    if not native("merge", base.device, base.dtype):
+        dtype = out.dtype if out is not None else out_dtype
+        check_merge_args(base, codes, coefficients, columns, first, last, dtype)
+        if out is not None:
+            check_merge_out(base, out, first, last)
+            for name, other in {
+                "base": base,
+                "deltas": codes,
+                "coefficients": coefficients,
+            }.items():
+                checks.check_apart("merge", "out", out, name, other)
+        merged = reference.merge(base, codes, coefficients, plan, dtype)
+        return merged if out is None else out.copy_(merged)
     if out is None:
         result: Tensor = torch.ops.mdft_fast.merge(
             base, codes, coefficients, columns, first, last, out_dtype
@@ -255,6 +288,9 @@ def _merge(
 
 def _merge_dots(grads: Sequence[Tensor | None], codes: Tensor, plan: TilePlan) -> Tensor:
     if not native("merge_dots", codes.device, codes.dtype):
+        index = (plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last)
+        check_merge_dots_args(grads, codes, *index)
+        check_gradients(grads, codes, plan.tensor_tiles.tolist(), plan.first)
         return reference.merge_dots(grads, codes, plan)
     result: Tensor = torch.ops.mdft_fast.merge_dots(
         list(grads), codes, plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last

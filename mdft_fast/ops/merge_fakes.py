@@ -22,7 +22,7 @@ def _check_range(op: str, first: int, last: int, n: int) -> None:
     )
 
 
-def _merge_fake(
+def check_merge_args(
     base: Tensor,
     deltas: Tensor,
     coefficients: Tensor,
@@ -30,7 +30,8 @@ def _merge_fake(
     first: int,
     last: int,
     out_dtype: torch.dtype,
-) -> Tensor:
+) -> None:
+    """Refuses what check_merge_args of csrc/merge/merge.h refuses."""
     shape = checks.shape
     torch._check(base.dim() == 1, lambda: f"merge: base must be [N], got {shape(base)}")
     n = base.shape[0]
@@ -57,7 +58,33 @@ def _merge_fake(
     checks.check_beside("merge", "deltas", deltas, base)
     checks.check_beside("merge", "coefficients", coefficients, base)
     checks.check_beside("merge", "columns", columns, base)
-    return base.new_empty(min(last * TILE, n) - min(first * TILE, n), dtype=out_dtype)
+
+
+def check_merge_out(base: Tensor, out: Tensor, first: int, last: int) -> None:
+    """Refuses what check_merge_out of csrc/merge/merge.h refuses, but for shared memory."""
+    wanted = _elements(first, last, base.shape[0])
+    torch._check(
+        out.dim() == 1 and out.shape[0] == wanted,
+        lambda: f"merge: out must be [{wanted}], got {checks.shape(out)}",
+    )
+    checks.check_beside("merge", "out", out, base)
+
+
+def _elements(first: int, last: int, n: int) -> int:
+    return min(last * TILE, n) - min(first * TILE, n)
+
+
+def _merge_fake(
+    base: Tensor,
+    deltas: Tensor,
+    coefficients: Tensor,
+    columns: Tensor,
+    first: int,
+    last: int,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    check_merge_args(base, deltas, coefficients, columns, first, last, out_dtype)
+    return base.new_empty(_elements(first, last, base.shape[0]), dtype=out_dtype)
 
 
 def _merge_out_fake(
@@ -69,15 +96,11 @@ def _merge_out_fake(
     last: int,
     out: Tensor,
 ) -> None:
-    wanted = _merge_fake(base, deltas, coefficients, columns, first, last, out.dtype).shape[0]
-    torch._check(
-        out.dim() == 1 and out.shape[0] == wanted,
-        lambda: f"merge: out must be [{wanted}], got {checks.shape(out)}",
-    )
-    checks.check_beside("merge", "out", out, base)
+    check_merge_args(base, deltas, coefficients, columns, first, last, out.dtype)
+    check_merge_out(base, out, first, last)
 
 
-def _merge_dots_fake(
+def check_merge_dots_args(
     grads: Sequence[Tensor | None],
     deltas: Tensor,
     order: Tensor,
@@ -85,7 +108,8 @@ def _merge_dots_fake(
     tensor_tiles: Tensor,
     first: int,
     last: int,
-) -> Tensor:
+) -> None:
+    """Refuses what check_merge_dots_args of csrc/merge/merge.h refuses before it reads data."""
     op, shape, n = "merge_dots", checks.shape, len(grads)
     torch._check(deltas.dim() == 2, lambda: f"{op}: deltas must be [K, N], got {shape(deltas)}")
     _check_range(op, first, last, deltas.shape[1])
@@ -116,11 +140,22 @@ def _merge_dots_fake(
     checks.check_beside(op, "deltas", deltas, order)
     checks.check_beside(op, "order", order, deltas)
     checks.check_beside(op, "starts", starts, deltas)
+
+
+def check_gradients(
+    grads: Sequence[Tensor | None], deltas: Tensor, tiles: Sequence[int] | None, first: int
+) -> None:
+    """Refuses gradients as csrc/merge/merge.h does; their sizes where ``tensor_tiles`` is known."""
+    op = "merge_dots"
     acc = accumulator(deltas.dtype)
     dtype: torch.dtype | None = None
-    for grad in grads:
+    for i, grad in enumerate(grads):
         if grad is None:
             continue
+        if tiles is not None:
+            _check_size(
+                i, grad, tiles[i + 1] - tiles[i], deltas.shape[1] - (first + tiles[i]) * TILE
+            )
         checks.check_accumulates(op, "a gradient", grad.dtype, acc)
         dtype = dtype or grad.dtype
         wanted, got = checks.name(dtype), checks.name(grad.dtype)
@@ -129,6 +164,33 @@ def _merge_dots_fake(
             lambda: f"{op}: all gradients must be {wanted}, got {got}",  # noqa: B023
         )
         checks.check_beside(op, "a gradient", grad, deltas)
+
+
+def _check_size(i: int, grad: Tensor, room: int, most: int) -> None:
+    shape = checks.shape(grad)
+    torch._check(
+        -(-grad.numel() // TILE) == room,
+        lambda: f"merge_dots: gradient {i} must fill {room} tiles of {TILE} elements, got {shape}",
+    )
+    torch._check(
+        grad.numel() <= most,
+        lambda: f"merge_dots: gradient {i} must have at most {most} elements, got {shape}",
+    )
+
+
+def _merge_dots_fake(
+    grads: Sequence[Tensor | None],
+    deltas: Tensor,
+    order: Tensor,
+    starts: Tensor,
+    tensor_tiles: Tensor,
+    first: int,
+    last: int,
+) -> Tensor:
+    check_merge_dots_args(grads, deltas, order, starts, tensor_tiles, first, last)
+    # What tensor_tiles holds a fake cannot know, but of one tensor alone.
+    check_gradients(grads, deltas, [0, last - first] if len(grads) == 1 else None, first)
+    acc = accumulator(deltas.dtype)
     return deltas.new_empty(deltas.shape[0], starts.shape[0] - 1, dtype=acc)
 
 

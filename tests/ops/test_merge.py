@@ -369,6 +369,43 @@ def test_errors_of_out(change: Any, wanted: str, device: torch.device) -> None:
     assert fake_outcome(OPS.merge_out, args, "merge:") == f"merge: {wanted}"
 
 
+def overlapping(what: str, device: torch.device) -> tuple[Arena, Tensor]:
+    """Returns inputs, and an ``out`` that shares memory with one of them."""
+    arena = make_arena(3, SMALL, device)
+    if what != "coefficients":
+        memory = arena.base if what == "base" else arena.deltas.view(-1)
+        start = 0 if what == "base" else 2 * N if what == "deltas" else N // 2  # two rows' halves
+        return arena, memory[start : start + N]
+    room = torch.empty(N, device=device)
+    coefficients = room[-12:].view(3, 4).copy_(arena.coefficients)
+    return arena._replace(coefficients=coefficients), room
+
+
+@pytest.mark.parametrize("what", ["base", "deltas", "deltas between rows", "coefficients"])
+def test_an_out_that_shares_memory_is_an_error(what: str, device: torch.device) -> None:
+    # The fake sees no memory: the one check of `merge_out` that it cannot repeat.
+    arena, out = overlapping(what, device)
+    before = [x.clone() for x in arena]
+    wanted = f"merge: out must not overlap {what.split()[0]}, got memory of it"
+    args = [*raw(arena, SMALL), out]
+    assert outcome(OPS.merge_out, args, "merge:") == wanted
+    assert fake_outcome(OPS.merge_out, args, "merge:") == ""
+    for function in (mdft_fast.merge, mdft_fast.merge_tensors):
+        with pytest.raises(RuntimeError, match=wanted):
+            function(*arena, SMALL, out=out)
+    assert all(map(torch.equal, arena, before))
+
+
+def test_an_out_beside_the_inputs_in_one_memory_is_taken(device: torch.device) -> None:
+    arena = make_arena(3, SMALL, device)
+    room = torch.empty(3 * N, device=device)
+    beside = arena._replace(base=room[:N].copy_(arena.base))
+    got = mdft_fast.merge(*beside, SMALL, out=room[N : 2 * N])
+    assert torch.equal(got, mdft_fast.merge(*arena, SMALL))
+    empty = room[:0]  # of no elements: overlaps nothing
+    assert mdft_fast.merge(*beside, SMALL, tiles=(2, 2), out=empty) is empty
+
+
 @pytest.mark.parametrize("bad", [-1, 4])
 def test_a_column_outside_of_lambda_is_an_error(bad: int) -> None:
     # Read from the data, so by the CPU's kernel alone: on CUDA it would cost a synchronization.

@@ -149,6 +149,7 @@ def test_is_the_gradient_of_merge(device: torch.device) -> None:
 # ---- 3. registration
 
 SMALL = Layout.of({"a": (3,), "none": (0,), "b": (2, 600), "c": ()})
+LONE = Layout.of({"a": (TILE,)})
 
 
 def raw(grads: Sequence[Tensor | None], deltas: Tensor, layout: Layout) -> tuple[Any, ...]:
@@ -274,7 +275,59 @@ def test_errors_of_data(what: str) -> None:
     assert outcome(OPS.merge_dots, args, "merge_dots:") == f"merge_dots: {text}"
 
 
+def test_a_lone_gradient_s_tiles_are_known_to_the_fake(device: torch.device) -> None:
+    args = raw([torch.ones(1025, device=device)], torch.ones(2, TILE, device=device), LONE)
+    wanted = "merge_dots: gradient 0 must fill 1 tiles of 1024 elements, got [1025]"
+    assert outcome(OPS.merge_dots, args, "merge_dots:") == wanted
+    assert fake_outcome(OPS.merge_dots, args, "merge_dots:") == wanted
+
+
 # ---- 5. refusals
+
+
+@pytest.mark.parametrize("N", [1, 1000, 1023])
+def test_refuses_a_gradient_that_ends_beyond_the_arena(N: int, device: torch.device) -> None:
+    # It would meet the next row of deltas, and after the last one memory of nobody's.
+    grad, deltas = torch.ones(TILE, device=device), torch.ones(2, N, device=device)
+    wanted = f"merge_dots: gradient 0 must have at most {N} elements, got [1024]"
+    args = raw([grad], deltas, LONE)
+    assert outcome(OPS.merge_dots, args, "merge_dots:") == wanted
+    assert fake_outcome(OPS.merge_dots, args, "merge_dots:") == wanted
+    with pytest.raises(RuntimeError, match=f"at most {N} elements"):
+        mdft_fast.merge_dots([grad], deltas, LONE)
+    with pytest.raises(RuntimeError, match=rf"gradient of 'all' must be \[{N}\], got \[1024\]"):
+        mdft_fast.merge_dots(grad, deltas)
+    got = mdft_fast.merge_dots(grad[:N], deltas)
+    assert got.tolist() == [[N], [N]]
+
+
+@pytest.mark.parametrize("tiles", [None, (2, 3)])
+def test_refuses_the_last_of_several_gradients_beyond_the_arena(
+    tiles: Any, device: torch.device
+) -> None:
+    layout = Layout.of({"a": (2000,), "b": (TILE,)})
+    grads = make_grads(layout, device)[1 if tiles else 0 :]
+    deltas = torch.ones(2, 2 * TILE + 7, device=device)
+    with pytest.raises(RuntimeError, match=rf"gradient {len(grads) - 1} must have at most 7 elem"):
+        mdft_fast.merge_dots(grads, deltas, layout, tiles=tiles)
+
+
+def test_refuses_gradients_of_other_tensors(device: torch.device) -> None:
+    deltas = make_arena(3, SMALL, device).deltas
+    grads = make_grads(SMALL, device)
+    for wrong, text in {
+        (600, 2): r"gradient of 'b' must be \[2, 600\], got \[600, 2\]",
+        (1200,): r"gradient of 'b' must be \[2, 600\], got \[1200\]",
+        (2, 599): r"gradient of 'b' must be \[2, 600\], got \[2, 599\]",
+    }.items():
+        given = [grads[0], None, torch.ones(wrong, device=device), grads[3]]
+        with pytest.raises(RuntimeError, match=f"merge_dots: {text}"):
+            mdft_fast.merge_dots(given, deltas, SMALL)
+    text = "merge_dots: grads must hold one for each of the layout's 4 tensors, got 3"
+    with pytest.raises(RuntimeError, match=text):
+        mdft_fast.merge_dots(grads[1:], deltas, SMALL)
+    with pytest.raises(RuntimeError, match="the layout's 2 tensors, got 4"):
+        mdft_fast.merge_dots(grads, deltas, SMALL, tiles=(0, 1))
 
 
 def test_refuses_a_range_that_cuts_a_tensor(device: torch.device) -> None:
@@ -357,6 +410,6 @@ def test_degenerate_one_hot_gradients_read_one_element(device: torch.device) -> 
 
 def test_a_single_tensor_and_packed_vectors(device: torch.device) -> None:
     deltas = torch.randn(3, 1500, device=device).to(BF16)
-    grad = torch.randn(30, 50, device=device)
+    grad = torch.randn(1500, device=device)
     got = mdft_fast.merge_dots(grad, TaskVectors(deltas, "bf16"))
     assert torch.equal(got, mdft_fast.merge_dots([grad], deltas, Layout.single(1500)))
