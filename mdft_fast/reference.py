@@ -91,6 +91,16 @@ def cross_entropy(p: Tensor, logits: Tensor) -> Tensor:
     return -torch.where(p == 0, 0.0, p * logits.log_softmax(-1)).sum(-1)
 
 
+def _weights(h: Tensor, h0: float, filter: bool, reweight: Reweight) -> tuple[Tensor, Tensor]:
+    """Equations (4) and (5): each row's weight, and whether it is kept; a NaN h is, as NaN."""
+    kept = ~(h >= h0) if filter else torch.ones_like(h, dtype=torch.bool)  # (4)
+    one = torch.where(h.isnan() & filter, h, 1.0)
+    weight = torch.where(kept, one if reweight == "off" else (h0 - h).exp(), 0.0)  # (5)
+    if reweight == "normalized" and kept.any():
+        weight = torch.where(kept, weight / (weight.sum() / kept.sum()), 0.0)
+    return weight, kept
+
+
 def debiased_entropy(
     logits: Sequence[Tensor],
     teacher_logits: Sequence[Tensor],
@@ -101,6 +111,7 @@ def debiased_entropy(
     use_entropy: bool = True,
     filter: bool = True,
     reweight: Reweight = "as_written",
+    teacher_entropy: Sequence[Tensor] | None = None,
 ) -> DebiasedEntropy:
     """Equations (2) to (6), one task after another.
 
@@ -112,20 +123,22 @@ def debiased_entropy(
         entropy_of: whose H filter and weight read.
         use_entropy: whether the loss holds the term H(q).
         filter: whether rows with H >= H0 are removed.
-        reweight: the weight of a kept row: 1, exp(H0 - H), or the latter with mean 1.
+        reweight: the weight of a kept row: 1, exp(H0 - H), or the latter with mean 1. NaN where
+            filter or weight reads an H that is NaN, and so is then the loss.
+        teacher_entropy: for each task ``[B_k]`` H(p); ``teacher_logits`` then holds p.
     """
     losses, entropies, weights, masks = [], [], [], []
-    for z, t in zip(logits, teacher_logits, strict=True):
-        z, t = z.to(accumulator(z.dtype)), t.to(accumulator(z.dtype)).detach()
+    cached: Sequence[Tensor | None] = teacher_entropy or [None] * len(logits)
+    for z, t, known in zip(logits, teacher_logits, cached, strict=True):
+        z = z.to(accumulator(z.dtype))
+        t = t.to(z.dtype).detach()
+        p, h = (t.softmax(-1), entropy(t)) if known is None else (t, known.to(z.dtype).detach())
+        if entropy_of == "meta":
+            h = entropy(z).detach()
         h0 = mu * math.log(z.shape[1])
-        h = entropy(t) if entropy_of == "teacher" else entropy(z).detach()
-        kept = h < h0 if filter else torch.ones_like(h, dtype=torch.bool)  # (4)
-        weight = torch.ones_like(h) if reweight == "off" else (h0 - h).exp()  # (5)
-        weight = torch.where(kept, weight, 0.0)
-        if reweight == "normalized" and kept.any():
-            weight = weight / (weight.sum() / kept.sum())
+        weight, kept = _weights(h, h0, filter, reweight)
         z = torch.where(kept[:, None], z, 0.0)  # a removed row may hold anything
-        rows = alpha * cross_entropy(t.softmax(-1), z)  # (2, 3)
+        rows = alpha * cross_entropy(p, z)  # (2, 3)
         if use_entropy:
             rows = rows + entropy(z)
         rows = torch.where(kept, rows, 0.0)

@@ -17,7 +17,8 @@ from mdft_fast import reference
 from mdft_fast.layout import makes_fakes
 from mdft_fast.ops import _checks as checks
 from mdft_fast.ops._autograd import differentiable_once
-from mdft_fast.ops._library import LOADED, native
+from mdft_fast.ops._library import native
+from mdft_fast.ops.debiased_entropy_fakes import check_debiased_entropy_args
 from mdft_fast.reference import DebiasedEntropy, EntropyOf, Reweight, accumulator
 
 REWEIGHTS: tuple[Reweight, ...] = get_args(Reweight)
@@ -61,7 +62,9 @@ def debiased_entropy_loss(
     Returns:
         ``loss`` ``[K]`` (0 where no row is kept), ``entropy`` ``[R]`` the H that filter and weight
         read, in nats, ``weight`` ``[R]`` (0 where removed), ``kept`` ``[R]`` bool; R rows of all
-        tasks one after another. float32, float64 for float64 logits.
+        tasks one after another. float32, float64 for float64 logits. Where filter or weight
+        reads an H that is NaN, the row is kept with weight NaN: its task's loss and its gradient
+        are NaN. A removed row adds exactly 0 to both, whatever its logits.
 
     Raises:
         ValueError: if an option is unknown or the lists do not match.
@@ -80,19 +83,19 @@ def debiased_entropy_loss(
             f"{list(ENTROPIES)}, got {reweight!r} and {entropy_of!r}"
         )
     z = logits[0]
-    if not native("debiased_entropy", z.device, z.dtype):
-        return _fallback(
-            logits, teacher_logits, teacher_entropy, alpha=alpha, mu=mu, entropy_of=entropy_of,
-            use_entropy=use_entropy, filter=filter, reweight=reweight,
-        )  # fmt: skip
+    has_kernel = native("debiased_entropy", z.device, z.dtype)
     row_offsets, task_rows = _offsets(rows, z.device)
-    with torch.no_grad():
-        teacher = _flatten_dense_tensors(teacher_logits)
-    if teacher.dtype != z.dtype:
-        teacher = teacher.to(accumulator(z.dtype))
-    cached = None
-    if teacher_entropy is not None:
-        cached = torch.cat([h.detach() for h in teacher_entropy]).to(accumulator(z.dtype))
+    teacher, cached = _join_teachers(teacher_logits, teacher_entropy, z.dtype)
+    if not has_kernel:
+        flat = _flatten_dense_tensors([z.detach() for z in logits])
+        check_debiased_entropy_args(
+            flat, teacher, cached, row_offsets, task_rows, alpha, mu, REWEIGHTS.index(reweight)
+        )
+        return reference.debiased_entropy(
+            logits, teacher_logits, alpha=alpha, mu=mu, entropy_of=entropy_of,
+            use_entropy=use_entropy, filter=filter, reweight=reweight,
+            teacher_entropy=teacher_entropy,
+        )  # fmt: skip
     loss, entropy, weight, kept, _ = DebiasedEntropyFunction.apply(
         teacher, cached, row_offsets, task_rows, alpha, mu, use_entropy, filter,
         REWEIGHTS.index(reweight), entropy_of == "meta", *logits,
@@ -177,6 +180,20 @@ def _rows(
     return tuple((b, c) for b, c in shapes)
 
 
+def _join_teachers(
+    teacher_logits: Sequence[Tensor], teacher_entropy: Sequence[Tensor] | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Returns all teachers' rows as the operator reads them beside logits of ``dtype``."""
+    with torch.no_grad():
+        teacher = _flatten_dense_tensors(teacher_logits)
+    if teacher.dtype != dtype:
+        teacher = teacher.to(accumulator(dtype))
+    if teacher_entropy is None:
+        return teacher, None
+    cached = torch.cat([h.detach() for h in teacher_entropy])
+    return teacher, cached.to(accumulator(dtype))
+
+
 def _offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns ``row_offsets [R + 1]`` and ``task_rows [K + 1]`` for tasks of (B, C)."""
     if makes_fakes():
@@ -197,104 +214,4 @@ def _make_offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tu
     return (
         torch.cat([zero, lengths.cumsum(0)]).to(device),
         torch.cat([zero, counts.cumsum(0)]).to(device),
-    )
-
-
-def _fallback(
-    logits: Sequence[Tensor],
-    teacher_logits: Sequence[Tensor],
-    teacher_entropy: Sequence[Tensor] | None,
-    **options: Any,
-) -> DebiasedEntropy:
-    if teacher_entropy is not None:  # softmax(log p) = p, and with it H(p)
-        teacher_logits = [p.log() for p in teacher_logits]
-    return reference.debiased_entropy(logits, teacher_logits, **options)
-
-
-def _check_rows(op: str, logits: Tensor, row_offsets: Tensor, task_rows: Tensor) -> None:
-    shape = checks.shape
-    torch._check(logits.dim() == 1, lambda: f"{op}: logits must be [M], got {shape(logits)}")
-    torch._check(
-        row_offsets.dim() == 1 and row_offsets.shape[0] >= 1,
-        lambda: f"{op}: row_offsets must be [R + 1], got {shape(row_offsets)}",
-    )
-    torch._check(
-        task_rows.dim() == 1 and task_rows.shape[0] >= 1,
-        lambda: f"{op}: task_rows must be [K + 1], got {shape(task_rows)}",
-    )
-    checks.check_floating(op, "logits", logits)
-    checks.check_dtype(op, "row_offsets", row_offsets, torch.int64)
-    checks.check_dtype(op, "task_rows", task_rows, torch.int64)
-    checks.check_beside(op, "logits", logits, row_offsets)
-    checks.check_beside(op, "row_offsets", row_offsets, logits)
-    checks.check_beside(op, "task_rows", task_rows, logits)
-
-
-def _debiased_entropy_fake(
-    logits: Tensor,
-    teacher: Tensor,
-    teacher_entropy: Tensor | None,
-    row_offsets: Tensor,
-    task_rows: Tensor,
-    alpha: float,
-    mu: float,
-    use_entropy: bool,
-    filter: bool,
-    reweight: int,
-    entropy_of_meta: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    op, shape = "debiased_entropy", checks.shape
-    _check_rows(op, logits, row_offsets, task_rows)
-    m, r, k = logits.shape[0], row_offsets.shape[0] - 1, task_rows.shape[0] - 1
-    torch._check(
-        teacher.dim() == 1 and teacher.shape[0] == m,
-        lambda: f"{op}: teacher must be [{m}], got {shape(teacher)}",
-    )
-    acc = accumulator(logits.dtype)
-    torch._check(
-        teacher.dtype in (acc, logits.dtype),
-        lambda: (
-            f"{op}: teacher must be {checks.name(acc)} or the dtype of logits, got "
-            f"{checks.name(teacher.dtype)}"
-        ),
-    )
-    checks.check_beside(op, "teacher", teacher, logits)
-    if teacher_entropy is not None:
-        torch._check(
-            teacher_entropy.dim() == 1 and teacher_entropy.shape[0] == r,
-            lambda: f"{op}: teacher_entropy must be [{r}], got {shape(teacher_entropy)}",
-        )
-        checks.check_dtype(op, "teacher_entropy", teacher_entropy, acc)
-        checks.check_beside(op, "teacher_entropy", teacher_entropy, logits)
-    torch._check(alpha >= 0, lambda: f"{op}: alpha must be >= 0, got {alpha:g}")
-    torch._check(mu >= 0, lambda: f"{op}: mu must be >= 0, got {mu:g}")
-    torch._check(0 <= reweight <= 2, lambda: f"{op}: reweight must be 0, 1 or 2, got {reweight}")
-    return (
-        logits.new_empty(k, dtype=acc),
-        logits.new_empty(r, dtype=acc),
-        logits.new_empty(r, dtype=acc),
-        logits.new_empty(r, dtype=torch.bool),
-        torch.empty_like(logits),
-    )
-
-
-def _debiased_entropy_backward_fake(
-    grad: Tensor, row_offsets: Tensor, task_rows: Tensor, grad_loss: Tensor
-) -> Tensor:
-    op = "debiased_entropy_backward"
-    _check_rows(op, grad, row_offsets, task_rows)
-    k = task_rows.shape[0] - 1
-    torch._check(
-        grad_loss.dim() == 1 and grad_loss.shape[0] == k,
-        lambda: f"{op}: grad_loss must be [{k}], got {checks.shape(grad_loss)}",
-    )
-    checks.check_dtype(op, "grad_loss", grad_loss, accumulator(grad.dtype))
-    checks.check_beside(op, "grad_loss", grad_loss, grad)
-    return torch.empty_like(grad)
-
-
-if LOADED:
-    torch.library.register_fake("mdft_fast::debiased_entropy", _debiased_entropy_fake)
-    torch.library.register_fake(
-        "mdft_fast::debiased_entropy_backward", _debiased_entropy_backward_fake
     )

@@ -194,6 +194,10 @@ def test_cached_teachers_give_the_same(dtype: torch.dtype, device: torch.device)
     exact = run(reference.debiased_entropy, rows.to(F64), {})
     assert torch.equal(got.value.entropy, torch.cat(h))
     assert_results(rows, {}, got, plain, exact)
+    wide = [x.double() for x in p], [x.double() for x in h]
+    again = reference.debiased_entropy(rows.to(F64).logits, wide[0], teacher_entropy=wide[1])
+    torch.testing.assert_close(again.loss, exact.value.loss, rtol=1e-6, atol=0)  # of p in float32
+    assert torch.equal(again.entropy, torch.cat(wide[1]))
 
 
 @pytest.mark.parametrize("teacher", [F16, BF16, F32, F64], ids=name)
@@ -513,6 +517,59 @@ def test_degenerate_nothing_passes_the_filter(
     assert not grad[0].any()
     assert grad[1].isfinite().all()
     assert grad[1].any()
+
+
+READERS_OF_ENTROPY: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "weight off": {"reweight": "off"},
+    "normalized": {"reweight": "normalized"},
+    "no cross-entropy": {"alpha": 0.0},
+    "no filter": {"filter": False, "alpha": 0.0},
+    "meta": {"entropy_of": "meta"},
+    "meta, weight off": {"entropy_of": "meta", "reweight": "off", "use_entropy": False},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("bad", [math.nan, INF])
+@pytest.mark.parametrize("options", READERS_OF_ENTROPY)
+@pytest.mark.parametrize("function", ["kernel", "reference"])
+def test_degenerate_a_nan_entropy_is_not_a_removed_row(
+    function: str, options: str, bad: float, dtype: torch.dtype, device: torch.device
+) -> None:
+    chosen = READERS_OF_ENTROPY[options]
+    rows = make_rows([(4, 3), (2, 5)], device, dtype)
+    decides, other = rows if chosen.get("entropy_of") == "meta" else (rows.teacher, rows.logits)
+    decides[0].zero_()  # H = log C: removed, where anything is
+    decides[0][1] = bad  # an entropy that is NaN
+    decides[1].zero_()
+    decides[1][:, 0] = 50  # H = 0: kept
+    filtered = chosen.get("filter", True)
+    if filtered:
+        other[0][2] = bad  # a removed row holds anything
+    f = mdft_fast.debiased_entropy_loss if function == "kernel" else reference.debiased_entropy
+    value, grad = run(f, rows, chosen)
+    assert value.entropy.isnan().tolist() == [False, True] + [False] * 4
+    assert value.kept.tolist() == [not filtered, True, *[not filtered] * 2, True, True]
+    assert value.weight.isnan().tolist() == [False, True] + [False] * 4
+    assert value.loss.isnan().tolist() == [True, False]
+    assert grad[0][1].isnan().all()
+    assert grad[1].isfinite().all()
+    if filtered:
+        assert not value.weight[[0, 2, 3]].any()
+        assert not grad[0][[0, 2, 3]].any()
+
+
+@pytest.mark.parametrize("function", ["kernel", "reference"])
+def test_degenerate_a_cached_entropy_that_is_nan(function: str, device: torch.device) -> None:
+    rows = make_rows([(4, 3)], device)
+    p = [rows.teacher[0].softmax(1)]
+    h = [torch.full((4,), math.nan, device=device)]
+    f = mdft_fast.debiased_entropy_loss if function == "kernel" else reference.debiased_entropy
+    assert f(rows.logits, p, teacher_entropy=h).loss.isnan().all()
+    unread = f(rows.logits, p, teacher_entropy=h, filter=False, reweight="off")
+    assert unread.loss.isfinite().all()
+    assert unread.weight.tolist() == [1] * 4
 
 
 def test_degenerate_infinite_factors_leave_removed_rows_at_zero(device: torch.device) -> None:

@@ -7,20 +7,24 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import mdft_fast
-from mdft_fast.layout import Layout
+from mdft_fast.layout import TILE, Layout, TilePlan
 from mdft_fast.ops import _library
-from tests.ops.inputs import make_arena, make_grads, make_rows
+from tests.ops import test_merge, test_merge_dots
+from tests.ops.inputs import F64, make_arena, make_grads, make_rows, outcome
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
 LAYOUT = Layout.of({"a": (3,), "b": (2, 700)})
+LONE = Layout.of({"a": (TILE,)})
 
 
 def all_results() -> list[Tensor]:
@@ -83,6 +87,98 @@ def test_the_reference_stands_in_with_a_warning(
         # Two float32 sums of up to 1,400 products: apart by at most 2 * 1400 * 2^-24 = 1.7e-4 of
         # what the terms add up to.
         torch.testing.assert_close(got, wanted, rtol=1.7e-4, atol=1e-4)
+
+
+@pytest.fixture
+def reference_runs(no_kernel: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets the plain-torch reference run in the kernels' place."""
+    monkeypatch.setenv("MDFT_STRICT", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mdft_fast.MdftFallbackWarning)
+        yield
+
+
+MERGE = sys.modules["mdft_fast.ops.merge"]  # the package's attribute is the function
+
+
+@pytest.mark.usefixtures("reference_runs")
+@pytest.mark.parametrize("what", test_merge.WRONG)
+def test_the_reference_refuses_what_merge_refuses(what: str) -> None:
+    def merge(
+        base: Tensor, deltas: Tensor, lam: Tensor, columns: Tensor, first: int, last: int, to: Any
+    ) -> Tensor:
+        plan = TilePlan(columns, columns, columns, columns, first, last)
+        return MERGE._merge(base, deltas, lam, plan, None, to)
+
+    args = test_merge.wrong_arguments(what, CPU)
+    assert outcome(merge, args, "merge:") == f"merge: {test_merge.WRONG[what][2]}"
+    out = torch.empty(test_merge.N, dtype=args[6])
+    plan = TilePlan(*[args[3]] * 4, args[4], args[5])
+    wanted = f"merge: {test_merge.WRONG[what][2]}"
+    assert outcome(MERGE._merge, [*args[:3], plan, out, None], "merge:") == wanted
+
+
+@pytest.mark.usefixtures("reference_runs")
+@pytest.mark.parametrize("what", [*test_merge_dots.WRONG, "gradient short", "gradient long"])
+def test_the_reference_refuses_what_merge_dots_refuses(what: str) -> None:
+    position, change, text = {**test_merge_dots.WRONG, **test_merge_dots.WRONG_DATA}[what]
+
+    def merge_dots(grads: Any, deltas: Tensor, *plan: Any) -> Tensor:
+        return MERGE._merge_dots(grads, deltas, TilePlan(plan[0], *plan))
+
+    args = test_merge_dots.wrong_arguments(position, change, CPU)
+    assert outcome(merge_dots, args, "merge_dots:") == f"merge_dots: {text}"
+
+
+@pytest.mark.usefixtures("reference_runs")
+def test_the_reference_refuses_what_users_get_wrong() -> None:
+    base, deltas, lam = make_arena(3, LAYOUT, CPU)
+    grads = make_grads(LAYOUT, CPU)
+    rows = make_rows([(4, 3), (2, 5)], CPU)
+    loss = mdft_fast.debiased_entropy_loss
+    ints = [z.long() for z in rows.logits]
+    h = [z.sum(1).to("meta") for z in rows.logits]
+    floating = "must be float32, float64, float16 or bfloat16"
+    narrow = "must be float32, float16 or bfloat16, got"
+    cases: dict[str, Any] = {
+        f"merge: deltas {narrow} float64": lambda: mdft_fast.merge(
+            base, deltas.to(F64), lam, LAYOUT
+        ),
+        f"merge: deltas {narrow} int64": lambda: mdft_fast.merge(base, deltas.long(), lam, LAYOUT),
+        f"merge_dots: a gradient {narrow} float64": lambda: mdft_fast.merge_dots(
+            [g.to(F64) for g in grads], deltas, LAYOUT
+        ),
+        "merge_dots: gradient 0 must have at most 1000 elements, got [1024]": lambda: (
+            mdft_fast.merge_dots([torch.ones(TILE)], deltas[:, :1000].contiguous(), LONE)
+        ),
+        "merge: out must not overlap deltas, got memory of it": lambda: mdft_fast.merge(
+            base, deltas, lam, LAYOUT, out=deltas[0]
+        ),
+        "merge: out must be [3072], got [3071]": lambda: mdft_fast.merge(
+            base, deltas, lam, LAYOUT, out=torch.empty(3071)
+        ),
+        "debiased_entropy: alpha must be >= 0, got -1": lambda: loss(*rows, alpha=-1),
+        "debiased_entropy: mu must be >= 0, got -0.5": lambda: loss(*rows, mu=-0.5),
+        f"debiased_entropy: logits {floating}, got int64": lambda: loss(ints, rows.teacher),
+        "debiased_entropy: teacher_entropy must be on the device of the other tensors, got "
+        "another device": lambda: loss(*rows, teacher_entropy=h),
+    }
+    for text, call in cases.items():
+        assert outcome(lambda call: call(), [call], text.split(":")[0] + ":") == text
+
+
+@pytest.mark.usefixtures("reference_runs")
+def test_the_reference_reads_cached_entropies() -> None:
+    rows = make_rows([(4, 3), (2, 5)], CPU)
+    p = [t.softmax(1) for t in rows.teacher]
+    h = [torch.full((len(t),), 0.01 * (k + 1)) for k, t in enumerate(p)]
+    value = mdft_fast.debiased_entropy_loss(rows.logits, p, teacher_entropy=h)
+    assert torch.equal(value.entropy, torch.cat(h))  # not p's own
+    assert value.kept.all()
+    wide = mdft_fast.debiased_entropy_loss(
+        rows.logits, [x.to(F64) for x in p], teacher_entropy=[x.to(F64) for x in h]
+    )
+    assert torch.equal(wide.loss, value.loss)  # float32, as the kernel's
 
 
 def test_kernels_names_what_runs() -> None:
