@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from benchmarks.bench_debiased_entropy import by_task, ours, padded
-from benchmarks.harness import Case, Machine, agree, race
+from benchmarks.harness import KEPT_FREE_BYTES, Case, Machine, agree, memory_available, race
 from benchmarks.shapes import CLASSES
 from mdft_fast import MetaModel, Pool, Task
 from mdft_fast.model import build_backbone
@@ -243,10 +243,18 @@ def case(model: str, batch: int, device: torch.device) -> Case:
     rivals = {
         "floor: one plain model": floor(world),
         "merge once, autograd": merge_once(world, leaf()),
-        "merge per task (AdaMerging)": merge_per_task(world, leaf()),
         "K^2 dots (fusion_bench)": dots_per_task(world, leaf()),
     }
-    return Case("step", f"{model}, {K} x {batch} images", our_step(world), rivals, _check)
+    left_out, name = {}, "merge per task (AdaMerging)"
+    # Its K graphs hold K merged models; with what malloc cannot use again it was more than 6 times
+    # that on ViT-B/32, where 17 GB did not do.
+    needed = 8 * K * world.meta.base.nbytes
+    if device.type == "cpu" and needed > memory_available() - KEPT_FREE_BYTES:
+        left_out[name] = f"needs some {needed / 1e9:.0f} GB"
+    else:
+        rivals[name] = merge_per_task(world, leaf())
+    title = f"{model}, {K} x {batch} images"
+    return Case("step", title, our_step(world), rivals, _check, left_out=left_out)
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A race: contestants take turns, equal answers are a condition, and the load is looked at first.
 
-On CUDA each turn is timed with events and synchronised; that path has never run.
+On CUDA turns are timed with events and synchronised; that path has never run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +23,7 @@ from torch import Tensor
 
 COPY_BYTES = 256 << 20  # of the copied buffer: many times a CPU's last-level cache, or a GPU's L2
 FLUSH_BYTES = 64 << 20  # twice the last-level cache of the CPU at hand; a GPU's L2 is 50 MiB
+KEPT_FREE_BYTES = 4 << 30  # for whatever else the machine does
 OURS = "mdft_fast"
 
 
@@ -37,10 +40,11 @@ class Case:
         name: sizes, dtype, and what else sets this case apart.
         ours: what this package does.
         rivals: name -> what else a user could write today. A name that begins with
-            "torch.compile" may fail: where it does, the reason is recorded in its place.
+            "torch.compile" may fail, and so may who runs out of memory: the reason is recorded.
         check: raises AssertionError unless our answer (first) and a rival's are equal.
         bytes_moved: what must cross the memory bus, read and written; None: not memory bound.
         calls: in one turn, whose time is their mean. More than one: the caches are warm for most.
+        left_out: rivals that cannot run here, and why.
     """
 
     op: str
@@ -50,6 +54,18 @@ class Case:
     check: Callable[[Any, Any], None]
     bytes_moved: int | None = None
     calls: int = 1
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def memory_available() -> int:
+    """Returns the bytes that the system could give us now."""
+    return 1024 * (_status("MemAvailable", "/proc/meminfo") or 0)
+
+
+def limit_memory() -> None:
+    """Lets an allocation fail where the system would end the process, or a neighbor's."""
+    limit = max(memory_available() - KEPT_FREE_BYTES, KEPT_FREE_BYTES)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
 
 
 def load() -> tuple[float, bool]:
@@ -109,24 +125,21 @@ class Machine:
     def peak(self, call: Callable[[], Any]) -> tuple[Any, float | None]:
         """Calls once; returns the answer, and the MB that the call needed beyond what was there."""
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            answer = call()
-            return answer, (torch.cuda.max_memory_allocated(self.device) - before) / 1e6
-        with contextlib.suppress(OSError, AttributeError):  # what glibc kept of earlier calls
-            ctypes.CDLL(None).malloc_trim(0)
+            torch.cuda.reset_peak_memory_stats()
+            before, answer = torch.cuda.memory_allocated(), call()
+            return answer, (torch.cuda.max_memory_allocated() - before) / 1e6
+        _give_back()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of resident memory
         before_kb = _status("VmRSS")
         answer = call()
         after_kb = _status("VmHWM")
-        known = before_kb is not None and after_kb is not None
-        return answer, (after_kb - before_kb) * 1024 / 1e6 if known else None
+        return answer, (after_kb - before_kb) * 1024 / 1e6 if before_kb and after_kb else None
 
 
-def _status(key: str) -> int | None:
+def _status(key: str, file: str = "/proc/self/status") -> int | None:
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        rows = Path("/proc/self/status").read_text().splitlines()
+        rows = Path(file).read_text().splitlines()
         return int(next(row for row in rows if row.startswith(key)).split()[1])
     return None
 
@@ -146,7 +159,7 @@ def race(
         machine: where.
         rounds: how often. Each round flushes the caches before every turn and begins with
             another contestant; ratios are taken within a round.
-        allow_busy: measures on a busy machine too, and says so in the result.
+        allow_busy: measures on a busy machine too; the result says so.
         benchmark: pytest-benchmark's fixture: it then times our turns and keeps the result.
 
     Raises:
@@ -155,10 +168,8 @@ def race(
     """
     average, busy = load()
     if busy and not allow_busy:
-        raise Busy(
-            f"load average {average:.1f} with {torch.get_num_threads()} threads of our own: wait, "
-            f"or pass --allow-busy and the result says so"
-        )
+        threads = f"{torch.get_num_threads()} threads of our own"
+        raise Busy(f"load average {average:.1f} with {threads}: wait, or pass --allow-busy")
     calls, unavailable, peaks = _meet(case, machine)
     times, rates = _take_turns(case, machine, calls, rounds, benchmark)
     result = {
@@ -217,7 +228,7 @@ def _take_turns(
 def _meet(case: Case, machine: Machine) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
     """Calls everyone twice, the second time for the memory; compares the answers."""
     calls: dict[str, Any] = {OURS: case.ours}
-    unavailable: dict[str, str] = {}
+    unavailable = dict(case.left_out)
     case.ours()
     ours, peak = machine.peak(case.ours)
     ours = _copy(ours)  # a rival may write to the same buffer
@@ -225,12 +236,14 @@ def _meet(case: Case, machine: Machine) -> tuple[dict[str, Any], dict[str, str],
     for name, call in case.rivals.items():
         try:
             call()
+            theirs, peak = machine.peak(call)
         except Exception as error:
-            if not name.startswith("torch.compile"):
+            if not (name.startswith("torch.compile") or _out_of_memory(error)):
                 raise
             unavailable[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        if name in unavailable:  # here nothing holds the failed call's frames any more
+            _give_back()
             continue
-        theirs, peak = machine.peak(call)
         try:
             case.check(ours, theirs)
         except AssertionError as error:
@@ -238,6 +251,18 @@ def _meet(case: Case, machine: Machine) -> tuple[dict[str, Any], dict[str, str],
         calls[name], peaks[name] = call, peak
         del theirs
     return calls, unavailable, peaks
+
+
+def _give_back() -> None:
+    """Returns what earlier calls left behind, and glibc kept, to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    words = ("allocate memory", "create a primitive", "CUDA out of memory")  # oneDNN's: 2nd
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _copy(answer: Any) -> Any:
@@ -267,8 +292,7 @@ def _summary(
 def _quartiles(values: list[float]) -> tuple[float, float]:
     if len(values) < 2:
         return values[0], values[0]
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, high
+    return tuple(statistics.quantiles(values, n=4, method="inclusive")[::2])
 
 
 def _ms(seconds: float) -> float:

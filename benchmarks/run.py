@@ -24,7 +24,7 @@ sys.path.append(str(ROOT))  # an installed mdft_fast wins
 os.environ["MDFT_STRICT"] = "1"  # the reference must not race in the kernels' place
 
 from benchmarks import bench_debiased_entropy, bench_merge, bench_merge_dots, bench_step  # noqa: E402
-from benchmarks.harness import OURS, Busy, Case, Machine, load, race  # noqa: E402
+from benchmarks.harness import OURS, Busy, Case, Machine, limit_memory, load, race  # noqa: E402
 from benchmarks.shapes import CLASSES, TABLES, parameters  # noqa: E402
 from mdft_fast.errors import MdftError  # noqa: E402
 from mdft_fast.run.system import environment  # noqa: E402
@@ -53,8 +53,7 @@ def kernels(args: argparse.Namespace, device: torch.device) -> Cases:
 
 def step(args: argparse.Namespace, device: torch.device) -> Cases:
     """A whole step of stage 1."""
-    models = list(bench_step.MODELS)[: 1 if args.quick else None]
-    for model in models:
+    for model in list(bench_step.MODELS)[:1] if args.quick else args.models:
         for batch in [1] if args.quick else args.batches:
             try:
                 case = bench_step.case(model, batch, device)
@@ -85,6 +84,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--rounds", type=int, default=9, help="turns of each contestant (default: %(default)s)")
     add("--tables", nargs="*", choices=list(TABLES), help="of the kernels (default: B/32, L/14)")
     add("--dtypes", nargs="*", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    add("--models", nargs="*", choices=list(bench_step.MODELS), default=list(bench_step.MODELS))
     add("--batches", nargs="*", type=int, default=[1, 4], help="images a task in a step")
     add("--threads", type=int, help="of torch (default: torch's own choice)")
     args = parser.parse_args(argv)
@@ -100,6 +100,8 @@ def main(argv: list[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
+    if device.type == "cpu":
+        limit_memory()
     machine, results = Machine(device), []
     for suite in args.suites:
         with torch.no_grad():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -64,6 +65,20 @@ def test_only_a_compiled_rival_may_fail(machine: Machine) -> None:
     assert result["does_not_work_here"] == {"torch.compile": "RuntimeError: no compiler"}
     with pytest.raises(RuntimeError, match="no compiler"):
         race(make_case(fails), machine, rounds=1, allow_busy=True)
+
+
+def test_who_is_left_out_is_named(machine: Machine) -> None:
+    case = dataclasses.replace(make_case(lambda: X + X), left_out={"huge": "needs 99 GB"})
+    result = race(case, machine, rounds=1, allow_busy=True)
+    assert result["does_not_work_here"] == {"huge": "needs 99 GB"}
+
+
+def test_who_does_not_fit_is_named(machine: Machine) -> None:
+    def greedy() -> torch.Tensor:
+        return torch.empty(1 << 60)
+
+    result = race(make_case(greedy, "greedy"), machine, rounds=1, allow_busy=True)
+    assert "can't allocate memory" in result["does_not_work_here"]["greedy"]
 
 
 def test_a_busy_machine_is_refused_or_recorded(
