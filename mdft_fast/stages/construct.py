@@ -58,14 +58,7 @@ def construct(
         for task, rows in drawn
     }
     learner = Learner(meta, config.optimizer, config.steps, orders)
-    if resume is not None:
-        learner.restore(resume)
-    callbacks = tuple(callbacks)
-    while not learner.done:
-        with torch.enable_grad():
-            record = _step(learner, drawn, config)
-        for callback in callbacks:
-            callback(record, learner)
+    learner.run(lambda: _step(learner, drawn, config), callbacks, resume)
     return result_of(learner, time.perf_counter() - started, tuple(warnings))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -94,10 +94,21 @@ class Learner:
         self.path = [meta.coefficients.detach().clone()]
         self._optimizer = _OPTIMIZERS[config.name]([meta.coefficients], lr=config.lr)
 
-    @property
-    def done(self) -> bool:
-        """Whether all steps are made."""
-        return self.step >= self.steps
+    def run(
+        self,
+        make_step: Callable[[], StepRecord],
+        callbacks: Iterable[Callback],
+        resume: Mapping[str, Any] | None,
+    ) -> None:
+        """Makes the steps that are left, from a saved state on where there is one."""
+        if resume is not None:
+            self.restore(resume)
+        callbacks = tuple(callbacks)
+        while self.step < self.steps:
+            with torch.enable_grad():
+                record = make_step()
+            for callback in callbacks:
+                callback(record, self)
 
     def advance(self, loss: Tensor) -> float:
         """Makes one update of λ from a scalar loss; returns the learning rate used.

@@ -44,14 +44,7 @@ def specialize(
     (taught,) = teach(meta, [task], holdout=config.holdout, seed=config.seed)
     order = BatchOrder(len(taught.learn), config.batch, config.seed, f"specialize/{taught.name}")
     learner = Learner(meta, config.optimizer, config.steps, {taught.name: order})
-    if resume is not None:
-        learner.restore(resume)
-    callbacks = tuple(callbacks)
-    while not learner.done:
-        with torch.enable_grad():
-            record = _step(learner, taught, config)
-        for callback in callbacks:
-            callback(record, learner)
+    learner.run(lambda: _step(learner, taught, config), callbacks, resume)
     return result_of(learner, time.perf_counter() - started)
 
 
