@@ -11,26 +11,47 @@ from torch import Tensor
 
 from mdft_fast.errors import MdftError
 
-Codec = Literal["fp32", "bf16", "fp16"]
+Codec = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 CODECS: tuple[Codec, ...] = get_args(Codec)
-DTYPE_OF_CODEC = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPE_OF_CODEC = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+    "int4": torch.uint8,  # two elements a byte
+}
 
-# Largest relative error of one stored element that is normal in the codec: half a unit in the
-# last place. Elements below the codec's smallest normal number err by at most half its step.
-ERROR_OF_CODEC = {"fp32": 0.0, "bf16": 2.0**-8, "fp16": 2.0**-11}
+GROUP = 128  # neighbouring elements that share a scale in int8 and int4
+LARGEST_CODE = {"int8": 127, "int4": 7}  # codes lie in [-largest, largest]
+
+# Largest error of one stored element. Floats: relative to the element, half a unit in the last
+# place; elements below the codec's smallest normal number err by at most half its step. Integers:
+# relative to the largest element of its group, half a step.
+ERROR_OF_CODEC = {
+    "fp32": 0.0,
+    "bf16": 2.0**-8,
+    "fp16": 2.0**-11,
+    "int8": 0.5 / 127,
+    "int4": 0.5 / 7,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskVectors:
     """K packed task vectors, fine-tuned minus pre-trained, in one codec.
 
+    An element of int8 and int4 is its code times its group's scale, in float32.
+
     Attributes:
-        codes: ``[K, N]`` contiguous, in the codec's dtype.
+        codes: contiguous, in the codec's dtype: ``[K, N]``; ``[K, N / 2]`` bytes for int4, with
+            element 2i in the low and 2i + 1 in the high half, in two's complement.
         codec: how an element is stored.
+        scales: float32 ``[K, N / GROUP]`` for int8 and int4, else None.
     """
 
     codes: Tensor
     codec: Codec = "fp32"
+    scales: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.codec not in CODECS:
@@ -40,10 +61,64 @@ class TaskVectors:
         wanted = DTYPE_OF_CODEC[self.codec]
         if self.codes.dim() != 2 or self.codes.dtype != wanted:
             raise MdftError(
-                f"task vectors: codes must be [K, N] in {wanted} for codec {self.codec!r}, got "
+                f"task vectors: codes must be a matrix in {wanted} for codec {self.codec!r}, got "
                 f"{list(self.codes.shape)} in {self.codes.dtype}"
             )
+        self._check_scales()
+
+    def _check_scales(self) -> None:
+        if self.codec not in LARGEST_CODE:
+            if self.scales is not None:
+                raise MdftError(f"task vectors: codec {self.codec!r} has no scales, got some")
+            return
+        if self.N % GROUP:
+            raise MdftError(
+                f"task vectors: codec {self.codec!r} must have a multiple of {GROUP} elements, "
+                f"got {self.N}"
+            )
+        wanted = [self.K, self.N // GROUP]
+        got = self.scales
+        if got is None or list(got.shape) != wanted or got.dtype != torch.float32:
+            described = "none" if got is None else f"{list(got.shape)} in {got.dtype}"
+            raise MdftError(
+                f"task vectors: scales must be {wanted} in {torch.float32}, got {described}"
+            )
+
+    @property
+    def K(self) -> int:
+        """``K``: number of task vectors."""
+        return self.codes.shape[0]
+
+    @property
+    def N(self) -> int:
+        """``N``: number of elements of each, padding included."""
+        return self.codes.shape[1] * (2 if self.codec == "int4" else 1)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the K vectors take, scales included."""
+        stored = (self.codes,) if self.scales is None else (self.codes, self.scales)
+        return sum(t.numel() * t.element_size() for t in stored)
+
+    def decode(self, first: int = 0, last: int | None = None) -> Tensor:
+        """Returns elements ``[first, last)`` of all K as ``[K, last - first]`` float32.
+
+        Args:
+            first: the first element; a multiple of ``GROUP`` for int8 and int4.
+            last: one past the last one, likewise; None: ``N``.
+        """
+        last = self.N if last is None else last
+        if self.scales is None:
+            return self.codes[:, first:last].float()
+        codes = self.codes[:, first:last]
+        if self.codec == "int4":
+            pairs = self.codes[:, first // 2 : last // 2]
+            low, high = (pairs << 4).view(torch.int8) >> 4, pairs.view(torch.int8) >> 4
+            codes = torch.stack([low, high], -1).flatten(1)
+        scales = self.scales[:, first // GROUP : last // GROUP, None]
+        return (codes.view(self.K, -1, GROUP) * scales).view(self.K, -1)
 
     def to(self, device: torch.device) -> TaskVectors:
         """Returns the same vectors on a device."""
-        return TaskVectors(self.codes.to(device), self.codec)
+        scales = None if self.scales is None else self.scales.to(device)
+        return TaskVectors(self.codes.to(device), self.codec, scales)
