@@ -74,7 +74,7 @@ class World:
     @functools.cached_property
     def rows(self) -> list[list[Tensor]]:
         """Views of each task vector, tensor by tensor."""
-        return [self.meta.layout.views(row) for row in self.meta.codes]
+        return [self.meta.layout.views(row) for row in self.meta.vectors.codes]
 
 
 def make_world(model: str, batch: int, device: torch.device) -> World:

@@ -122,6 +122,12 @@ class Layout:
             columns,
         )
 
+    def cut(self, tiles: tuple[int, int]) -> Layout:
+        """Returns the layout of a range of tiles as an arena of its own; λ's columns stay."""
+        first = tiles[0]
+        slots = tuple(s._replace(tile=s.tile - first) for s in self.slots_in(tiles))
+        return Layout(slots, self.columns)
+
     def slots_in(self, tiles: tuple[int, int] | None) -> tuple[Slot, ...]:
         """Returns the tensors of a range of tiles, which must begin and end between tensors."""
         if tiles is None:

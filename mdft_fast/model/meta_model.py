@@ -11,17 +11,31 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.errors import MdftError
+from mdft_fast.errors import MdftError, nearest
+from mdft_fast.model.feed import ArenaFeed, Feed, StagedFeed
 from mdft_fast.model.granularity import Granularity, group_columns
+from mdft_fast.model.layerwise import Layerwise
+from mdft_fast.model.pieces import cut, find_blocks, find_owners
+from mdft_fast.model.resident import Resident
 from mdft_fast.ops import merge_tensors
 from mdft_fast.pool import Head, Pool
 
-Mode = Literal["resident"]
+Mode = Literal["resident", "layerwise", "streamed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+Precision = Literal["fp32", "bf16"]
+DTYPE_OF_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class MetaModel(nn.Module):
     """An image encoder with merged weights. λ is its only parameter.
+
+    All modes give the same numbers; they differ in what is in memory at once, beside activations:
+
+    - "resident": base, task vectors, all merged weights and all their gradients. The fastest.
+    - "layerwise": base, task vectors and one block: a block is merged when its forward needs it,
+      dropped, merged again in backward, and its gradients are dropped with it.
+    - "streamed": two blocks. Base and task vectors stay on the host, where the device is a GPU,
+      in pinned memory; on the CPU they stay in the pool's mapped files and are read ahead.
 
     Args:
         backbone: the module that the pool's tensors belong to. A private copy is made, without
@@ -29,11 +43,19 @@ class MetaModel(nn.Module):
         pool: base, task vectors and heads; read, never changed.
         granularity: one coefficient a task and "task" (all of it), "block" or "tensor".
         start: λ's start: one number, one a vector, or a ``[K, L]`` tensor.
-        mode: "resident": the whole arena is merged once a step and kept.
-        device: where arenas, λ and the copy live; None: where the pool is.
+        mode: where merged weights live, see above.
+        precision: of merged weights and activations; "bf16" rounds each weight once, to nearest.
+            λ, its gradient, features and logits stay float32.
+        checkpointing: whether each block's activations are computed again in backward.
+        blocks: names of the modules that are blocks, a ModuleList or Sequential standing for its
+            members; None: what lies under the first number in a parameter's name. "layerwise",
+            "streamed" and checkpointing go by them. The forward must call each, one after another:
+            a module with weights that runs between two blocks must be one too.
+        device: where λ, the copy and, but for "streamed", the arenas live; None: where the pool is.
 
     Attributes:
         coefficients: λ, float32 ``[K, L]``, a Parameter.
+        base: the pre-trained arena, and ``vectors``: the task vectors.
         layout: where each tensor lies and which column it reads.
         heads: task -> its classifier.
 
@@ -41,8 +63,6 @@ class MetaModel(nn.Module):
         MdftError: if backbone and pool do not fit, or an option is unknown.
     """
 
-    base: Tensor
-    codes: Tensor
     _backbone: nn.Module
 
     def __init__(
@@ -53,23 +73,56 @@ class MetaModel(nn.Module):
         granularity: Granularity = "tensor",
         start: float | Sequence[float] | Tensor = 0.3,
         mode: Mode = "resident",
+        precision: Precision = "fp32",
+        checkpointing: bool = False,
+        blocks: Sequence[str] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if mode not in MODES:
-            raise MdftError(f"meta-model: mode must be one of {list(MODES)}, got {mode!r}")
-        device = torch.device(device) if device is not None else pool.base.device
+        for name, value, known in (
+            ("mode", mode, MODES),
+            ("precision", precision, get_args(Precision)),
+        ):
+            if value not in known:
+                raise MdftError(
+                    f"meta-model: {name} must be one of {list(known)}, got {value!r}"
+                    f"{nearest(str(value), known)}"
+                )
         self.pool, self.mode, self.granularity = pool, mode, granularity
+        self.precision, self.checkpointing = precision, checkpointing
         self.layout = group_columns(pool.layout, granularity)
-        self.heads: dict[str, Head] = {k: h.to(device) for k, h in pool.heads.items()}
-        self.register_buffer("base", pool.base.to(device), persistent=False)
-        self.register_buffer("codes", pool.vectors.codes.to(device), persistent=False)
-        self.coefficients = nn.Parameter(self.as_coefficients(start).to(device))
+        self.heads: dict[str, Head] = dict(pool.heads)
+        self.base, self.vectors = pool.base, pool.vectors
+        self.coefficients = nn.Parameter(self.as_coefficients(start))
         # Not a submodule: its empty slots are nobody's parameters.
-        self.__dict__["_backbone"] = _empty_copy(backbone, pool, device)
-        self._slots = _find_slots(self._backbone, pool)
-        self._arena: Tensor | None = None
-        self._merged: Tensor | None = None  # the λ that the arena holds
+        self.__dict__["_backbone"] = _empty_copy(backbone, pool).to(DTYPE_OF_PRECISION[precision])
+        needs_blocks = mode != "resident" or checkpointing
+        self._blocks = find_blocks(self._backbone, self.layout, blocks) if needs_blocks else ()
+        self._place(torch.device(device) if device is not None else pool.base.device)
+
+    def _place(self, device: torch.device) -> None:
+        """Puts everything on a device, and what runs the backbone with it."""
+        self.coefficients.data = self.coefficients.data.to(device)
+        self._backbone.to(device)
+        self.heads = {name: head.to(device) for name, head in self.heads.items()}
+        if self.mode != "streamed":
+            self.base, self.vectors = self.base.to(device), self.vectors.to(device)
+        self._runner = self._make_runner(device)
+
+    def _make_runner(self, device: torch.device) -> Resident | Layerwise:
+        module, layout, left_out = self._backbone, self.layout, self.pool.left_out
+        arenas = self.base, self.vectors, layout
+        dtype = DTYPE_OF_PRECISION[self.precision]
+        outside, blocks = cut(module, layout, left_out, self._blocks)
+        if self.mode == "resident":
+            owners = find_owners(module, layout, left_out)
+            return Resident(module, owners, blocks, *arenas, dtype=dtype)
+        feed: Feed = ArenaFeed(*arenas, ahead=self.mode == "streamed")
+        if self.mode == "streamed" and device.type != "cpu":
+            feed = StagedFeed(*arenas, (outside, *blocks), device)
+        names = [slot.name for slot in layout.slots]
+        options: dict[str, Any] = {"dtype": dtype, "checkpointing": self.checkpointing}
+        return Layerwise(module, outside, blocks, names, feed, **options)
 
     def as_coefficients(self, value: float | Sequence[float] | Tensor) -> Tensor:
         """Returns a new float32 ``[K, L]`` from one number, one a vector, or a whole matrix."""
@@ -111,16 +164,22 @@ class MetaModel(nn.Module):
                 self.coefficients.copy_(before)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Returns the encoder's output ``[B, D]`` for images ``[B, 3, H, W]``.
+        """Returns the encoder's output, float32 ``[B, D]``, for images ``[B, 3, H, W]``.
 
-        Differentiable in λ and in ``x``. On the CPU weights are merged where λ has changed since
-        the last call, and used again where not; backward through a graph made before λ changed
-        and was merged anew raises: its weights are gone. On CUDA every call merges into a fresh
-        buffer: to compare λ would wait for the device, and memory is at hand there.
+        Differentiable in λ and in ``x``. In mode "resident" on the CPU, backward through a graph
+        made before λ changed and was merged anew raises: its weights are gone.
+
+        Raises:
+            MdftError: under autocast outside of "resident": autocast saves copies of weights that
+                would outlive their block.
         """
-        with self._installed(self.weights()):
-            features: Tensor = self._backbone(x)
-        return features
+        if self.mode != "resident" and torch.is_autocast_enabled(x.device.type):
+            raise MdftError(
+                f"meta-model: autocast must be off in mode {self.mode!r}, got it on; use "
+                "precision 'bf16'"
+            )
+        features = self._runner.encode(x.to(DTYPE_OF_PRECISION[self.precision]), self.coefficients)
+        return features.float()
 
     def forward(self, x: Tensor, task: str) -> Tensor:
         """Returns the logits ``[B, C]`` of a task for images ``[B, 3, H, W]``."""
@@ -128,47 +187,37 @@ class MetaModel(nn.Module):
         return self.heads[task](self.encode(x))
 
     def weights(self) -> tuple[Tensor, ...]:
-        """Returns the merged tensors in the layout's order, views of one buffer."""
-        arguments = self.base, self.codes, self.coefficients, self.layout
-        if self.base.device.type != "cpu":
-            return merge_tensors(*arguments)
-        if self._arena is None:
-            with torch.inference_mode(False):  # else no later training step could save it
-                self._arena = torch.empty_like(self.base)
-        # Values, not versions: not every optimizer bumps a version, and addresses come again.
-        current = self._merged is not None and torch.equal(self._merged, self.coefficients)
-        if not current:
-            self._merged = None  # until the merge is done, whatever interrupts it
-        tensors = merge_tensors(*arguments, out=self._arena, current=current)
-        self._merged = self.coefficients.detach().clone()
-        return tensors
+        """Returns the merged tensors in the layout's order, views of one buffer.
+
+        Differentiable in λ. In mode "resident" the buffer is the one that is kept.
+        """
+        if isinstance(self._runner, Resident):
+            return self._runner.weights(self.coefficients)
+        dtype = DTYPE_OF_PRECISION[self.precision]
+        coefficients = self.coefficients.to(self.base.device)
+        return merge_tensors(self.base, self.vectors, coefficients, self.layout, out_dtype=dtype)
 
     @torch.no_grad()
     def materialize(self) -> nn.Module:
-        """Returns a plain module with the merged weights: a copy, float32, no trace of the pool."""
-        module = copy.deepcopy(self._backbone)
-        slots = _find_slots(module, self.pool)
-        for owners, weight in zip(slots, self.weights(), strict=True):
-            parameter = nn.Parameter(weight.clone())
-            for parameters, name in owners:
+        """Returns a plain module with the merged weights: a copy, float32, no trace of the pool.
+
+        Merges tensor by tensor: beside the copy, one tensor is in memory.
+        """
+        module = copy.deepcopy(self._backbone).float()
+        owners = find_owners(module, self.layout, self.pool.left_out)
+        device, coefficients = self.coefficients.device, self.coefficients.to(self.base.device)
+        for slot, places in zip(self.layout.slots, owners, strict=True):
+            tiles = slot.tile, slot.tile + slot.tiles
+            arguments = self.base, self.vectors, coefficients, self.layout
+            (weight,) = merge_tensors(*arguments, tiles=tiles)
+            parameter = nn.Parameter(weight.to(device, copy=True))
+            for parameters, name in places:
                 parameters[name] = parameter
         return module
 
     def train(self, mode: bool = True) -> MetaModel:
         """Keeps the backbone in eval mode: only λ is trained, and λ has no mode."""
         return super().train(mode)
-
-    @contextlib.contextmanager
-    def _installed(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        for owners, weight in zip(self._slots, weights, strict=True):
-            for parameters, name in owners:
-                parameters[name] = weight
-        try:
-            yield
-        finally:  # an installed weight would keep its graph alive
-            for owners in self._slots:
-                for parameters, name in owners:
-                    parameters[name] = None
 
     def _number(self, task: str) -> int:
         if task not in self.pool.names:
@@ -181,16 +230,19 @@ class MetaModel(nn.Module):
         if probe.dtype != torch.float32:
             raise MdftError(f"meta-model: the dtype must stay float32, got {probe.dtype}")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._backbone._apply(fn)
-        self.heads = {name: head.to(probe.device) for name, head in self.heads.items()}
-        self._arena = self._merged = None
+        self._place(probe.device)
         return self
 
 
-Owners = list[tuple[dict[str, Any], str]]  # a module's parameters and the name among them
+def _check_option(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise MdftError(
+            f"meta-model: {name} must be one of {list(known)}, got {value!r}"
+            f"{nearest(str(value), known)}"
+        )
 
 
-def _empty_copy(backbone: nn.Module, pool: Pool, device: torch.device) -> Any:
+def _empty_copy(backbone: nn.Module, pool: Pool) -> Any:
     """Copies a module without the weights that the pool replaces; the rest is the pool's base."""
     parameters = dict(backbone.named_parameters(remove_duplicate=False))
     shapes = {slot.name: slot.shape for slot in pool.layout.slots}
@@ -206,12 +258,11 @@ def _empty_copy(backbone: nn.Module, pool: Pool, device: torch.device) -> Any:
         for name, parameter in module._parameters.items():
             if parameter is empty:
                 module._parameters[name] = None
-    clone.to(device).eval().requires_grad_(False)
-    kept = {name: value.to(device) for name, value in pool.buffers.items()}
+    clone.eval().requires_grad_(False)
     with torch.no_grad():
         for name, value in (*clone.named_parameters(), *clone.named_buffers()):
-            if name in kept:
-                value.copy_(kept[name])
+            if name in pool.buffers:
+                value.copy_(pool.buffers[name])
     return clone
 
 
@@ -226,19 +277,3 @@ def _check_known(backbone: nn.Module, pool: Pool, merged: dict[str, tuple[int, .
         if held is None or held.shape != value.shape:
             wanted = "absent, as in the pool" if held is None else f"{list(held.shape)}"
             raise MdftError(f"backbone: {name} must be {wanted}, got {list(value.shape)}")
-
-
-def _find_slots(module: nn.Module, pool: Pool) -> list[Owners]:
-    """Returns, for each tensor of the pool, the places in a module that hold it (ties: several)."""
-    aliases: dict[str, list[str]] = {}
-    for name, why in pool.left_out.items():
-        if why.startswith("tied to "):
-            aliases.setdefault(why.removeprefix("tied to ").strip("'"), []).append(name)
-    slots = []
-    for slot in pool.layout.slots:
-        owners: Owners = []
-        for name in (slot.name, *aliases.get(slot.name, ())):
-            path, _, leaf = name.rpartition(".")
-            owners.append((module.get_submodule(path)._parameters, leaf))
-        slots.append(owners)
-    return slots

@@ -224,7 +224,8 @@ def test_train_keeps_the_backbone_in_eval_mode(world: World) -> None:
     ("options", "message"),
     [
         ({"granularity": "tensors"}, r"granularity: must be one of .*'tensors'; did you mean"),
-        ({"mode": "layerwise"}, r"mode must be one of \['resident'\], got 'layerwise'"),
+        ({"mode": "layerwize"}, r"mode must be one of .*'layerwize'; did you mean 'layerwise'"),
+        ({"precision": "fp16"}, r"precision must be one of \['fp32', 'bf16'\], got 'fp16'"),
         ({"start": [0.3, 0.2]}, r"one number, 3 numbers or \[3, 10\], got \[2\]"),
         ({"start": float("nan")}, "must be finite"),
     ],
