@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mdft_fast.cli.console import Group, complain, say, show_table
+from mdft_fast.cli.console import Group, complain, say, show_codec_errors, show_table
 
 app = typer.Typer(
     cls=Group,
@@ -95,11 +95,17 @@ def init(
 
 @app.command()
 def pack(
-    recipe: RecipeFile,
+    source: Annotated[
+        Path, typer.Argument(metavar="RECIPE|POOL", help="A recipe, or a packed pool's folder.")
+    ],
     folder: Annotated[Path, typer.Argument(help="The pool's new folder.")],
     codec: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16; the recipe's memory.codec.")
+        str | None,
+        typer.Option(help="fp32, bf16, fp16, int8 or int4; a recipe's memory.codec, a pool's own."),
     ] = None,
+    all_tensors: Annotated[
+        bool, typer.Option("--all", help="Shows the codec's error for every tensor.")
+    ] = False,
     overwrite: Overwrite = False,
     assignments: Overrides = None,
 ) -> None:
@@ -108,14 +114,19 @@ def pack(
     Everything is checked once, and the folder opens at once. Writes pool.json, base.safetensors,
     tau.safetensors and heads/. A recipe then says `pool: {folder: ...}`, no base and models.
 
-    Example: mdft pack recipe.yaml packed/ --codec bf16
-    """
-    from mdft_fast.recipe import Recipe
-    from mdft_fast.run import pack as pack_recipe
+    Given a packed pool's folder, packs its task vectors again in another codec. Shows what the
+    codec costs: the largest error in a tensor's task vectors, and that over the tensor's largest
+    element. pool.json has it for every tensor.
 
-    loaded = Recipe.load(recipe, assignments or ())
-    pool = pack_recipe(loaded, folder, codec=codec, overwrite=overwrite)
+    Example: mdft pack recipe.yaml packed/ --codec bf16
+
+    Example: mdft pack packed/ smaller/ --codec int4
+    """
+    from mdft_fast.cli.work import pack_pool
+
+    pool = pack_pool(source, folder, codec, overwrite, assignments or ())
     say(pool.describe())
+    show_codec_errors(pool.errors, all_tensors)
     say(f"wrote {folder}")
 
 

@@ -14,8 +14,10 @@ from mdft_fast.errors import MdftError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mdft_fast.pool import CodecError
     from mdft_fast.report.schema import Method
 
+_WORST = 10  # tensors whose codec error is shown unasked
 STOPPED = 130  # as a shell reports a program that Ctrl-C ended
 _SHORT: dict[Method, str] = {  # a table of all fits into 80 columns
     "pretrained": "base",
@@ -66,6 +68,20 @@ def show_accuracy(result: Mapping[str, Any]) -> None:
     ]
     if body:
         show_table(["top-1, %", *(_SHORT[m] for m in used)], body)
+
+
+def show_codec_errors(errors: Mapping[str, CodecError], all_tensors: bool) -> None:
+    """Prints what a codec cost, worst first; nothing where nothing was rounded."""
+    ranked = sorted(errors.items(), key=lambda item: item[1].relative, reverse=True)
+    shown = ranked if all_tensors else ranked[:_WORST]
+    if not shown:
+        return
+    body = [[name, f"{e.absolute:.3g}", f"{100 * e.relative:.3g}"] for name, e in shown]
+    show_table(["codec's error, worst of all tasks", "absolute", "% of largest"], body)
+    absolute, relative = max(e.absolute for e in errors.values()), 100 * shown[0][1].relative
+    say(f"worst of {len(errors)} tensors: {absolute:.3g} absolute, {relative:.3g} % of the largest")
+    if len(shown) < len(ranked):
+        say(f"{len(ranked) - len(shown)} tensors more: --all shows them, pool.json has them")
 
 
 def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:

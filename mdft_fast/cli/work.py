@@ -6,13 +6,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from mdft_fast.cli.console import STOPPED, complain, say, show_accuracy
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mdft_fast.pool import Pool
 
 
 def load_recipe(path: Path, assignments: Sequence[str], output: Path | None = None) -> Recipe:
@@ -40,6 +43,34 @@ def run_recipe(
     if not quiet:
         show_accuracy(summary.result)
     say(f"report: {summary.report}")
+
+
+def pack_pool(
+    source: Path, folder: Path, codec: str | None, overwrite: bool, assignments: Sequence[str]
+) -> Pool:
+    """Packs a recipe's checkpoints, or a packed pool again; returns the new pool, mapped."""
+    from mdft_fast.pool import Pool
+    from mdft_fast.run import pack
+
+    if not source.is_dir():
+        recipe = load_recipe(source, assignments)
+        if recipe.pool.folder is not None:
+            _warn_of_rounding(Pool.open(recipe.pool.folder), codec)
+        return pack(recipe, folder, codec=codec, overwrite=overwrite)
+    if assignments:
+        raise MdftError(f"--set: is for a recipe, got {source}, a folder")
+    old = Pool.open(source, verify=True)  # a damaged pool must not come out with new checksums
+    _warn_of_rounding(old, codec)
+    old.save(folder, codec, overwrite=overwrite)
+    return Pool.open(folder)
+
+
+def _warn_of_rounding(old: Pool, codec: str | None) -> None:
+    if old.codec != "fp32" and codec not in (None, old.codec):
+        complain(
+            f"warning: the pool's task vectors are rounded to codec {old.codec!r} already, and "
+            f"that error stays; packing the checkpoints in {codec!r} is more accurate"
+        )
 
 
 def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict[str, float]:

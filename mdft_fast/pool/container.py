@@ -67,9 +67,12 @@ def raw(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
-def digest(tensor: Tensor) -> str:
-    """Returns the sha256 of a tensor's bytes."""
-    return hashlib.sha256(raw(tensor)).hexdigest()
+def digest(*tensors: Tensor) -> str:
+    """Returns the sha256 of the bytes of one tensor, or of several one after the other."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(raw(tensor))
+    return total.hexdigest()
 
 
 def write_tensors(path: Path, entries: Iterable[Entry]) -> Written:
@@ -77,7 +80,8 @@ def write_tensors(path: Path, entries: Iterable[Entry]) -> Written:
 
     Args:
         path: the new file.
-        entries: wider elements before narrower ones, so that each tensor stays aligned.
+        entries: each of a size that keeps the next one aligned; wider elements before narrower
+            ones do. Their pieces are asked for in order, once those before are written.
     """
     entries = list(entries)
     header = _header(entries, path)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from mdft_fast.errors import MdftError
-from mdft_fast.layout import Layout
+from mdft_fast.layout import TILE, Layout
+from mdft_fast.pool.codecs import codes_of, rows_of
 from mdft_fast.pool.manifest import BASE, TAU, head_file
 from mdft_fast.pool.pool import Pool
+from mdft_fast.task_vectors import GROUP, LARGEST_CODE, TaskVectors
 
 PIECE = 1 << 20  # elements looked at at a time; 4 MiB of float32
 
@@ -60,13 +62,53 @@ def _problems(pool: Pool) -> Iterator[tuple[str, str, str]]:
     for name, tensor in pool.buffers.items():
         if problem := describe_not_finite(tensor, name):
             yield BASE, "base: ", problem
-    for task, row in zip(pool.names, pool.vectors.codes, strict=True):
-        for problem in _in_arena(row, pool.layout):
+    for task, row in zip(pool.names, rows_of(pool.vectors), strict=True):
+        for problem in _in_vector(row, pool.layout):
             yield TAU, f"task vector of {task!r}: ", problem
     for task, head in pool.heads.items():
         for name, part in (("weight", head.weight), ("bias", head.bias)):
             if part is not None and (problem := describe_not_finite(part, name)):
                 yield head_file(task), f"head of {task!r}: ", problem
+
+
+def _in_vector(row: TaskVectors, layout: Layout) -> Iterator[str]:
+    """Yields what is wrong with a single task vector: an element, a scale or a code."""
+    if row.scales is None:
+        yield from _in_arena(row.codes[0], layout)
+        return
+    scales, codes = row.scales[0], row.codes[0]
+    if not (count_bad_scales(scales) or count_bad_codes(codes)):
+        return
+    limit = LARGEST_CODE[row.codec]
+    for slot in layout.slots:
+        first, last = slot.tile * TILE, (slot.tile + slot.tiles) * TILE
+        if count := count_bad_scales(scales[first // GROUP : last // GROUP]):
+            yield (
+                f"scales of tensor {slot.name!r} must be finite and not below 0, got {count} of "
+                f"{(last - first) // GROUP} that are not"
+            )
+        part = codes[codes_of(first, row.codec) : codes_of(last, row.codec)]
+        if count := count_bad_codes(part):
+            yield (
+                f"codes of tensor {slot.name!r} must lie in [{-limit}, {limit}], got {count} of "
+                f"{last - first} equal to {-limit - 1}"
+            )
+
+
+def count_bad_scales(scales: Tensor) -> int:
+    """Returns how many are NaN, infinite or below 0."""
+    return sum(int((~((s >= 0) & s.isfinite())).sum()) for s in scales.split(PIECE))
+
+
+def count_bad_codes(codes: Tensor) -> int:
+    """Returns how many codes of int8, or of int4 in bytes, are the one that no encoder makes."""
+    count = 0
+    for piece in codes.split(PIECE):
+        if codes.dtype == torch.int8:
+            count += int((piece == -128).sum())
+        else:
+            count += int(((piece & 0x0F) == 0x08).sum() + ((piece & 0xF0) == 0x80).sum())
+    return count
 
 
 def _in_arena(arena: Tensor, layout: Layout) -> Iterator[str]:

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mdft_fast.errors import MdftError
 from mdft_fast.files import write_text
+from mdft_fast.pool.codecs import Encoder, codes_of, rows_of
 from mdft_fast.pool.container import (
     Entry,
     Written,
@@ -33,20 +36,31 @@ from mdft_fast.pool.manifest import (
 from mdft_fast.pool.pack import Packing, check_spec
 from mdft_fast.pool.pool import Pool
 from mdft_fast.pool.readers import read_state
-from mdft_fast.task_vectors import DTYPE_OF_CODEC, Codec, TaskVectors
+from mdft_fast.task_vectors import (
+    DTYPE_OF_CODEC,
+    GROUP,
+    LARGEST_CODE,
+    Codec,
+    TaskVectors,
+)
 
 _BUFFER = "buffer."
 _HEADS = "heads"
 
 
-def save_pool(pool: Pool, path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Writes a pool: arrays first, ``pool.json`` last, then the folder gets its name."""
-    target = Path(os.path.abspath(path))
-    with new_folder(target, overwrite=overwrite, check_old=_check_packed) as folder:
-        files = {
-            BASE: _write_base(folder, pool.base, pool.buffers),
-            TAU: write_tensors(folder / TAU, [entry("codes", pool.vectors.codes)]),
-        }
+def save_pool(pool: Pool, path: str | os.PathLike[str], codec: Codec, overwrite: bool) -> None:
+    """Writes a pool; in another codec, it holds one task vector at a time."""
+    with _new_pool(path, overwrite) as folder:
+        files = {BASE: _write_base(folder, pool.base, pool.buffers)}
+        if codec == pool.codec:
+            parts = {"codes": pool.vectors.codes, "scales": pool.vectors.scales}
+            entries = [entry(name, part) for name, part in parts.items() if part is not None]
+            files[TAU] = write_tensors(folder / TAU, entries)
+        else:
+            encoder = Encoder(codec, pool.layout)
+            rows = map(encoder.encode, rows_of(pool.vectors), pool.owners)
+            vectors, files[TAU] = _write_rows(folder, (pool.K, pool.N), encoder, rows)
+            pool = pool.recoded(vectors, encoder)
         _finish(folder, pool, files)
 
 
@@ -59,16 +73,11 @@ def stream_pool(
 ) -> None:
     """Packs and writes a pool, holding one task vector at a time."""
     check_spec(spec)
-    target = Path(os.path.abspath(path))
-    with new_folder(target, overwrite=overwrite, check_old=_check_packed) as folder:
-        shape = (packing.K, packing.layout.elements)
-        codes = Entry("codes", DTYPE_OF_CODEC[codec], shape, packing.rows(codec))
-        files = {
-            BASE: _write_base(folder, packing.base, packing.buffers),
-            TAU: write_tensors(folder / TAU, [codes]),
-        }
-        mapped = read_state(folder / TAU)["codes"]
-        _finish(folder, packing.finish(TaskVectors(mapped, codec), spec), files)
+    with _new_pool(path, overwrite) as folder:
+        files = {BASE: _write_base(folder, packing.base, packing.buffers)}
+        encoder, size = Encoder(codec, packing.layout), (packing.K, packing.layout.elements)
+        vectors, files[TAU] = _write_rows(folder, size, encoder, packing.rows(encoder))
+        _finish(folder, packing.finish(vectors, encoder, spec), files)
 
 
 def open_pool(path: str | os.PathLike[str], *, verify: bool) -> Pool:
@@ -83,24 +92,63 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> Pool:
         if key not in wanted:
             raise MdftError(f"{folder / BASE}: tensor {key!r} is not in {MANIFEST}")
     elements = manifest.layout.elements
-    codes = _take(folder / TAU, "codes", (len(manifest.tasks), elements), manifest.codec)
+    vectors = _read_vectors(folder, (len(manifest.tasks), elements), manifest.codec)
     pool = Pool(
         layout=manifest.layout,
-        base=_take(folder / BASE, "base", (elements,), "fp32"),
-        vectors=TaskVectors(codes, manifest.codec),
+        base=_take(folder / BASE, "base", torch.float32, (elements,)),
+        vectors=vectors,
         tasks=manifest.tasks,
         heads=dict(_read_heads(folder, manifest)),
-        buffers={key.removeprefix(_BUFFER): base[key] for key in base if key.startswith(_BUFFER)},
+        buffers={n: base[_BUFFER + n] for n in manifest.dtypes if _BUFFER + n in base},
         left_out=manifest.left_out,
         dtypes=manifest.dtypes,
         backbone_spec=manifest.backbone_spec,
         preprocess=manifest.preprocess,
         checksum=manifest.checksum,
         notes=manifest.notes,
+        errors=manifest.errors,
     )
     if verify:
         pool.check_finite(folder)
     return pool
+
+
+def _new_pool(
+    path: str | os.PathLike[str], overwrite: bool
+) -> contextlib.AbstractContextManager[Path]:
+    target = Path(os.path.abspath(path))
+    return new_folder(target, overwrite=overwrite, check_old=_check_packed)
+
+
+def _shapes(size: tuple[int, int], codec: Codec) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
+    """Returns what the file of K task vectors of N elements holds: name -> dtype, shape."""
+    K, N = size
+    shapes = {"codes": (DTYPE_OF_CODEC[codec], (K, codes_of(N, codec)))}
+    if codec in LARGEST_CODE:
+        shapes["scales"] = (torch.float32, (K, N // GROUP))
+    return shapes
+
+
+def _write_rows(
+    folder: Path, size: tuple[int, int], encoder: Encoder, rows: Iterable[TaskVectors]
+) -> tuple[TaskVectors, Written]:
+    """Writes K task vectors one by one as an encoder makes them; returns them mapped.
+
+    Scales, K * N / GROUP floats, are in memory until the codes are written: they come behind them.
+    There they are aligned, as the codes of an arena are a multiple of TILE / 2 bytes.
+    """
+    pieces = {"codes": (row.codes for row in rows), "scales": encoder.scales}
+    shapes = _shapes(size, encoder.codec)
+    entries = [Entry(name, *form, pieces[name]) for name, form in shapes.items()]
+    written = write_tensors(folder / TAU, entries)
+    return _read_vectors(folder, size, encoder.codec), written
+
+
+def _read_vectors(folder: Path, size: tuple[int, int], codec: Codec) -> TaskVectors:
+    """Maps the task vectors of a folder."""
+    shapes = _shapes(size, codec)
+    taken = {name: _take(folder / TAU, name, *form) for name, form in shapes.items()}
+    return TaskVectors(taken["codes"], codec, taken.get("scales"))
 
 
 def _write_base(folder: Path, base: Tensor, buffers: Mapping[str, Tensor]) -> Written:
@@ -154,11 +202,11 @@ def _check_file(path: Path, written: Written, verify: bool) -> None:
         )
 
 
-def _take(path: Path, key: str, shape: tuple[int, ...], codec: Codec) -> Tensor:
+def _take(path: Path, key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     state = read_state(path)
     if key not in state:
         raise MdftError(f"{path}: tensor {key!r} is missing, got {sorted(state)}")
-    tensor, dtype = state[key], DTYPE_OF_CODEC[codec]
+    tensor = state[key]
     if tuple(tensor.shape) != shape or tensor.dtype != dtype:
         raise MdftError(
             f"{path}: tensor {key!r} must be {list(shape)} in {dtype} as in {MANIFEST}, got "

@@ -11,6 +11,7 @@ from typing import Any
 
 from mdft_fast.errors import MdftError
 from mdft_fast.layout import TILE, Layout
+from mdft_fast.pool.codecs import CodecError
 from mdft_fast.pool.container import Written
 from mdft_fast.pool.pool import Pool
 from mdft_fast.pool.preprocess import Preprocess, as_preprocess
@@ -21,6 +22,7 @@ SCHEMA = 1
 MANIFEST = "pool.json"
 BASE = "base.safetensors"
 TAU = "tau.safetensors"
+_ERROR_KEYS = CodecError._fields
 
 
 def head_file(task: str) -> str:
@@ -43,6 +45,7 @@ class Manifest:
         preprocess: as in the pool.
         checksum: as in the pool.
         notes: as in the pool.
+        errors: as in the pool.
         files: relative path -> size and sha256, for every other file of the folder.
     """
 
@@ -56,6 +59,7 @@ class Manifest:
     preprocess: Preprocess
     checksum: str
     notes: tuple[str, ...]
+    errors: Mapping[str, CodecError]
     files: Mapping[str, Written]
 
 
@@ -75,6 +79,7 @@ def to_json(pool: Pool, files: Mapping[str, Written]) -> str:
     ]
     tensors = [
         {"name": s.name, "shape": list(s.shape), "tile": s.tile, "dtype": pool.dtypes[s.name]}
+        | ({"codec_error": pool.errors[s.name]._asdict()} if pool.errors else {})
         for s in pool.layout.slots
     ]
     content = {
@@ -147,6 +152,7 @@ def _manifest(top: _Node) -> Manifest:
         preprocess=as_preprocess(top.get("preprocess", dict)),
         checksum=top.get("checksum", str),
         notes=top.strings("notes"),
+        errors=_errors(top.items("tensors")),
         files=_files(top.child("files"), [BASE, TAU, *(head_file(name) for name in names)]),
     )
 
@@ -170,6 +176,18 @@ def _layout(top: _Node) -> Layout:
     return layout
 
 
+def _errors(tensors: list[_Node]) -> dict[str, CodecError]:
+    """Reads what packing measured; pools of older versions, and exact ones, have none."""
+    if not any("codec_error" in tensor for tensor in tensors):
+        return {}
+    return {
+        tensor.get("name", str): CodecError(
+            *(float(tensor.child("codec_error").get(key, (int, float))) for key in _ERROR_KEYS)
+        )
+        for tensor in tensors
+    }
+
+
 def _files(files: _Node, wanted: list[str]) -> dict[str, Written]:
     entries = {name: files.child(name) for name in wanted}
     return {n: Written(e.get("bytes", int), e.get("sha256", str)) for n, e in entries.items()}
@@ -183,6 +201,9 @@ class _Node:
             raise MdftError(f"{where}: must be a JSON object, got {type(value).__name__}")
         self._value = value
         self._where = where
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._value
 
     def get(self, key: str, kind: type | tuple[type, ...]) -> Any:
         if key not in self._value:

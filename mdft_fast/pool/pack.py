@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.layout import Layout
-from mdft_fast.pool.codecs import encode_row
+from mdft_fast.pool.codecs import Encoder, copy_row, empty_vectors, rows_of
 from mdft_fast.pool.container import digest
 from mdft_fast.pool.finite import PIECE, describe_not_finite, largest
 from mdft_fast.pool.inventory import check_forms, differs, fetch, match_keys, take_inventory
@@ -21,7 +21,7 @@ from mdft_fast.pool.pool import Buffers, Pool, pool_checksum
 from mdft_fast.pool.preprocess import as_preprocess
 from mdft_fast.pool.readers import State, StateSource, as_state
 from mdft_fast.pool.tasks import TaskInfo, TaskLike, align, check_features, check_tasks
-from mdft_fast.task_vectors import DTYPE_OF_CODEC, Codec, TaskVectors
+from mdft_fast.task_vectors import Codec, TaskVectors
 
 
 class Packing:
@@ -68,7 +68,6 @@ class Packing:
         self.buffers = self._take_buffers()
         self._notes = [*self._check_kept(buffers), *self._check_widths()]
         self._base_arena: Tensor | None = None
-        self._row_digests: list[str] = []
         self._round_off: list[float] = []
 
     @property
@@ -82,8 +81,8 @@ class Packing:
             self._base_arena = arena
         return self._base_arena
 
-    def rows(self, codec: Codec) -> Iterator[Tensor]:
-        """Yields the K task vectors ``[N]`` in the codec, one at a time.
+    def rows(self, encoder: Encoder) -> Iterator[TaskVectors]:
+        """Yields the K task vectors, encoded, one at a time.
 
         The next one may overwrite the last. A model that equals the base or another model is an
         error.
@@ -97,26 +96,26 @@ class Packing:
                     f"{state.label}: is equal to {self._base.label}, so its task vector is "
                     f"all zero; wanted a model fine-tuned on task {task.name!r}"
                 )
-            codes = encode_row(row, codec, self.layout, state.label)
-            key = digest(codes)
+            encoded = encoder.encode(TaskVectors(row[None]), state.label)
+            key = encoder.digests[-1]
             if key in seen:
                 raise MdftError(
                     f"{state.label}: the model of task {task.name!r} is identical to "
                     f"{seen[key].label}; wanted a model of its own for every task"
                 )
             seen[key] = state
-            self._row_digests.append(key)
-            yield codes
+            yield encoded
 
     def in_memory(self, codec: Codec, spec: Mapping[str, Any]) -> Pool:
         """Packs into memory."""
         check_spec(spec)
-        codes = torch.empty(self.K, self.layout.elements, dtype=DTYPE_OF_CODEC[codec])
-        for out, row in zip(codes, self.rows(codec), strict=True):
-            out.copy_(row)
-        return self.finish(TaskVectors(codes, codec), spec)
+        encoder = Encoder(codec, self.layout)
+        vectors = empty_vectors(self.K, self.layout.elements, codec)
+        for place, row in zip(rows_of(vectors), self.rows(encoder), strict=True):
+            copy_row(row, place)
+        return self.finish(vectors, encoder, spec)
 
-    def finish(self, vectors: TaskVectors, spec: Mapping[str, Any]) -> Pool:
+    def finish(self, vectors: TaskVectors, encoder: Encoder, spec: Mapping[str, Any]) -> Pool:
         """Returns the pool, after :meth:`rows` has run to its end into ``vectors``."""
         tasks = tuple(
             TaskInfo(task.name, tuple(task.class_names), round_off)
@@ -135,9 +134,10 @@ class Packing:
             backbone_spec=dict(spec),
             preprocess=self._preprocess,
             checksum=pool_checksum(
-                self.layout, vectors.codec, digest(self.base), self._row_digests, self.buffers
+                self.layout, vectors.codec, digest(self.base), encoder.digests, self.buffers
             ),
             notes=tuple(self._notes),
+            errors=encoder.errors,
         )
 
     def _tensor(self, state: State, name: str) -> Tensor:

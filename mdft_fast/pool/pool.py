@@ -14,13 +14,20 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from mdft_fast.layout import Layout
-from mdft_fast.pool.codecs import CodecError, check_codec, codec_errors, encode
+from mdft_fast.pool.codecs import (
+    CodecError,
+    Encoder,
+    add_errors,
+    check_codec,
+    codec_errors,
+    encode,
+)
 from mdft_fast.pool.container import digest
 from mdft_fast.pool.head import Head
 from mdft_fast.pool.preprocess import Preprocess
 from mdft_fast.pool.readers import StateSource
 from mdft_fast.pool.tasks import TaskInfo, TaskLike
-from mdft_fast.task_vectors import ERROR_OF_CODEC, Codec, TaskVectors
+from mdft_fast.task_vectors import ERROR_OF_CODEC, GROUP, LARGEST_CODE, Codec, TaskVectors
 
 Buffers = Literal["same", "base"]
 
@@ -42,6 +49,9 @@ class Pool:
         preprocess: image size, mean and standard deviation.
         checksum: sha256 of names, shapes, codec, base, task vectors and buffers.
         notes: what a reader of results should know, one sentence each.
+        errors: tensor -> what rounding its task vectors to the codec cost, measured when they
+            were packed; an upper bound where that was done more than once. Empty: nothing was
+            rounded, or it was not recorded.
     """
 
     layout: Layout
@@ -56,6 +66,7 @@ class Pool:
     preprocess: Preprocess
     checksum: str
     notes: tuple[str, ...] = ()
+    errors: Mapping[str, CodecError] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Returns one line."""
@@ -67,7 +78,7 @@ class Pool:
     @property
     def K(self) -> int:
         """``K``: number of task vectors."""
-        return self.vectors.codes.shape[0]
+        return self.vectors.K
 
     @property
     def N(self) -> int:
@@ -85,6 +96,11 @@ class Pool:
         return tuple(task.name for task in self.tasks)
 
     @property
+    def owners(self) -> list[str]:
+        """For errors: whose each task vector is."""
+        return [f"task {name!r}" for name in self.names]
+
+    @property
     def column_names(self) -> tuple[str, ...]:
         """Names of λ's columns: the merged tensors, in arena order."""
         return self.layout.columns
@@ -96,10 +112,12 @@ class Pool:
 
     def codec_error(self, codec: str) -> dict[str, CodecError]:
         """Measures, for each tensor, what storing the task vectors in a codec would cost."""
-        return codec_errors(self.vectors, check_codec(codec), self.layout)
+        return codec_errors(self.vectors, check_codec(codec), self.layout, self.owners)
 
     def encode(self, codec: str) -> Pool:
         """Returns the pool with its task vectors in a codec; itself where they are already.
+
+        Out of a codec that rounds, the error that it made stays; a note says so.
 
         Raises:
             MdftError: if the codec is unknown, or an element is too large for it.
@@ -107,10 +125,25 @@ class Pool:
         known = check_codec(codec)
         if known == self.codec:
             return self
-        codes = encode(self.vectors, known, self.layout, [f"task {n!r}" for n in self.names])
-        rows = [digest(row) for row in codes]
-        checksum = pool_checksum(self.layout, known, digest(self.base), rows, self.buffers)
-        return dataclasses.replace(self, vectors=TaskVectors(codes, known), checksum=checksum)
+        return self.recoded(*encode(self.vectors, known, self.layout, self.owners))
+
+    def recoded(self, vectors: TaskVectors, encoder: Encoder) -> Pool:
+        """Returns the pool with its task vectors as an encoder has made them of its own."""
+        notes = self.notes
+        if self.codec != "fp32":
+            notes += (
+                f"the task vectors were rounded to codec {self.codec!r} before they went to "
+                f"{vectors.codec!r}: that error stays",
+            )
+        return dataclasses.replace(
+            self,
+            vectors=vectors,
+            checksum=pool_checksum(
+                self.layout, vectors.codec, digest(self.base), encoder.digests, self.buffers
+            ),
+            notes=notes,
+            errors=add_errors(self.errors, encoder.errors),
+        )
 
     @staticmethod
     def from_checkpoints(
@@ -186,12 +219,12 @@ class Pool:
 
         Args:
             path: the folder; it must not exist, unless ``overwrite``.
-            codec: stores the task vectors in another codec; None: as they are.
+            codec: stores the task vectors in another codec, one at a time; None: as they are.
             overwrite: replaces an older pool, which goes when the new one is complete.
         """
         from mdft_fast.pool.folder import save_pool
 
-        save_pool(self if codec is None else self.encode(codec), path, overwrite)
+        save_pool(self, path, self.codec if codec is None else check_codec(codec), overwrite)
 
     @staticmethod
     def open(path: str | os.PathLike[str], *, verify: bool = False) -> Pool:
@@ -227,14 +260,13 @@ class Pool:
     def describe(self) -> str:
         """Returns what is inside, as text."""
         spec, size = self.backbone_spec, self.preprocess["size"]
-        stored = self.vectors.codes
         lines = [
             f"pool of {self.K} tasks, {len(self.layout.slots)} tensors, {self.parameters:,} "
             f"parameters ({self.N:,} with padding)",
             f"backbone  {spec.get('library', '?')} {spec.get('name', '?')}, "
             f"images {size[0]} x {size[1]}",
-            f"codec     {self.codec}, {stored.numel() * stored.element_size() / 1e6:,.1f} MB of "
-            f"task vectors, relative error <= {ERROR_OF_CODEC[self.codec]:.2g}",
+            f"codec     {self.codec}, {self.vectors.bytes / 1e6:,.1f} MB of task vectors, "
+            f"{self._describe_error()}",
             f"checksum  {self.checksum}",
             f"left out  {len(self.left_out)} tensors",
             *(f"  {name}: {why}" for name, why in self.left_out.items()),
@@ -246,6 +278,12 @@ class Pool:
             for task in self.tasks
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _describe_error(self) -> str:
+        bound = f"{ERROR_OF_CODEC[self.codec]:.2g}"
+        if self.codec in LARGEST_CODE:
+            return f"error <= {bound} of the largest element of each group of {GROUP}"
+        return f"relative error <= {bound}"
 
 
 def pool_checksum(

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from mdft_fast.errors import MdftError
+from mdft_fast.layout import TILE
 from mdft_fast.pool import Head, Pool
-from mdft_fast.task_vectors import CODECS
+from mdft_fast.pool.codecs import codes_of
+from mdft_fast.task_vectors import CODECS, GROUP, LARGEST_CODE
 
 
 def _slot(pool: Pool, arena: Tensor, name: str) -> Tensor:
@@ -25,12 +27,12 @@ def _put(pool: Pool, where: str, bad: float) -> None:
         _slot(pool, pool.base, "wide.weight")[3:5] = bad
     elif where == "buffer":
         pool.buffers["shift"][1] = bad
-    elif where == "task vector":
-        _slot(pool, pool.vectors.codes[1], "out.bias")[2] = bad
     elif where == "head":
         pool.heads["task2"].weight[0, :3] = bad
     elif where == "bias":
         pool.heads["task1"].bias[0] = bad  # type: ignore[index]
+    elif where == "task vector":
+        _slot(pool, pool.vectors.codes[1], "out.bias")[2] = bad
     else:
         pool.vectors.codes[2, -1] = bad
 
@@ -45,9 +47,17 @@ WHERE = {
 }
 
 
+# Codes that are integers cannot be NaN or infinite.
+CASES = [
+    (where, codec)
+    for where in WHERE
+    for codec in CODECS
+    if codec not in LARGEST_CODE or where not in ("task vector", "padding")
+]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(("where", "codec"), CASES)
 def test_found_when_asked(where: str, codec: str, bad: float, parts: Any, tmp_path: Path) -> None:
     parts.options["codec"] = codec
     parts.tasks[1].head = Head(torch.ones(3, 4), torch.ones(3))
@@ -62,6 +72,42 @@ def test_found_when_asked(where: str, codec: str, bad: float, parts: Any, tmp_pa
         opened.check_finite(tmp_path / "pool")
     with pytest.raises(MdftError, match="^pool: " + WHERE[where].partition(": ")[2]):
         opened.check_finite()
+
+
+@pytest.mark.parametrize("codec", LARGEST_CODE)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e-9])
+def test_bad_scales_are_found(bad: float, codec: str, parts: Any, tmp_path: Path) -> None:
+    pool = parts.build().encode(codec)
+    pool.check_finite()
+    first = pool.layout.slots[pool.column_names.index("wide.weight")].tile * TILE // GROUP
+    pool.vectors.scales[1, [first, first + 15]] = bad  # type: ignore[index]
+    pool.save(tmp_path / "pool")
+    message = (
+        r"tau.safetensors: task vector of 'task1': scales of tensor 'wide.weight' must be finite "
+        r"and not below 0, got 2 of 16 that are not"
+    )
+    with pytest.raises(MdftError, match=message):
+        Pool.open(tmp_path / "pool", verify=True)
+
+
+@pytest.mark.parametrize(
+    ("codec", "bad", "count"), [("int8", 0x80, 2), ("int4", 0x08, 2), ("int4", 0x88, 4)]
+)
+def test_codes_that_no_encoder_makes_are_found(
+    codec: str, bad: int, count: int, parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdft_fast.pool.finite.PIECE", 100)
+    pool = parts.build().encode(codec)
+    pool.check_finite()
+    first = codes_of(pool.layout.slots[pool.column_names.index("out.weight")].tile * TILE, codec)
+    pool.vectors.codes.view(torch.uint8)[2, [first, first + 101]] = bad
+    limit = LARGEST_CODE[codec]
+    with pytest.raises(
+        MdftError,
+        match=rf"'task2': codes of tensor 'out.weight' must lie in \[-{limit}, {limit}\], got "
+        rf"{count} of 2048 equal to -{limit + 1}$",
+    ):
+        pool.check_finite()
 
 
 def test_counts_over_pieces(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
