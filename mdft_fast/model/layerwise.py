@@ -33,7 +33,9 @@ class _Pass:
 
     def __init__(self, coefficients: Tensor) -> None:
         self.coefficients = coefficients
-        self.snapshot = coefficients.detach().clone()  # what backward merges with
+        # What backward merges with. It asks for a gradient as λ does, so that a recomputation saves
+        # the same tensors as the forward did.
+        self.snapshot = coefficients.detach().clone().requires_grad_(coefficients.requires_grad)
         self.ran: set[int] = set()  # numbers of the blocks that were called
         self.inside: contextlib.ExitStack | None = None  # leaves the piece that is installed
         self.finished = False  # what runs from now on runs in backward
@@ -154,7 +156,8 @@ class Layerwise:
             pack, unpack = self._hooks(this, piece)
             stack.enter_context(saved_tensors_hooks(pack, unpack))
         try:
-            weights = self._merge(this, piece, this.coefficients, following)
+            coefficients = this.snapshot if this.finished else this.coefficients
+            weights = self._merge(this, piece, coefficients, following)
         except BaseException:
             stack.close()
             raise

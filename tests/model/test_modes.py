@@ -180,10 +180,11 @@ def test_two_forwards_before_one_backward(
     torch.testing.assert_close(meta.coefficients.grad, wanted)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_backward_uses_the_coefficients_of_its_own_forward(
-    made: dict[str, tuple[nn.Module, Pool]],
+    made: dict[str, tuple[nn.Module, Pool]], checkpointing: bool
 ) -> None:
-    meta = MetaModel(*made["timm"], mode="layerwise")
+    meta = MetaModel(*made["timm"], mode="layerwise", checkpointing=checkpointing)
     _, wanted = gradient(meta)
     meta.coefficients.grad = None
     loss = meta.encode(images()).square().sum()
@@ -321,7 +322,7 @@ def test_blocks_that_do_not_work(made: dict[str, tuple[nn.Module, Pool]]) -> Non
 
     class Skips(Tied):
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.tail(self.blocks[0](self.stem(x.flatten(1))))
+            out: Tensor = self.blocks[0](self.stem(x.flatten(1)))
             return out
 
     torch.manual_seed(0)
