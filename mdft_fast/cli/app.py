@@ -94,6 +94,32 @@ def init(
 
 
 @app.command()
+def plan(
+    recipe: RecipeFile,
+    codecs: Annotated[
+        bool, typer.Option("--all", help="Shows every codec, not the recipe's alone.")
+    ] = False,
+    assignments: Overrides = None,
+) -> None:
+    """Forecasts what a step takes in each memory mode, before anything is loaded.
+
+    Runs one step of stage 1 on tensors without data and counts what is alive. The arrow marks what
+    `mdft run` would do: the fastest mode that fits the recipe's memory.budget, or what is free.
+
+    Example: mdft plan recipe.yaml --set memory.budget=4GB
+    """
+    from mdft_fast.cli.console import show_plan
+    from mdft_fast.errors import MdftError
+    from mdft_fast.recipe import Recipe
+    from mdft_fast.run import plan as forecast
+
+    planned = forecast(Recipe.load(recipe, assignments or []))
+    show_plan(planned, every_codec=codecs)
+    if not planned.fits:
+        raise MdftError(planned.advice())
+
+
+@app.command()
 def pack(
     source: Annotated[
         Path, typer.Argument(metavar="RECIPE|POOL", help="A recipe, or a packed pool's folder.")

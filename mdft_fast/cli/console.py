@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mdft_fast.pool import CodecError
     from mdft_fast.report.schema import Method
+    from mdft_fast.run import MemoryPlan
 
 _WORST = 10  # tensors whose codec error is shown unasked
 STOPPED = 130  # as a shell reports a program that Ctrl-C ended
@@ -44,6 +45,34 @@ class Group(TyperGroup):
         except KeyboardInterrupt:
             complain("stopped")
             raise typer.Exit(STOPPED) from None
+
+
+def show_plan(planned: MemoryPlan, *, every_codec: bool) -> None:
+    """Prints a plan's rows, those of the chosen codec or all."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mdft_fast.run.plan import size
+
+    chosen = planned.chosen
+    table = Table(box=None, pad_edge=False)
+    names = ("", "mode", "codec", "again", "base", "vectors", "weights", "rest", "peak", "moved")
+    for name in names:
+        table.add_column(name, justify="left" if name in names[:4] else "right")
+    for row in planned.rows:
+        if every_codec or row.codec == chosen.codec:
+            own = f"({size(row.base)})", f"({size(row.vectors)})"
+            table.add_row(
+                "->" if row == chosen else "", row.mode, row.codec,
+                "yes" if row.checkpointing else "no",
+                *(own if row.away else (size(row.base), size(row.vectors))),
+                size(row.weights), size(row.rest), size(row.peak), size(row.moved),
+            )  # fmt: skip
+    Console(width=max(100, Console().width)).print(table)
+    budget = "budget" if planned.given else "free for a run"
+    say(f"{planned.samples} images a forward pass; {budget}: {size(planned.budget)}")
+    say("again: memory.checkpointing; rest: gradients, activations, workspace; moved: a step's")
+    say("traffic of merge and merge_dots; in brackets: not in memory, but in files or on the host")
 
 
 def say(text: object = "") -> None:

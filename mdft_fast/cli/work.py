@@ -52,6 +52,8 @@ def pack_pool(
     from mdft_fast.pool import Pool
     from mdft_fast.run import pack
 
+    if folder.exists() and not overwrite:
+        raise MdftError(f"{folder}: already exists; --overwrite replaces it")
     if not source.is_dir():
         recipe = load_recipe(source, assignments)
         if recipe.pool.folder is not None:

@@ -3,6 +3,8 @@
 
 from mdft_fast.pool.codecs import CodecError
 from mdft_fast.pool.head import Head
+from mdft_fast.pool.inventory import take_inventory
+from mdft_fast.pool.manifest import read_manifest
 from mdft_fast.pool.pool import Pool
 from mdft_fast.pool.preprocess import Preprocess, as_preprocess
 from mdft_fast.pool.readers import StateSource, read_state
@@ -17,5 +19,7 @@ __all__ = [
     "TaskInfo",
     "TaskLike",
     "as_preprocess",
+    "read_manifest",
     "read_state",
+    "take_inventory",
 ]
