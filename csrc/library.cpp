@@ -5,14 +5,14 @@
 
 STABLE_TORCH_LIBRARY(mdft_fast, m) {
   m.def(
-      "merge(Tensor base, Tensor deltas, Tensor coefficients, Tensor columns, int first, "
-      "int last, ScalarType out_dtype) -> Tensor");
+      "merge(Tensor base, Tensor deltas, Tensor? scales, Tensor coefficients, Tensor columns, "
+      "int first, int last, ScalarType out_dtype) -> Tensor");
   m.def(
-      "merge_out(Tensor base, Tensor deltas, Tensor coefficients, Tensor columns, int first, "
-      "int last, Tensor(a!) out) -> ()");
+      "merge_out(Tensor base, Tensor deltas, Tensor? scales, Tensor coefficients, "
+      "Tensor columns, int first, int last, Tensor(a!) out) -> ()");
   m.def(
-      "merge_dots(Tensor?[] grads, Tensor deltas, Tensor order, Tensor starts, "
-      "Tensor tensor_tiles, int first, int last) -> Tensor");
+      "merge_dots(Tensor?[] grads, Tensor deltas, Tensor? scales, Tensor order, "
+      "Tensor starts, Tensor tensor_tiles, int first, int last) -> Tensor");
   m.def(
       "debiased_entropy(Tensor logits, Tensor teacher, Tensor? teacher_entropy, "
       "Tensor row_offsets, Tensor task_rows, float alpha, float mu, bool use_entropy, "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast.layout import TILE, TilePlan
+from mdft_fast.task_vectors import GROUP
 
 Reweight = Literal["off", "as_written", "normalized"]
 EntropyOf = Literal["teacher", "meta"]
@@ -31,6 +32,24 @@ class DebiasedEntropy(NamedTuple):
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """Returns the dtype in which sums over ``dtype`` are kept."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def decode(codes: Tensor, scales: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Returns task vectors ``[K, N]`` as ``dtype``: each code times its group's scale.
+
+    Args:
+        codes: ``[K, N]`` int8, or ``[K, N / 2]`` uint8: element 2i in the low half of a byte,
+            2i + 1 in the high one. Values of any dtype where there are no scales.
+        scales: ``[K, N / GROUP]`` float32, or None.
+        dtype: of the product, whose factors are widened first; exact in float64.
+    """
+    if scales is None:
+        return codes.to(dtype)
+    if codes.dtype == torch.uint8:
+        halves = torch.stack([codes & 15, codes >> 4], -1).flatten(1).to(torch.int8)
+        codes = torch.where(halves > 7, halves - 16, halves)
+    groups = codes.view(*scales.shape, GROUP).to(dtype) * scales[..., None].to(dtype)
+    return groups.view(codes.shape)
 
 
 def merge(

@@ -4,9 +4,10 @@
     python scripts/check_sass.py mdft_fast/lib/libmdft_ops_cuda.so
 
 1. No kernel reads or writes local memory: nothing was spilled, no array is indexed at run time.
-2. merge keeps all its loads in flight: in a chunk of eight task vectors, every 16-byte load comes
-   before the first sum, and before the wait for lambda's column. merge_dots likewise reads a tile
-   with at least eight loads in a row. The compiler is free to mix them, and did.
+2. merge keeps all its loads in flight: in a chunk of eight task vectors, every load of these (16
+   bytes; 8 of int8 and int4) comes before the first sum, and before the wait for lambda's column.
+   merge_dots likewise reads a tile with at least eight 16-byte loads in a row. The compiler is free
+   to mix them, and did.
 
 Exits with 0 and says why where there is nothing to read or nothing to read it with.
 """
@@ -26,8 +27,11 @@ FUNCTION = re.compile(r"Function : (\S+)")
 ARCHITECTURE = re.compile(r"arch = (sm_\w+)")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 LOCAL = re.compile(r"(?:LDL|STL)\b")
-# MergeKernel<float, float, 4> and MergeKernel<BFloat16Bits, float, 8>: packs of 16 bytes.
-MERGE = re.compile(r"MergeKernelI.*Li[248]E")
+# MergeKernel<float, float, 4> and MergeKernel<BFloat16Bits, float, 8>: packs of 16 bytes;
+# MergeKernel<int8_t, float, 8> and MergeKernel<Int4Pair, float, 16>: of 8. Not those that read one
+# stored value at a time, of which int4 holds two.
+MERGE = re.compile(r"MergeKernelI(?:(?!NS_8Int4PairE).*Li[248]E|NS_8Int4PairE.*Li16E)")
+CODES = re.compile(r"MergeKernelI(?:a|NS_8Int4PairE)")
 DOTS = re.compile(r"DotsKernelI")
 SUMS = ("FFMA", "DFMA")
 MAY_STAND_AMONG = 2  # the column's own load, and a 16-bit base beside float32 task vectors
@@ -61,16 +65,18 @@ def kernels(listing: str) -> Iterator[tuple[str, str, list[str]]]:
             operations.append(found[1])
 
 
-def is_wide_load(operation: str) -> bool:
-    """Whether an operation reads 16 bytes of global memory."""
-    return operation.startswith("LDG") and ".128" in operation
+def bits_loaded(operation: str) -> int:
+    """Returns how much an operation reads of global memory."""
+    if not operation.startswith("LDG"):
+        return 0
+    return next((bits for bits in (128, 64) if f".{bits}" in operation), 32)
 
 
-def loads_between_sums(operations: list[str]) -> list[tuple[int, int]]:
-    """Returns, for each stretch without a sum, its 16-byte loads and the loads that wait.
+def loads_between_sums(operations: list[str], width: int = 128) -> list[tuple[int, int]]:
+    """Returns, for each stretch without a sum, its loads of ``width`` bits and those that wait.
 
     Loads that wait are lambda's, whose address comes from memory: narrower ones before the last
-    wide one. Two narrow loads need not wait and may stand there, see MAY_STAND_AMONG.
+    of that width. Two narrow loads need not wait and may stand there, see MAY_STAND_AMONG.
     """
     stretches, wide, narrow, narrow_before = [], 0, 0, 0
     for operation in [*operations, SUMS[0]]:
@@ -78,9 +84,9 @@ def loads_between_sums(operations: list[str]) -> list[tuple[int, int]]:
             if wide or narrow:
                 stretches.append((wide, narrow_before))
             wide = narrow = narrow_before = 0
-        elif is_wide_load(operation):
+        elif bits_loaded(operation) == width:
             wide, narrow_before = wide + 1, narrow
-        elif operation.startswith("LDG"):
+        elif 0 < bits_loaded(operation) < width:
             narrow += 1
         elif operation.startswith(("BRA", "EXIT")):
             if wide >= CHUNK:
@@ -94,7 +100,7 @@ def problems(name: str, operations: list[str]) -> list[str]:
     found = []
     if count := sum(bool(LOCAL.match(operation)) for operation in operations):
         found.append(f"{count} accesses to local memory")
-    stretches = loads_between_sums(operations)
+    stretches = loads_between_sums(operations, 64 if CODES.search(name) else 128)
     together = [narrow for wide, narrow in stretches if wide >= CHUNK]
     if MERGE.search(name):
         if len(together) < 2:  # the first chunk, and the ones that follow

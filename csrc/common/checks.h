@@ -71,6 +71,10 @@ inline DType dtype_of(ScalarType type) {
       return DType::kFloat16;
     case ScalarType::BFloat16:
       return DType::kBFloat16;
+    case ScalarType::Char:
+      return DType::kInt8;
+    case ScalarType::Byte:
+      return DType::kInt4;
     default:
       return DType::kFloat32;
   }

@@ -46,6 +46,11 @@ MDFT_HOST_DEVICE inline float widen(Float16Bits x) {
   return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f));
 #endif
 }
+MDFT_HOST_DEVICE inline float widen(int8_t x) { return static_cast<float>(x); }
+// Half 0 or 1 of a pair.
+MDFT_HOST_DEVICE inline float widen(Int4Pair x, int half) {
+  return static_cast<float>(static_cast<int8_t>(half ? x.bits : x.bits << 4) >> 4);
+}
 
 MDFT_HOST_DEVICE inline void narrow(float x, float* p) { *p = x; }
 MDFT_HOST_DEVICE inline void narrow(double x, double* p) { *p = x; }

@@ -130,6 +130,18 @@ struct alignas(sizeof(scalar_t) * kSize) Pack {
   scalar_t v[kSize];
 };
 
+// The same of a task vector, and its e-th element: a code where a scale multiplies it.
+template <typename scalar_t, int kElements>
+using CodecPack = Pack<scalar_t, kElements / Codec<scalar_t>::kPerStored>;
+template <typename scalar_t, int kSize>
+MDFT_DEVICE auto element(const Pack<scalar_t, kSize>& pack, int e) {
+  if constexpr (Codec<scalar_t>::kPerStored == 2) {
+    return widen(pack.v[e / 2], e % 2);
+  } else {
+    return widen(pack.v[e]);
+  }
+}
+
 template <typename pack_t>
 constexpr bool kWide = sizeof(pack_t) % kWidestLoad == 0;
 

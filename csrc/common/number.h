@@ -14,8 +14,10 @@
 namespace mdft {
 
 constexpr int64_t kTile = 1024;  // elements of an arena that share one column of lambda
+constexpr int64_t kGroup = 128;  // neighboring elements of int8 and int4 that share a scale
+static_assert(kTile % kGroup == 0);
 
-enum class DType : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
+enum class DType : int { kFloat32, kBFloat16, kFloat16, kFloat64, kInt8, kInt4 };
 
 // Storage only; vec8.h converts.
 struct BFloat16Bits {
@@ -23,6 +25,9 @@ struct BFloat16Bits {
 };
 struct Float16Bits {
   uint16_t bits;
+};
+struct Int4Pair {
+  uint8_t bits;  // element 2i in the low half, 2i + 1 in the high one; two's complement
 };
 
 template <typename scalar_t>
@@ -32,6 +37,24 @@ struct Accumulate {
 template <>
 struct Accumulate<double> {
   using type = double;
+};
+
+// How a task vector is stored: elements in one scalar_t, and whether each is a code that its
+// group's scale multiplies.
+template <typename scalar_t>
+struct Codec {
+  static constexpr int kPerStored = 1;
+  static constexpr bool kScaled = false;
+};
+template <>
+struct Codec<int8_t> {
+  static constexpr int kPerStored = 1;
+  static constexpr bool kScaled = true;
+};
+template <>
+struct Codec<Int4Pair> {
+  static constexpr int kPerStored = 2;
+  static constexpr bool kScaled = true;
 };
 
 }  // namespace mdft

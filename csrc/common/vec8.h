@@ -24,6 +24,12 @@
 
 namespace mdft::MDFT_ISA {
 
+// A place in a row of int4, an even number of elements from its start.
+struct Int4Pointer {
+  const Int4Pair* pairs;
+  Int4Pointer operator+(int64_t elements) const { return {pairs + elements / 2}; }
+};
+
 template <typename acc_t>
 struct Vec8 {
   acc_t v[8];
@@ -37,6 +43,11 @@ struct Vec8 {
   static Vec8 load(const scalar_t* p) {
     Vec8 r;
     for (int i = 0; i < 8; ++i) r.v[i] = widen(p[i]);
+    return r;
+  }
+  static Vec8 load(Int4Pointer p) {
+    Vec8 r;
+    for (int i = 0; i < 8; ++i) r.v[i] = widen(p.pairs[i / 2], i % 2);
     return r;
   }
   template <typename scalar_t>
@@ -102,6 +113,17 @@ struct Vec8<float> {
   }
   static Vec8 load(const Float16Bits* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  static Vec8 load(const int8_t* p) {
+    const __m128i raw = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw))};
+  }
+  static Vec8 load(Int4Pointer p) {  // each lane moves its half to the top, then down with its sign
+    int32_t halves;
+    std::memcpy(&halves, p.pairs, sizeof(halves));
+    const __m256i to_top = _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0);
+    const __m256i top = _mm256_sllv_epi32(_mm256_set1_epi32(halves), to_top);
+    return {_mm256_cvtepi32_ps(_mm256_srai_epi32(top, 28))};
   }
 
   __m128i to(const BFloat16Bits*) const {
@@ -218,7 +240,7 @@ inline void store(const Vec8<acc_t>& x, scalar_t* p, int64_t n) {
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
-// Calls f with a null pointer of the type that `dtype` names.
+// Calls f with a null pointer of the floating type that `dtype` names.
 template <typename F>
 inline void with_type(DType dtype, F f) {
   switch (dtype) {
@@ -230,6 +252,9 @@ inline void with_type(DType dtype, F f) {
       return f(static_cast<const Float16Bits*>(nullptr));
     case DType::kFloat64:
       return f(static_cast<const double*>(nullptr));
+    case DType::kInt8:
+    case DType::kInt4:
+      return;
   }
 }
 

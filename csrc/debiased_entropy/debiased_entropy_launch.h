@@ -72,6 +72,9 @@ inline void launch_entropy_backward(const Grid& grid, DType dtype, int64_t block
       return grid.launch<EntropyBackwardKernel<Float16Bits>>(blocks, args);
     case DType::kFloat64:
       return grid.launch<EntropyBackwardKernel<double>>(blocks, args);
+    case DType::kInt8:
+    case DType::kInt4:
+      return;  // check_debiased_entropy_backward_args: floating dtypes only
   }
 }
 

@@ -6,6 +6,8 @@
 // column's tiles; one in which the last block to finish does that would save a launch (some 2 us)
 // and cost a counter to clear.
 //
+// A pack of codes (int8, int4) lies within a group: the sum over it is multiplied by its scale.
+//
 // order and starts lie in device memory, where checking them on the host would wait for the GPU.
 // An index that is out of range is not read: its dot product becomes NaN.
 #pragma once
@@ -25,8 +27,9 @@ struct Table {
 
 struct DotsArgs {
   Table table;
-  const void* deltas;  // [K, N], of the range's first tile
-  void* partials;      // [K, tiles]
+  const void* deltas;   // [K, N], of the range's first tile
+  const float* scales;  // [K, N / kGroup], likewise; null where deltas are floats
+  void* partials;       // [K, tiles]
   DType grads_dtype;
   bool wide;        // deltas can be read 16 bytes at a time
   int32_t tensors;  // in this table
@@ -38,22 +41,27 @@ static_assert(sizeof(DotsArgs) <= 4096, "the least that every driver takes as pa
 // order, depends on the dtype of deltas alone, not on alignment: equal values, equal bits.
 template <typename scalar_t>
 struct DotsKernel {
+  using codec = Codec<scalar_t>;
   using acc_t = typename Accumulate<scalar_t>::type;
   using Args = DotsArgs;
   struct Shared {};
   static constexpr int kThreads = 128;
   static constexpr int kMinBlocks = sizeof(scalar_t) == sizeof(double) ? 2 : 4;  // no spills
-  static constexpr int kPack = kWidestLoad / sizeof(scalar_t);
+  static constexpr int kPack = kWidestLoad / sizeof(scalar_t) * codec::kPerStored;
   static constexpr int kSteps = static_cast<int>(kTile) / (kWarp * kPack);
-  static constexpr int kInLane = kSteps * kPack;       // elements of a tile in one lane
-  static constexpr int kSums = kPack < 4 ? kPack : 4;  // running sums in a lane
-  static constexpr int kRows = kSteps >= 8 ? 1 : 2;    // 8 loads in flight a thread, or more
+  static constexpr int kInLane = kSteps * kPack;             // elements of a tile in one lane
+  static constexpr int kSums = kPack < 4 ? kPack : 4;        // running sums in a lane
+  static constexpr int kRows = kSteps < 8 ? 8 / kSteps : 1;  // 8 loads in flight a thread, or more
+  static_assert(kGroup % kPack == 0, "a pack reads one scale of a task vector");
   template <typename from_t>
   struct Packs {
-    Pack<from_t, kPack> v[kSteps];
+    CodecPack<from_t, kPack> v[kSteps];
   };
   struct Gradient {
     acc_t v[kInLane];
+  };
+  struct Scales {
+    float v[codec::kScaled ? kSteps : 1];  // of each pack
   };
 
   static MDFT_DEVICE void run(const Args& a, const Block<kThreads>& block, Shared&) {
@@ -81,28 +89,47 @@ struct DotsKernel {
     }
     const int n = tile + 1 < a.table.tiles[low + 1] ? static_cast<int>(kTile) : a.table.tails[low];
     const Lanes<Gradient> g = load_gradient(a, grad, (tile - a.table.tiles[low]) * kTile, n);
-    const auto* row = static_cast<const scalar_t*>(a.deltas) + tile * kTile;
-    int64_t k = 0;
-    for (; k + kRows <= a.K; k += kRows) dot_rows<kRows>(a, k, row + k * a.N, g, n, partials);
-    if (k < a.K) dot_rows<1>(a, k, row + k * a.N, g, n, partials);
+    if constexpr (codec::kScaled) {  // one by one, stored values take many registers
+      a.wide ? dot_from<kRows, true>(a, 0, tile, g, n, partials)
+             : dot_from<1, false>(a, 0, tile, g, n, partials);
+    } else {
+      dot_from<kRows, false>(a, 0, tile, g, n, partials);
+    }
   }
 
-  // The dot products of task vectors k .. k + kCount - 1.
-  template <int kCount>
-  static MDFT_DEVICE void dot_rows(const Args& a, int64_t k, const scalar_t* row,
-                                   const Lanes<Gradient>& g, int n, acc_t* partials) {
+  // The dot products of task vectors k .. K - 1, kCount at a time, then half as many.
+  template <int kCount, bool kWhole>
+  static MDFT_DEVICE void dot_from(const Args& a, int64_t k, int64_t tile, const Lanes<Gradient>& g,
+                                   int n, acc_t* partials) {
+    for (; k + kCount <= a.K; k += kCount) dot_rows<kCount, kWhole>(a, k, tile, g, n, partials);
+    if constexpr (kCount > 1) dot_from<kCount / 2, kWhole>(a, k, tile, g, n, partials);
+  }
+
+  // The dot products of task vectors k .. k + kCount - 1. kWhole: see load_whole.
+  template <int kCount, bool kWhole>
+  static MDFT_DEVICE void dot_rows(const Args& a, int64_t k, int64_t tile, const Lanes<Gradient>& g,
+                                   int n, acc_t* partials) {
+    const int64_t length = a.N / codec::kPerStored;
+    const auto* row =
+        static_cast<const scalar_t*>(a.deltas) + k * length + tile * (kTile / codec::kPerStored);
     Lanes<acc_t> sums[kCount];
     each_lane([&](int lane) {
       Packs<scalar_t> packs[kCount];
-      if (a.wide && n == kTile) {
+      Scales scales[kCount];
+      if constexpr (kWhole) {
         MDFT_UNROLL
-        for (int r = 0; r < kCount; ++r) packs[r] = load_wide(row + r * a.N, lane);
+        for (int r = 0; r < kCount; ++r) packs[r] = load_whole(row + r * length, lane, n);
+      } else if (!codec::kScaled && a.wide && n == kTile) {
+        MDFT_UNROLL
+        for (int r = 0; r < kCount; ++r) packs[r] = load_wide(row + r * length, lane);
       } else {
         MDFT_UNROLL
-        for (int r = 0; r < kCount; ++r) packs[r] = load_some(row + r * a.N, lane, n);
+        for (int r = 0; r < kCount; ++r) packs[r] = load_some(row + r * length, lane, n);
       }
       MDFT_UNROLL
-      for (int r = 0; r < kCount; ++r) sums[r][lane] = dot_lane(packs[r], g[lane]);
+      for (int r = 0; r < kCount; ++r) scales[r] = load_scales(a, k + r, tile, lane, n);
+      MDFT_UNROLL
+      for (int r = 0; r < kCount; ++r) sums[r][lane] = dot_lane(packs[r], scales[r], g[lane]);
     });
     MDFT_UNROLL
     for (int r = 0; r < kCount; ++r) {
@@ -116,12 +143,27 @@ struct DotsKernel {
   // The first of the elements that a lane takes in a step.
   static MDFT_DEVICE int offset(int step, int lane) { return (step * kWarp + lane) * kPack; }
 
+  // A whole tile.
   template <typename from_t>
   static MDFT_DEVICE Packs<from_t> load_wide(const from_t* from, int lane) {
+    constexpr int kPer = Codec<from_t>::kPerStored;
     Packs<from_t> packs;
     MDFT_UNROLL
     for (int s = 0; s < kSteps; ++s) {
-      packs.v[s] = stream_load<Pack<from_t, kPack>>(from + offset(s, lane));
+      packs.v[s] = stream_load<CodecPack<from_t, kPack>>(from + offset(s, lane) / kPer);
+    }
+    return packs;
+  }
+
+  // Of codes: a pack that begins before element n ends within its group, so it can be read; in the
+  // place of the others stands the tile's first. There, and from element n on, codes meet a
+  // gradient of zero, and are finite whatever they are.
+  static MDFT_DEVICE Packs<scalar_t> load_whole(const scalar_t* from, int lane, int n) {
+    Packs<scalar_t> packs;
+    MDFT_UNROLL
+    for (int s = 0; s < kSteps; ++s) {
+      const int at = offset(s, lane) < n ? offset(s, lane) : 0;
+      packs.v[s] = stream_load<CodecPack<scalar_t, kPack>>(from + at / codec::kPerStored);
     }
     return packs;
   }
@@ -129,20 +171,49 @@ struct DotsKernel {
   // Zeros from element n on. Padding is not read: it need not be finite.
   template <typename from_t>
   static MDFT_DEVICE Packs<from_t> load_some(const from_t* from, int lane, int n) {
+    constexpr int kPer = Codec<from_t>::kPerStored;
+    constexpr int kStored = kPack / kPer;  // in a pack
     Packs<from_t> packs{};
     MDFT_UNROLL
-    for (int i = 0; i < kInLane; ++i) {
-      const int element = offset(i / kPack, lane) + i % kPack;
-      if (element < n) packs.v[i / kPack].v[i % kPack] = from[element];
+    for (int i = 0; i < kInLane / kPer; ++i) {
+      const int at = offset(i / kStored, lane) + i % kStored * kPer;
+      if (at < n) packs.v[i / kStored].v[i % kStored] = from[at / kPer];
     }
     return packs;
   }
 
-  static MDFT_DEVICE acc_t dot_lane(const Packs<scalar_t>& packs, const Gradient& g) {
+  // Zero for a pack that begins at element n or beyond: its own may be anything, or not there.
+  static MDFT_DEVICE Scales load_scales(const Args& a, int64_t k, int64_t tile, int lane, int n) {
+    Scales scales{};
+    if constexpr (codec::kScaled) {
+      const float* from = a.scales + k * (a.N / kGroup) + tile * (kTile / kGroup);
+      MDFT_UNROLL
+      for (int s = 0; s < kSteps; ++s) {
+        if (offset(s, lane) < n) scales.v[s] = from[offset(s, lane) / static_cast<int>(kGroup)];
+      }
+    }
+    return scales;
+  }
+
+  static MDFT_DEVICE acc_t dot_lane(const Packs<scalar_t>& packs, const Scales& scales,
+                                    const Gradient& g) {
+    if constexpr (!codec::kScaled) {
+      return dot_steps(packs, g, 0, kSteps);
+    } else {
+      acc_t sum = 0;
+      MDFT_UNROLL
+      for (int s = 0; s < kSteps; ++s) sum = fused(scales.v[s], dot_steps(packs, g, s, s + 1), sum);
+      return sum;
+    }
+  }
+
+  // Over the packs of the steps begin .. end - 1, constants all of them.
+  static MDFT_DEVICE acc_t dot_steps(const Packs<scalar_t>& packs, const Gradient& g, int begin,
+                                     int end) {
     acc_t sums[kSums] = {};
     MDFT_UNROLL
-    for (int i = 0; i < kInLane; ++i) {
-      const acc_t delta = widen(packs.v[i / kPack].v[i % kPack]);
+    for (int i = begin * kPack; i < end * kPack; ++i) {
+      const acc_t delta = element(packs.v[i / kPack], i % kPack);
       sums[i % kSums] = fused(g.v[i], delta, sums[i % kSums]);
     }
     if constexpr (kSums == 2) {
@@ -171,7 +242,7 @@ struct DotsKernel {
     const bool wide = n == kTile && reinterpret_cast<uintptr_t>(from) % kWidestLoad == 0;
     Lanes<Gradient> g;
     each_lane([&](int lane) {
-      const auto packs = wide ? load_wide(from, lane) : load_some(from, lane, n);
+      const Packs<grad_t> packs = wide ? load_wide(from, lane) : load_some(from, lane, n);
       MDFT_UNROLL
       for (int i = 0; i < kInLane; ++i) g[lane].v[i] = widen(packs.v[i / kPack].v[i % kPack]);
     });

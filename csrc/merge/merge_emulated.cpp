@@ -7,14 +7,14 @@
 // The schemas of csrc/library.cpp; a test compares them.
 STABLE_TORCH_LIBRARY_FRAGMENT(mdft_fast_emulated, m) {
   m.def(
-      "merge(Tensor base, Tensor deltas, Tensor coefficients, Tensor columns, int first, "
-      "int last, ScalarType out_dtype) -> Tensor");
+      "merge(Tensor base, Tensor deltas, Tensor? scales, Tensor coefficients, Tensor columns, "
+      "int first, int last, ScalarType out_dtype) -> Tensor");
   m.def(
-      "merge_out(Tensor base, Tensor deltas, Tensor coefficients, Tensor columns, int first, "
-      "int last, Tensor(a!) out) -> ()");
+      "merge_out(Tensor base, Tensor deltas, Tensor? scales, Tensor coefficients, "
+      "Tensor columns, int first, int last, Tensor(a!) out) -> ()");
   m.def(
-      "merge_dots(Tensor?[] grads, Tensor deltas, Tensor order, Tensor starts, "
-      "Tensor tensor_tiles, int first, int last) -> Tensor");
+      "merge_dots(Tensor?[] grads, Tensor deltas, Tensor? scales, Tensor order, "
+      "Tensor starts, Tensor tensor_tiles, int first, int last) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mdft_fast_emulated, CPU, m) {

@@ -19,20 +19,29 @@ inline const void* at(const Tensor& x, int64_t i) {
   return static_cast<const char*>(x.const_data_ptr()) + i * static_cast<int64_t>(x.element_size());
 }
 
+// Tile `tile` of the first row of task vectors, and of their scales.
+inline const void* tile_of(const Tensor& deltas, int64_t tile) {
+  return at(deltas, tile * kTile / per_stored(deltas));
+}
+inline const float* tile_of(const std::optional<Tensor>& scales, int64_t tile) {
+  return scales ? scales->const_data_ptr<float>() + tile * (kTile / kGroup) : nullptr;
+}
+
 template <typename Kernel>
 void launch_packs(const Grid& grid, const MergeArgs& args, int64_t pack) {
   const int64_t elements = Kernel::kThreads * pack;  // of a block
   grid.template launch<Kernel>((args.n + elements - 1) / elements, args);
 }
 
-// Packs where every row begins at a whole pack, else one element at a time.
+// Packs where every row begins at a whole pack, else one stored value at a time.
 template <typename scalar_t, typename base_t>
 void launch_merge_from(const Grid& grid, const MergeArgs& args) {
-  constexpr int kPack = kWidestLoad / sizeof(scalar_t);
+  constexpr int kPack = kFullPack<scalar_t>;
+  constexpr int kLeast = Codec<scalar_t>::kPerStored;
   const bool wide = args.N % kPack == 0 && is_aligned(args.base) && is_aligned(args.deltas) &&
                     is_aligned(args.out);
   wide ? launch_packs<MergeKernel<scalar_t, base_t, kPack>>(grid, args, kPack)
-       : launch_packs<MergeKernel<scalar_t, base_t, 1>>(grid, args, 1);
+       : launch_packs<MergeKernel<scalar_t, base_t, kLeast>>(grid, args, kLeast);
 }
 
 template <typename scalar_t>
@@ -45,16 +54,18 @@ void launch_merge_as(const Grid& grid, const MergeArgs& args, DType base_dtype) 
     case DType::kFloat16:
       return launch_merge_from<scalar_t, Float16Bits>(grid, args);
     case DType::kFloat64:
-      return;  // check_merge_args: only where deltas are float64 too
+    case DType::kInt8:
+    case DType::kInt4:
+      return;  // check_merge_args: float64 only where deltas are float64 too, and never codes
   }
 }
 
 inline void launch_merge(const Grid& grid, const Tensor& base, const Tensor& deltas,
-                         const Tensor& coefficients, const Tensor& columns, int64_t first,
-                         const Tensor& out) {
-  const int64_t start = first * kTile;
-  const MergeArgs args{at(base, start),
-                       at(deltas, start),
+                         const std::optional<Tensor>& scales, const Tensor& coefficients,
+                         const Tensor& columns, int64_t first, const Tensor& out) {
+  const MergeArgs args{at(base, first * kTile),
+                       tile_of(deltas, first),
+                       tile_of(scales, first),
                        coefficients.const_data_ptr(),
                        columns.const_data_ptr<int32_t>(),
                        out.mutable_data_ptr(),
@@ -74,25 +85,31 @@ inline void launch_merge(const Grid& grid, const Tensor& base, const Tensor& del
       return launch_merge_as<Float16Bits>(grid, args, base_dtype);
     case DType::kFloat64:
       return launch_merge_from<double, double>(grid, args);
+    case DType::kInt8:
+      return launch_merge_as<int8_t>(grid, args, base_dtype);
+    case DType::kInt4:
+      return launch_merge_as<Int4Pair>(grid, args, base_dtype);
   }
 }
 
-inline Tensor merge(const Tensor& base, const Tensor& deltas, const Tensor& coefficients,
-                    const Tensor& columns, int64_t first, int64_t last, ScalarType out_dtype) {
-  check_merge_args(base, deltas, coefficients, columns, first, last, out_dtype);
+inline Tensor merge(const Tensor& base, const Tensor& deltas, const std::optional<Tensor>& scales,
+                    const Tensor& coefficients, const Tensor& columns, int64_t first, int64_t last,
+                    ScalarType out_dtype) {
+  check_merge_args(base, deltas, scales, coefficients, columns, first, last, out_dtype);
   const Grid grid(base);
   const int64_t n = elements_of(first, last, base.size(0));
   const Tensor out = torch::stable::new_empty(base, {n}, out_dtype);
-  launch_merge(grid, base, deltas, coefficients, columns, first, out);
+  launch_merge(grid, base, deltas, scales, coefficients, columns, first, out);
   return out;
 }
 
-inline void merge_out(const Tensor& base, const Tensor& deltas, const Tensor& coefficients,
-                      const Tensor& columns, int64_t first, int64_t last, const Tensor& out) {
-  check_merge_args(base, deltas, coefficients, columns, first, last, out.scalar_type());
-  check_merge_out(base, deltas, coefficients, out, first, last);
+inline void merge_out(const Tensor& base, const Tensor& deltas, const std::optional<Tensor>& scales,
+                      const Tensor& coefficients, const Tensor& columns, int64_t first,
+                      int64_t last, const Tensor& out) {
+  check_merge_args(base, deltas, scales, coefficients, columns, first, last, out.scalar_type());
+  check_merge_out(base, deltas, scales, coefficients, out, first, last);
   const Grid grid(base);
-  launch_merge(grid, base, deltas, coefficients, columns, first, out);
+  launch_merge(grid, base, deltas, scales, coefficients, columns, first, out);
 }
 
 // The gradients of up to Table::kTensors tensors from `begin` on; returns one past the last.
@@ -137,14 +154,19 @@ inline void launch_dots(const Grid& grid, const Gradients& present, const int64_
       return launch_dots_as<Float16Bits>(grid, present, tiles, args);
     case DType::kFloat64:
       return launch_dots_as<double>(grid, present, tiles, args);
+    case DType::kInt8:
+      return launch_dots_as<int8_t>(grid, present, tiles, args);
+    case DType::kInt4:
+      return launch_dots_as<Int4Pair>(grid, present, tiles, args);
   }
 }
 
 inline Tensor merge_dots(const std::vector<std::optional<Tensor>>& grads, const Tensor& deltas,
-                         const Tensor& order, const Tensor& starts, const Tensor& tensor_tiles,
-                         int64_t first, int64_t last) {
+                         const std::optional<Tensor>& scales, const Tensor& order,
+                         const Tensor& starts, const Tensor& tensor_tiles, int64_t first,
+                         int64_t last) {
   const Gradients present =
-      check_merge_dots_args(grads, deltas, order, starts, tensor_tiles, first, last);
+      check_merge_dots_args(grads, deltas, scales, order, starts, tensor_tiles, first, last);
   const Grid grid(deltas);
   const ScalarType acc = accumulator(deltas.scalar_type());
   const int64_t K = deltas.size(0);
@@ -153,11 +175,12 @@ inline Tensor merge_dots(const std::vector<std::optional<Tensor>>& grads, const 
   const Tensor partials = torch::stable::new_empty(deltas, {K, last - first}, acc);
   if (K * L == 0) return dots;
   DotsArgs args{};
-  args.deltas = at(deltas, first * kTile);
+  args.deltas = tile_of(deltas, first);
+  args.scales = tile_of(scales, first);
   args.partials = partials.mutable_data_ptr();
   args.grads_dtype = dtype_of(present.type);
   args.K = K;
-  args.N = deltas.size(1);
+  args.N = deltas.size(1) * per_stored(deltas);
   args.tiles = last - first;
   launch_dots(grid, present, tensor_tiles.const_data_ptr<int64_t>(), dtype_of(deltas.scalar_type()),
               &args);

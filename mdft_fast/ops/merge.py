@@ -20,6 +20,7 @@ from mdft_fast.ops.merge_fakes import (
     check_merge_dots_args,
     check_merge_out,
 )
+from mdft_fast.ops.merge_inputs import check_covers, check_shapes, split, split_data
 from mdft_fast.task_vectors import TaskVectors
 
 Tiles = tuple[int, int]
@@ -44,14 +45,15 @@ def merge(
     Args:
         base: ``[N]`` pre-trained weights. float32, float16, bfloat16 or float64. Contiguous.
         deltas: ``[K, N]`` task vectors, fine-tuned minus pre-trained, or packed
-            :class:`TaskVectors`. Any of these dtypes, float64 exactly where ``base`` is.
-            Contiguous. Data, never a parameter.
+            :class:`TaskVectors` in any codec. A Tensor may have any of these dtypes, float64
+            exactly where ``base`` is; int8 and int4 go with the others. Contiguous. Data, never a
+            parameter.
         coefficients: ``[K, L]`` λ (no unit), or ``[K]`` where there is no layout.
             float32; float64 where ``base`` is.
         layout: the arena's map; None: all N elements share one column.
         tiles: merge only the tiles ``(first, last)`` of the arena, one block say.
-        out: where to write: ``[elements of the tiles]``, apart from ``base``, ``deltas`` and
-            ``coefficients`` in memory. Not differentiable through what it held.
+        out: where to write: ``[elements of the tiles]``, apart from all inputs in
+            memory. Not differentiable through what it held.
         out_dtype: dtype of the result where ``out`` is not given; float64 needs a float64 base.
 
     Returns:
@@ -73,9 +75,9 @@ def merge(
         layout = Layout.single(base.shape[0])
         if coefficients.dim() == 1:
             coefficients = coefficients[:, None]
-    _check_covers("merge", layout, base.shape[-1])
+    check_covers("merge", layout, base.shape[-1])
     (merged,) = MergeFunction.apply(
-        base, _codes("merge", deltas), coefficients, layout, tiles, out, out_dtype, True, False
+        base, *split_data("merge", deltas), coefficients, layout, tiles, out, out_dtype, True, False
     )
     return merged
 
@@ -109,12 +111,12 @@ def merge_tensors(
         current: whether ``out`` already holds this very merge: nothing is computed then, and
             graphs made before stay valid.
     """
-    codes = _codes("merge", deltas)
+    codes, scales = split_data("merge", deltas)
     if out is not None and out.is_leaf and out.requires_grad:
         raise RuntimeError("merge: out must not be a parameter, got a leaf that requires grad")
-    _check_covers("merge", layout, base.shape[-1])
+    check_covers("merge", layout, base.shape[-1])
     return MergeFunction.apply(
-        base, codes, coefficients, layout, tiles, out, out_dtype, False, current
+        base, codes, scales, coefficients, layout, tiles, out, out_dtype, False, current
     )
 
 
@@ -146,13 +148,14 @@ def merge_dots(
 
     Not differentiable.
     """
-    codes = deltas.codes if isinstance(deltas, TaskVectors) else deltas
-    layout = layout or Layout.single(codes.shape[-1])
-    _check_covers("merge_dots", layout, codes.shape[-1])
+    codes, scales = split("merge_dots", deltas)
+    elements = deltas.N if isinstance(deltas, TaskVectors) else deltas.shape[-1]
+    layout = layout or Layout.single(elements)
+    check_covers("merge_dots", layout, elements)
     grads = [grads] if isinstance(grads, Tensor) else grads
-    _check_shapes(grads, layout, tiles)
+    check_shapes(grads, layout, tiles)
     with torch.no_grad():
-        return _merge_dots(grads, codes, layout.plan(codes.device, tiles))
+        return _merge_dots(grads, codes, scales, layout.plan(codes.device, tiles))
 
 
 class MergeFunction(torch.autograd.Function):
@@ -166,6 +169,7 @@ class MergeFunction(torch.autograd.Function):
     def forward(  # noqa: D102
         base: Tensor,
         codes: Tensor,
+        scales: Tensor | None,
         coefficients: Tensor,
         layout: Layout,
         tiles: Tiles | None,
@@ -178,16 +182,16 @@ class MergeFunction(torch.autograd.Function):
             merged = out
         else:
             plan = layout.plan(base.device, tiles)
-            merged = _merge(base, codes, coefficients, plan, out, out_dtype)
+            merged = _merge(base, codes, scales, coefficients, plan, out, out_dtype)
         return (merged,) if flat else tuple(layout.views(merged, tiles))
 
     @staticmethod
     def setup_context(  # noqa: D102
         ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ) -> None:
-        base, codes, _, layout, tiles, out, _, flat, _ = inputs
+        base, codes, scales, _, layout, tiles, out, _, flat, _ = inputs
         ctx.set_materialize_grads(False)  # a tensor without gradient stays None: no zeros are made
-        ctx.save_for_backward(codes)
+        ctx.save_for_backward(codes, scales)
         ctx.base_dtype, ctx.layout, ctx.tiles, ctx.flat = base.dtype, layout, tiles, flat
         ctx.elements = base.shape[0]
         if out is not None and flat:
@@ -195,19 +199,19 @@ class MergeFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # noqa: D102
-        (codes,) = ctx.saved_tensors
-        needs_base, _, needs_coefficients = ctx.needs_input_grad[:3]
+        codes, scales = ctx.saved_tensors
+        needs_base, _, _, needs_coefficients = ctx.needs_input_grad[:4]
         with torch.no_grad():
             plan = ctx.layout.plan(codes.device, ctx.tiles)
             if ctx.flat:
                 count = torch.tensor([0, plan.last - plan.first])
                 plan = plan._replace(tensor_tiles=count)
             contiguous = [None if g is None else g.contiguous() for g in grads]
-            dots = _merge_dots(contiguous, codes, plan) if needs_coefficients else None
+            dots = _merge_dots(contiguous, codes, scales, plan) if needs_coefficients else None
             base = _base_gradient(ctx, contiguous, codes.device) if needs_base else None
         base = differentiable_once("merge", base, *grads)
         dots = differentiable_once("merge", dots, *grads)
-        return base, None, dots, None, None, None, None, None, None
+        return base, None, None, dots, None, None, None, None, None, None
 
 
 def _base_gradient(ctx: Any, grads: list[Tensor | None], device: torch.device) -> Tensor:
@@ -221,41 +225,10 @@ def _base_gradient(ctx: Any, grads: list[Tensor | None], device: torch.device) -
     return result
 
 
-def _check_covers(op: str, layout: Layout, elements: int) -> None:
-    """Refuses a layout of another arena: a shorter one would merge only a beginning."""
-    tiles = -(-elements // TILE)
-    if layout.tiles != tiles:
-        raise RuntimeError(
-            f"{op}: layout must cover the arena's {tiles} tiles, got one of {layout.tiles}"
-        )
-
-
-def _check_shapes(grads: Sequence[Tensor | None], layout: Layout, tiles: Tiles | None) -> None:
-    """Refuses gradients of other tensors than the layout's."""
-    slots = layout.slots_in(tiles)
-    if len(grads) != len(slots):
-        raise RuntimeError(
-            f"merge_dots: grads must hold one for each of the layout's {len(slots)} tensors, "
-            f"got {len(grads)}"
-        )
-    for slot, grad in zip(slots, grads, strict=True):
-        if grad is not None and grad.shape != slot.shape:
-            raise RuntimeError(
-                f"merge_dots: gradient of {slot.name!r} must be {list(slot.shape)}, "
-                f"got {checks.shape(grad)}"
-            )
-
-
-def _codes(op: str, deltas: Tensor | TaskVectors) -> Tensor:
-    codes = deltas.codes if isinstance(deltas, TaskVectors) else deltas
-    if codes.requires_grad:
-        raise ValueError(f"{op}: deltas are data, not parameters; pass deltas.detach()")
-    return codes
-
-
 def _merge(
     base: Tensor,
     codes: Tensor,
+    scales: Tensor | None,
     coefficients: Tensor,
     plan: TilePlan,
     out: Tensor | None,
@@ -264,35 +237,38 @@ def _merge(
     columns, first, last = plan.columns, plan.first, plan.last
     if not native("merge", base.device, base.dtype):
         dtype = out.dtype if out is not None else out_dtype
-        check_merge_args(base, codes, coefficients, columns, first, last, dtype)
+        check_merge_args(base, codes, scales, coefficients, columns, first, last, dtype)
         if out is not None:
             check_merge_out(base, out, first, last)
-            for name, other in {
-                "base": base,
-                "deltas": codes,
-                "coefficients": coefficients,
-            }.items():
-                checks.check_apart("merge", "out", out, name, other)
-        merged = reference.merge(base, codes, coefficients, plan, dtype)
+            inputs = {"base": base, "deltas": codes, "scales": scales, "coefficients": coefficients}
+            for name, other in inputs.items():
+                if other is not None:
+                    checks.check_apart("merge", "out", out, name, other)
+        deltas = codes if scales is None else reference.decode(codes, scales)
+        merged = reference.merge(base, deltas, coefficients, plan, dtype)
         return merged if out is None else out.copy_(merged)
     if out is None:
         result: Tensor = torch.ops.mdft_fast.merge(
-            base, codes, coefficients, columns, first, last, out_dtype
+            base, codes, scales, coefficients, columns, first, last, out_dtype
         )
         return result
-    torch.ops.mdft_fast.merge_out(base, codes, coefficients, columns, first, last, out)
+    torch.ops.mdft_fast.merge_out(base, codes, scales, coefficients, columns, first, last, out)
     # A kernel's write does not bump the version: without this a stale graph would go unnoticed.
     torch.autograd.graph.increment_version(out)
     return out
 
 
-def _merge_dots(grads: Sequence[Tensor | None], codes: Tensor, plan: TilePlan) -> Tensor:
+def _merge_dots(
+    grads: Sequence[Tensor | None], codes: Tensor, scales: Tensor | None, plan: TilePlan
+) -> Tensor:
     if not native("merge_dots", codes.device, codes.dtype):
         index = (plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last)
-        check_merge_dots_args(grads, codes, *index)
+        check_merge_dots_args(grads, codes, scales, *index)
         check_gradients(grads, codes, plan.tensor_tiles.tolist(), plan.first)
-        return reference.merge_dots(grads, codes, plan)
+        deltas = codes if scales is None else reference.decode(codes, scales)
+        return reference.merge_dots(grads, deltas, plan)
     result: Tensor = torch.ops.mdft_fast.merge_dots(
-        list(grads), codes, plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last
-    )
+        list(grads), codes, scales, plan.order, plan.starts, plan.tensor_tiles, plan.first,
+        plan.last,
+    )  # fmt: skip
     return result

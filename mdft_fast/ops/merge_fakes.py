@@ -12,6 +12,7 @@ from mdft_fast.layout import TILE
 from mdft_fast.ops import _checks as checks
 from mdft_fast.ops._library import LOADED
 from mdft_fast.reference import accumulator
+from mdft_fast.task_vectors import GROUP
 
 
 def _check_range(op: str, first: int, last: int, n: int) -> None:
@@ -22,9 +23,49 @@ def _check_range(op: str, first: int, last: int, n: int) -> None:
     )
 
 
+CODES = (torch.int8, torch.uint8)  # int8, and int4 two elements a byte
+
+
+def elements_of_row(deltas: Tensor) -> int:
+    """Returns ``N``."""
+    return deltas.shape[1] * (2 if deltas.dtype == torch.uint8 else 1)
+
+
+def _check_scales(op: str, deltas: Tensor, scales: Tensor | None, n: int) -> None:
+    shape, dtype = checks.shape, checks.name(deltas.dtype)
+    if deltas.dtype not in CODES:
+        torch._check(
+            scales is None,
+            lambda: f"{op}: scales must be None for {dtype} deltas, got {shape(scales)}",
+        )
+        return
+    torch._check(
+        n % GROUP == 0,
+        lambda: f"{op}: {dtype} deltas must have a multiple of {GROUP} elements, got {n}",
+    )
+    wanted = [deltas.shape[0], n // GROUP]
+    got = "None" if scales is None else shape(scales)
+    torch._check(
+        scales is not None and list(scales.shape) == wanted,
+        lambda: f"{op}: scales must be {wanted} for {dtype} deltas, got {got}",
+    )
+    checks.check_dtype(op, "scales", scales, torch.float32)
+
+
+def _check_deltas(op: str, dtype: torch.dtype, acc: torch.dtype) -> None:
+    rule = "float32, float16, bfloat16, int8 or uint8"
+    rule = "float64 like the rest" if acc == torch.float64 else rule
+    floating = dtype in checks.FLOATING and accumulator(dtype) == acc
+    torch._check(
+        floating or (dtype in CODES and acc == torch.float32),
+        lambda: f"{op}: deltas must be {rule}, got {checks.name(dtype)}",
+    )
+
+
 def check_merge_args(
     base: Tensor,
     deltas: Tensor,
+    scales: Tensor | None,
     coefficients: Tensor,
     columns: Tensor,
     first: int,
@@ -35,10 +76,12 @@ def check_merge_args(
     shape = checks.shape
     torch._check(base.dim() == 1, lambda: f"merge: base must be [N], got {shape(base)}")
     n = base.shape[0]
+    stored = n // 2 if deltas.dtype == torch.uint8 else n
     torch._check(
-        deltas.dim() == 2 and deltas.shape[1] == n,
-        lambda: f"merge: deltas must be [K, {n}], got {shape(deltas)}",
+        deltas.dim() == 2 and deltas.shape[1] == stored,
+        lambda: f"merge: deltas must be [K, {stored}], got {shape(deltas)}",
     )
+    _check_scales("merge", deltas, scales, n)
     torch._check(
         coefficients.dim() == 2 and coefficients.shape[0] == deltas.shape[0],
         lambda: f"merge: coefficients must be [{deltas.shape[0]}, L], got {shape(coefficients)}",
@@ -50,12 +93,14 @@ def check_merge_args(
     )
     checks.check_floating("merge", "base", base)
     acc = accumulator(base.dtype)
-    checks.check_accumulates("merge", "deltas", deltas.dtype, acc)
+    _check_deltas("merge", deltas.dtype, acc)
     checks.check_dtype("merge", "coefficients", coefficients, acc)
     checks.check_dtype("merge", "columns", columns, torch.int32)
     checks.check_accumulates("merge", "out", out_dtype, acc)
     checks.check_beside("merge", "base", base, deltas)
     checks.check_beside("merge", "deltas", deltas, base)
+    if scales is not None:
+        checks.check_beside("merge", "scales", scales, base)
     checks.check_beside("merge", "coefficients", coefficients, base)
     checks.check_beside("merge", "columns", columns, base)
 
@@ -77,32 +122,35 @@ def _elements(first: int, last: int, n: int) -> int:
 def _merge_fake(
     base: Tensor,
     deltas: Tensor,
+    scales: Tensor | None,
     coefficients: Tensor,
     columns: Tensor,
     first: int,
     last: int,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    check_merge_args(base, deltas, coefficients, columns, first, last, out_dtype)
+    check_merge_args(base, deltas, scales, coefficients, columns, first, last, out_dtype)
     return base.new_empty(_elements(first, last, base.shape[0]), dtype=out_dtype)
 
 
 def _merge_out_fake(
     base: Tensor,
     deltas: Tensor,
+    scales: Tensor | None,
     coefficients: Tensor,
     columns: Tensor,
     first: int,
     last: int,
     out: Tensor,
 ) -> None:
-    check_merge_args(base, deltas, coefficients, columns, first, last, out.dtype)
+    check_merge_args(base, deltas, scales, coefficients, columns, first, last, out.dtype)
     check_merge_out(base, out, first, last)
 
 
 def check_merge_dots_args(
     grads: Sequence[Tensor | None],
     deltas: Tensor,
+    scales: Tensor | None,
     order: Tensor,
     starts: Tensor,
     tensor_tiles: Tensor,
@@ -112,7 +160,8 @@ def check_merge_dots_args(
     """Refuses what check_merge_dots_args of csrc/merge/merge.h refuses before it reads data."""
     op, shape, n = "merge_dots", checks.shape, len(grads)
     torch._check(deltas.dim() == 2, lambda: f"{op}: deltas must be [K, N], got {shape(deltas)}")
-    _check_range(op, first, last, deltas.shape[1])
+    _check_scales(op, deltas, scales, elements_of_row(deltas))
+    _check_range(op, first, last, elements_of_row(deltas))
     torch._check(
         order.dim() == 1 and order.shape[0] == last - first,
         lambda: f"{op}: order must be [{last - first}], got {shape(order)}",
@@ -125,7 +174,11 @@ def check_merge_dots_args(
         tensor_tiles.dim() == 1 and tensor_tiles.shape[0] == n + 1,
         lambda: f"{op}: tensor_tiles must be [{n + 1}], got {shape(tensor_tiles)}",
     )
-    checks.check_floating(op, "deltas", deltas)
+    rule = "float32, float64, float16, bfloat16, int8 or uint8"
+    torch._check(
+        deltas.dtype in (*checks.FLOATING, *CODES),
+        lambda: f"{op}: deltas must be {rule}, got {checks.name(deltas.dtype)}",
+    )
     checks.check_dtype(op, "order", order, torch.int32)
     checks.check_dtype(op, "starts", starts, torch.int32)
     checks.check_dtype(op, "tensor_tiles", tensor_tiles, torch.int64)
@@ -138,6 +191,8 @@ def check_merge_dots_args(
         lambda: f"{op}: tensor_tiles must be contiguous, got strides",
     )
     checks.check_beside(op, "deltas", deltas, order)
+    if scales is not None:
+        checks.check_beside(op, "scales", scales, deltas)
     checks.check_beside(op, "order", order, deltas)
     checks.check_beside(op, "starts", starts, deltas)
 
@@ -153,9 +208,8 @@ def check_gradients(
         if grad is None:
             continue
         if tiles is not None:
-            _check_size(
-                i, grad, tiles[i + 1] - tiles[i], deltas.shape[1] - (first + tiles[i]) * TILE
-            )
+            most = elements_of_row(deltas) - (first + tiles[i]) * TILE
+            _check_size(i, grad, tiles[i + 1] - tiles[i], most)
         checks.check_accumulates(op, "a gradient", grad.dtype, acc)
         dtype = dtype or grad.dtype
         wanted, got = checks.name(dtype), checks.name(grad.dtype)
@@ -181,13 +235,14 @@ def _check_size(i: int, grad: Tensor, room: int, most: int) -> None:
 def _merge_dots_fake(
     grads: Sequence[Tensor | None],
     deltas: Tensor,
+    scales: Tensor | None,
     order: Tensor,
     starts: Tensor,
     tensor_tiles: Tensor,
     first: int,
     last: int,
 ) -> Tensor:
-    check_merge_dots_args(grads, deltas, order, starts, tensor_tiles, first, last)
+    check_merge_dots_args(grads, deltas, scales, order, starts, tensor_tiles, first, last)
     # What tensor_tiles holds a fake cannot know, but of one tensor alone.
     check_gradients(grads, deltas, [0, last - first] if len(grads) == 1 else None, first)
     acc = accumulator(deltas.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mdft_fast.layout import TILE, Layout
 from tests.emulated.test_kernels import SWITCHES, ragged
 from tests.grid import Grid
-from tests.ops.inputs import BF16, F32, make_arena, make_grads
+from tests.ops.inputs import BF16, F32, make_arena, make_grads, split
 
 pytestmark = pytest.mark.cuda
 
@@ -23,7 +23,7 @@ Step = Callable[[], list[Tensor]]
 
 def make_step(grid: Grid, device: torch.device) -> tuple[Step, list[Tensor]]:
     """Returns one call of every operator, and the tensors that it reads."""
-    arena = make_arena(9, LAYOUT, device, deltas=BF16)
+    arenas = [make_arena(9, LAYOUT, device, deltas=codec) for codec in (BF16, "int8", "int4")]
     plan = LAYOUT.plan(device)
     grads = make_grads(LAYOUT, device)
     rows = ragged(device, [16, 16, 3], [10, 43, 397], F32)
@@ -32,16 +32,16 @@ def make_step(grid: Grid, device: torch.device) -> tuple[Step, list[Tensor]]:
     out = torch.empty(LAYOUT.elements, device=device)
 
     def step() -> list[Tensor]:
-        merged = grid.ops.merge(*arena, plan.columns, *tiles, BF16)
-        grid.ops.merge_out(*arena, plan.columns, *tiles, out)
-        dots = grid.ops.merge_dots(
-            grads, arena.deltas, plan.order, plan.starts, plan.tensor_tiles, *tiles
-        )
+        merged = [grid.ops.merge(*a.stored(), plan.columns, *tiles, BF16) for a in arenas]
+        grid.ops.merge_out(*arenas[0].stored(), plan.columns, *tiles, out)
+        index = (plan.order, plan.starts, plan.tensor_tiles, *tiles)
+        dots = [grid.ops.merge_dots(grads, *split(a.deltas), *index) for a in arenas]
         results = grid.ops.debiased_entropy(*rows, *SWITCHES["paper"])
         scaled = grid.ops.debiased_entropy_backward(results[4], rows[3], rows[4], by)
-        return [merged, out.clone(), dots, *results, scaled]
+        return [*merged, out.clone(), *dots, *results, scaled]
 
-    return step, [*arena, *grads, rows[0], rows[1], by]
+    floats = [x for a in arenas for x in a.stored() if x is not None and x.is_floating_point()]
+    return step, [*floats, *grads, rows[0], rows[1], by]
 
 
 def assert_equal(got: list[Tensor], wanted: list[Tensor]) -> None:
@@ -115,7 +115,7 @@ def test_leaves_the_current_device_alone(grid: Grid) -> None:
 def test_refuses_tensors_of_two_devices(grid: Grid) -> None:
     arena = make_arena(2, LAYOUT, grid.device)
     plan = LAYOUT.plan(grid.device)
-    mixed: list[Any] = [arena.base.cpu(), arena.deltas, arena.coefficients]
+    mixed: list[Any] = [arena.base.cpu(), arena.deltas, None, arena.coefficients]
     with pytest.raises(RuntimeError, match="merge: base must be on the device of the other"):
         grid.ops.merge(*mixed, plan.columns, plan.first, plan.last, F32)
 
@@ -132,10 +132,10 @@ def test_arenas_beyond_2_31_elements(grid: Grid) -> None:
     layout = Layout.of({"a": (N,)})
     plan = layout.plan(grid.device)
     lam = torch.tensor([[1.0], [2.0]], device=grid.device)
-    out = grid.ops.merge(base, deltas, lam, plan.columns, plan.first, plan.last, BF16)
+    out = grid.ops.merge(base, deltas, None, lam, plan.columns, plan.first, plan.last, BF16)
     assert out[-2:].tolist() == [5, 6]
     assert int(out.count_nonzero()) == 2
     dots = grid.ops.merge_dots(
-        [out], deltas, plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last
+        [out], deltas, None, plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last
     )
     assert dots.tolist() == [[0], [18]]

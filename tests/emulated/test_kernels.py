@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -15,17 +16,20 @@ from torch import Tensor
 
 from mdft_fast import reference
 from mdft_fast.layout import TILE, Layout, TilePlan
+from mdft_fast.task_vectors import GROUP, TaskVectors
 from tests.grid import Grid
-from tests.ops.inputs import F32, F64, NARROW, make_arena, make_grads, name
+from tests.ops.inputs import F32, F64, NARROW, make_arena, make_grads, name, split, wide
 from tests.tolerance import assert_within_rounding
 
 K_VALUES = [0, 1, 2, 3, 7, 8, 9, 15, 16, 17]  # full chunks of 8, and every kind of rest
-PAIRS = [*itertools.product(NARROW, repeat=2), (F64, F64)]
+PAIRS = [*itertools.product(NARROW, (*NARROW, "int8", "int4")), (F64, F64)]  # base, deltas
 LAYOUT = Layout.of({"a": (3000,), "b": (), "c": (64, 64), "d": (1, 2049)})
 
 
-def displaced(x: Tensor, by: int = 1) -> Tensor:
+def displaced(x: Any, by: int = 1) -> Any:
     """Returns the same numbers, not aligned to 16 bytes."""
+    if isinstance(x, TaskVectors):
+        return dataclasses.replace(x, codes=displaced(x.codes, by))
     room = x.new_empty(x.numel() + by)
     room[by:] = x.flatten()
     return room[by:].view(x.shape)
@@ -42,19 +46,19 @@ def plan_of(columns: list[int], L: int, N: int, device: torch.device) -> TilePla
 
 
 def merge(grid: Grid, arena: Any, plan: TilePlan, out: torch.dtype = F32) -> Tensor:
-    result: Tensor = grid.ops.merge(*arena, plan.columns, plan.first, plan.last, out)
+    result: Tensor = grid.ops.merge(*arena.stored(), plan.columns, plan.first, plan.last, out)
     return result
 
 
-def dots(grid: Grid, grads: Any, deltas: Tensor, plan: TilePlan) -> Tensor:
+def dots(grid: Grid, grads: Any, deltas: Any, plan: TilePlan) -> Tensor:
     result: Tensor = grid.ops.merge_dots(
-        grads, deltas, plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last
+        grads, *split(deltas), plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last
     )
     return result
 
 
 def assert_merges(got: Tensor, arena: Any, plan: TilePlan) -> None:
-    terms = len(arena.deltas) + 1
+    terms = len(arena.coefficients) + 2  # sums, a product in the reference, lambda by scale
     assert_within_rounding(
         got,
         exact=reference.merge(*arena.double(), plan, F64),
@@ -64,14 +68,16 @@ def assert_merges(got: Tensor, arena: Any, plan: TilePlan) -> None:
     )
 
 
-def assert_dots(got: Tensor, grads: list[Any], deltas: Tensor, plan: TilePlan) -> None:
-    wide = [None if g is None else g.double() for g in grads]
-    size = [None if g is None else g.abs() for g in wide]
-    elements_of_a_lane = 16 if got.dtype == F64 else 8  # then 1 or 2 levels, and 5 of the warp
+def assert_dots(got: Tensor, grads: list[Any], deltas: Any, plan: TilePlan) -> None:
+    exact = [None if g is None else g.double() for g in grads]
+    size = [None if g is None else g.abs() for g in exact]
+    # Then 1 or 2 levels, and 5 of the warp. Of int8 it is 4, 2 levels and 2 scales; of int4 8, 2
+    # levels and 1 scale.
+    elements_of_a_lane = 16 if got.dtype == F64 else 9 if isinstance(deltas, TaskVectors) else 8
     assert_within_rounding(
         got,
-        exact=reference.merge_dots(wide, deltas.double(), plan),
-        magnitude=reference.merge_dots(size, deltas.double().abs(), plan),
+        exact=reference.merge_dots(exact, wide(deltas), plan),
+        magnitude=reference.merge_dots(size, wide(deltas).abs(), plan),
         terms=elements_of_a_lane + 7 + (len(plan.order) if got.dtype == F64 else 0),
         reference_terms=TILE + len(plan.order),
     )
@@ -85,7 +91,7 @@ def assert_dots(got: Tensor, grads: list[Any], deltas: Tensor, plan: TilePlan) -
 def test_merge_any_number_of_vectors(
     K: int, dtypes: tuple[torch.dtype, torch.dtype], grid: Grid
 ) -> None:
-    N = 5 * TILE + 40  # a partial tile of whole packs
+    N = 5 * TILE + (GROUP if isinstance(dtypes[1], str) else 40)  # a partial tile of whole packs
     arena = make_arena(K, Layout.of({"a": (TILE,), "b": (N - TILE,), "unused": (0,)}),
                        grid.device, base=dtypes[0], deltas=dtypes[1], elements=N)  # fmt: skip
     plan = plan_of([0, 2, 1, 1, 0, 2], 3, N, grid.device)
@@ -98,19 +104,23 @@ def test_merge_any_number_of_vectors(
 def test_merge_bits_do_not_depend_on_alignment(
     what: str, dtypes: tuple[torch.dtype, torch.dtype], grid: Grid
 ) -> None:
-    N = 2 * TILE + 24
+    packed = isinstance(dtypes[1], str)
+    out_dtype = dtypes[0] if packed else dtypes[1]
+    N = 2 * TILE + (GROUP if packed else 24)
     arena = make_arena(9, LAYOUT, grid.device, base=dtypes[0], deltas=dtypes[1], elements=N)
     plan = plan_of([1, 0, 2], 4, N, grid.device)
-    wanted = merge(grid, arena, plan, dtypes[1])
+    wanted = merge(grid, arena, plan, out_dtype)
+    if what == "rows" and packed:
+        pytest.skip("rows of codes are whole groups")
     if what == "rows":  # N odd: every second row begins between packs
         arena = type(arena)(arena[0][:-1], arena[1][:, :-1].contiguous(), arena[2])
-        assert torch.equal(merge(grid, arena, plan, dtypes[1]), wanted[:-1])
+        assert torch.equal(merge(grid, arena, plan, out_dtype), wanted[:-1])
         return
     if what != "out":
         arena = arena._replace(**{what: displaced(getattr(arena, what))})
     out = torch.full_like(wanted, torch.nan)
     out = displaced(out) if what == "out" else out
-    grid.ops.merge_out(*arena, plan.columns, plan.first, plan.last, out)
+    grid.ops.merge_out(*arena.stored(), plan.columns, plan.first, plan.last, out)
     assert torch.equal(out, wanted)
 
 
@@ -133,7 +143,7 @@ def test_merge_writes_a_range_of_tiles_and_no_more(grid: Grid) -> None:
     tiles = (3, 8)
     plan = LAYOUT.plan(grid.device, tiles)
     room = torch.full((5 * TILE + 32,), -1.0, device=grid.device)
-    grid.ops.merge_out(*arena, plan.columns, *tiles, room[16:-16])
+    grid.ops.merge_out(*arena.stored(), plan.columns, *tiles, room[16:-16])
     assert torch.equal(room[16:-16], whole[3 * TILE : 8 * TILE])
     assert (room[:16] == -1).all()
     assert (room[-16:] == -1).all()
@@ -148,7 +158,7 @@ def test_dots_any_number_of_vectors(
     K: int, dtypes: tuple[torch.dtype, torch.dtype], grid: Grid
 ) -> None:
     plan = LAYOUT.plan(grid.device)
-    deltas = make_arena(K, LAYOUT, grid.device, base=dtypes[1], deltas=dtypes[1]).deltas
+    deltas = make_arena(K, LAYOUT, grid.device, deltas=dtypes[1]).deltas
     grads = make_grads(LAYOUT, grid.device, dtypes[0])
     assert_dots(dots(grid, grads, deltas, plan), grads, deltas, plan)
 
@@ -172,11 +182,13 @@ def test_dots_bits_do_not_depend_on_alignment(
     N = 3 * TILE
     layout = Layout.of({"a": (N,)})
     plan = layout.plan(grid.device)
-    deltas = make_arena(3, layout, grid.device, base=dtypes[1], deltas=dtypes[1]).deltas
+    deltas = make_arena(3, layout, grid.device, deltas=dtypes[1]).deltas
     (grad,) = make_grads(layout, grid.device, dtypes[0])
     wanted = dots(grid, [grad], deltas, plan)
     assert torch.equal(dots(grid, [displaced(grad)], deltas, plan), wanted)
     assert torch.equal(dots(grid, [grad], displaced(deltas), plan), wanted)
+    if isinstance(deltas, TaskVectors):
+        return
     # A tail of zeros adds nothing, and is read one element at a time.
     grad[-1] = 0
     deltas_odd = deltas[:, :-1].contiguous()

@@ -13,7 +13,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from mdft_fast.layout import TILE, Layout
-from mdft_fast.reference import accumulator
+from mdft_fast.reference import accumulator, decode
+from mdft_fast.task_vectors import GROUP, LARGEST_CODE, Codec, TaskVectors
 
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 DTYPES = (F32, BF16, F16, F64)
@@ -29,16 +30,30 @@ def name(value: Any) -> str | None:
     return None
 
 
+def split(deltas: Tensor | TaskVectors) -> tuple[Tensor, Tensor | None]:
+    """Returns codes and scales, as the operators take them."""
+    return (deltas.codes, deltas.scales) if isinstance(deltas, TaskVectors) else (deltas, None)
+
+
+def wide(deltas: Tensor | TaskVectors) -> Tensor:
+    """Returns the same numbers in float64, where code times scale is exact."""
+    return decode(*split(deltas), F64)
+
+
 class Arena(NamedTuple):
     """Inputs of ``merge``."""
 
     base: Tensor
-    deltas: Tensor
+    deltas: Any  # Tensor | TaskVectors
     coefficients: Tensor
+
+    def stored(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Returns the first arguments of the operators."""
+        return (self.base, *split(self.deltas), self.coefficients)
 
     def double(self) -> Arena:
         """Returns the same numbers in float64."""
-        return Arena(*(x.double() for x in self))
+        return Arena(self.base.double(), wide(self.deltas), self.coefficients.double())
 
     def abs(self) -> Arena:
         """Returns the absolute values."""
@@ -51,11 +66,11 @@ def make_arena(
     device: torch.device,
     *,
     base: torch.dtype = F32,
-    deltas: torch.dtype = F32,
+    deltas: torch.dtype | Codec = F32,
     elements: int | None = None,
     seed: int = 0,
 ) -> Arena:
-    """Draws ``base [N]``, ``deltas [K, N]`` and ``coefficients [K, L]``.
+    """Draws ``base [N]``, ``deltas [K, N]`` (packed for a codec) and ``coefficients [K, L]``.
 
     The numbers are of one size and of both signs, so that a sum kept in too few bits shows.
     """
@@ -67,9 +82,21 @@ def make_arena(
 
     return Arena(
         draw(N).to(device, base),
-        draw(K, N).to(device, deltas),
+        make_packed(K, N, deltas, random).to(device)
+        if isinstance(deltas, str)
+        else draw(K, N).to(device, deltas),
         draw(K, len(layout.columns)).to(device, accumulator(base)),
     )
+
+
+def make_packed(K: int, N: int, codec: Codec, random: torch.Generator) -> TaskVectors:
+    """Draws codes of every value, -8 and -128 too, and scales that make elements of size 1."""
+    scales = (torch.rand(K, N // GROUP, generator=random) + 0.5) / LARGEST_CODE[codec]
+    if codec == "int4":
+        codes = torch.randint(0, 256, (K, N // 2), generator=random, dtype=torch.uint8)
+    else:
+        codes = torch.randint(-128, 128, (K, N), generator=random, dtype=torch.int8)
+    return TaskVectors(codes, codec, scales)
 
 
 def flat(N: int) -> Layout:

@@ -105,17 +105,17 @@ MERGE = sys.modules["mdft_fast.ops.merge"]  # the package's attribute is the fun
 @pytest.mark.parametrize("what", test_merge.WRONG)
 def test_the_reference_refuses_what_merge_refuses(what: str) -> None:
     def merge(
-        base: Tensor, deltas: Tensor, lam: Tensor, columns: Tensor, first: int, last: int, to: Any
+        base: Tensor, deltas: Tensor, scales: Any, lam: Tensor, columns: Tensor, *rest: Any
     ) -> Tensor:
-        plan = TilePlan(columns, columns, columns, columns, first, last)
-        return MERGE._merge(base, deltas, lam, plan, None, to)
+        plan = TilePlan(columns, columns, columns, columns, *rest[:2])
+        return MERGE._merge(base, deltas, scales, lam, plan, None, rest[2])
 
     args = test_merge.wrong_arguments(what, CPU)
     assert outcome(merge, args, "merge:") == f"merge: {test_merge.WRONG[what][2]}"
-    out = torch.empty(test_merge.N, dtype=args[6])
-    plan = TilePlan(*[args[3]] * 4, args[4], args[5])
+    out = torch.empty(test_merge.N, dtype=args[7])
+    plan = TilePlan(*[args[4]] * 4, args[5], args[6])
     wanted = f"merge: {test_merge.WRONG[what][2]}"
-    assert outcome(MERGE._merge, [*args[:3], plan, out, None], "merge:") == wanted
+    assert outcome(MERGE._merge, [*args[:4], plan, out, None], "merge:") == wanted
 
 
 @pytest.mark.usefixtures("reference_runs")
@@ -123,8 +123,8 @@ def test_the_reference_refuses_what_merge_refuses(what: str) -> None:
 def test_the_reference_refuses_what_merge_dots_refuses(what: str) -> None:
     position, change, text = {**test_merge_dots.WRONG, **test_merge_dots.WRONG_DATA}[what]
 
-    def merge_dots(grads: Any, deltas: Tensor, *plan: Any) -> Tensor:
-        return MERGE._merge_dots(grads, deltas, TilePlan(plan[0], *plan))
+    def merge_dots(grads: Any, deltas: Tensor, scales: Any, *plan: Any) -> Tensor:
+        return MERGE._merge_dots(grads, deltas, scales, TilePlan(plan[0], *plan))
 
     args = test_merge_dots.wrong_arguments(position, change, CPU)
     assert outcome(merge_dots, args, "merge_dots:") == f"merge_dots: {text}"
@@ -140,11 +140,12 @@ def test_the_reference_refuses_what_users_get_wrong() -> None:
     h = [z.sum(1).to("meta") for z in rows.logits]
     floating = "must be float32, float64, float16 or bfloat16"
     narrow = "must be float32, float16 or bfloat16, got"
+    codes = "must be float32, float16, bfloat16, int8 or uint8, got"
     cases: dict[str, Any] = {
-        f"merge: deltas {narrow} float64": lambda: mdft_fast.merge(
+        f"merge: deltas {codes} float64": lambda: mdft_fast.merge(
             base, deltas.to(F64), lam, LAYOUT
         ),
-        f"merge: deltas {narrow} int64": lambda: mdft_fast.merge(base, deltas.long(), lam, LAYOUT),
+        f"merge: deltas {codes} int64": lambda: mdft_fast.merge(base, deltas.long(), lam, LAYOUT),
         f"merge_dots: a gradient {narrow} float64": lambda: mdft_fast.merge_dots(
             [g.to(F64) for g in grads], deltas, LAYOUT
         ),

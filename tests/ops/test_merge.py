@@ -135,7 +135,7 @@ def test_large_outputs_are_written_past_the_cache(dtype: torch.dtype, device: to
     assert torch.equal(got, mdft_fast.merge(*arena, flat(N), out=aside))
     tiles = (5, 5 + 1000)  # too small: plain stores
     plan = flat(N).plan(device)._replace(first=tiles[0], last=tiles[1])
-    part = OPS.merge(*arena, plan.columns[:1000], *tiles, dtype)
+    part = OPS.merge(*arena.stored(), plan.columns[:1000], *tiles, dtype)
     assert torch.equal(part, got[tiles[0] * TILE : tiles[1] * TILE])
 
 
@@ -232,7 +232,7 @@ def test_torch_func_grad(device: torch.device) -> None:
 
 def raw(arena: Arena, layout: Layout, tiles: Any = None) -> tuple[Any, ...]:
     plan = layout.plan(arena.base.device, tiles)
-    return (*arena, plan.columns, plan.first, plan.last)
+    return (*arena.stored(), plan.columns, plan.first, plan.last)
 
 
 @pytest.mark.parametrize("tiles", [None, (1, 2), (0, 0)])
@@ -240,7 +240,7 @@ def test_is_registered_right(tiles: Any, device: torch.device) -> None:
     args = raw(make_arena(3, SMALL, device), SMALL, tiles)
     torch.library.opcheck(OPS.merge.default, (*args, F32))
     torch.library.opcheck(OPS.merge.default, (*args, BF16))
-    out = torch.empty((args[5] - args[4]) * TILE, device=device)
+    out = torch.empty((args[6] - args[5]) * TILE, device=device)
     torch.library.opcheck(OPS.merge_out.default, (*args, out))
 
 
@@ -290,13 +290,13 @@ WRONG: dict[str, tuple[int, Any, str]] = {
     "base 2-d": (0, lambda x: x[None], f"base must be [N], got [1, {N}]"),
     "deltas 1-d": (1, lambda x: x[0], f"deltas must be [K, {N}], got [{N}]"),
     "deltas short": (1, lambda x: x[:, 1:], f"deltas must be [K, {N}], got [3, {N - 1}]"),
-    "coefficients 1-d": (2, lambda x: x[:, 0], "coefficients must be [3, L], got [3]"),
-    "coefficients few": (2, lambda x: x[1:], "coefficients must be [3, L], got [2, 4]"),
-    "first": (4, lambda _: -1, f"tiles must be a range of [0, {T}], got [-1, {T})"),
-    "last": (5, lambda _: T + 1, f"tiles must be a range of [0, {T}], got [0, {T + 1})"),
-    "first after last": (4, lambda _: T + 1, f"tiles must be a range of [0, {T}], got [4, {T})"),
-    "columns long": (3, lambda x: x.repeat(2), f"columns must be [{T}], got [{2 * T}]"),
-    "columns 2-d": (3, lambda x: x[None], f"columns must be [{T}], got [1, {T}]"),
+    "coefficients 1-d": (3, lambda x: x[:, 0], "coefficients must be [3, L], got [3]"),
+    "coefficients few": (3, lambda x: x[1:], "coefficients must be [3, L], got [2, 4]"),
+    "first": (5, lambda _: -1, f"tiles must be a range of [0, {T}], got [-1, {T})"),
+    "last": (6, lambda _: T + 1, f"tiles must be a range of [0, {T}], got [0, {T + 1})"),
+    "first after last": (5, lambda _: T + 1, f"tiles must be a range of [0, {T}], got [4, {T})"),
+    "columns long": (4, lambda x: x.repeat(2), f"columns must be [{T}], got [{2 * T}]"),
+    "columns 2-d": (4, lambda x: x[None], f"columns must be [{T}], got [1, {T}]"),
     "base dtype": (
         0, lambda x: x.int(), "base must be float32, float64, float16 or bfloat16, got int32",
     ),
@@ -309,18 +309,24 @@ WRONG: dict[str, tuple[int, Any, str]] = {
         "base must be float32, float64, float16 or bfloat16, got complex64",
     ),
     "deltas float64": (
-        1, lambda x: x.double(), "deltas must be float32, float16 or bfloat16, got float64",
+        1, lambda x: x.double(),
+        "deltas must be float32, float16, bfloat16, int8 or uint8, got float64",
+    ),
+    "deltas int64": (
+        1, lambda x: x.long(),
+        "deltas must be float32, float16, bfloat16, int8 or uint8, got int64",
     ),
     "deltas int8": (
-        1, lambda x: x.to(torch.int8), "deltas must be float32, float16 or bfloat16, got int8",
+        1, lambda x: x.to(torch.int8), f"scales must be [3, {N // 128}] for int8 deltas, got None",
     ),
+    "scales of floats": (2, torch.ones(3, 2), "scales must be None for float32 deltas, got [3, 2]"),
     "base float64": (
         0, lambda x: x.double(), "deltas must be float64 like the rest, got float32",
     ),
-    "coefficients half": (2, lambda x: x.half(), "coefficients must be float32, got float16"),
-    "columns int64": (3, lambda x: x.long(), "columns must be int32, got int64"),
-    "out int": (6, torch.int64, "out must be float32, float16 or bfloat16, got int64"),
-    "out float64": (6, F64, "out must be float32, float16 or bfloat16, got float64"),
+    "coefficients half": (3, lambda x: x.half(), "coefficients must be float32, got float16"),
+    "columns int64": (4, lambda x: x.long(), "columns must be int32, got int64"),
+    "out int": (7, torch.int64, "out must be float32, float16 or bfloat16, got int64"),
+    "out float64": (7, F64, "out must be float32, float16 or bfloat16, got float64"),
     "base strided": (
         0, lambda x: x.repeat(2)[::2], "base must be contiguous, got strides",
     ),
@@ -328,10 +334,10 @@ WRONG: dict[str, tuple[int, Any, str]] = {
         1, lambda x: x.mT.contiguous().mT, "deltas must be contiguous, got strides",
     ),
     "coefficients strided": (
-        2, lambda x: x[:, :1].expand(-1, 4), "coefficients must be contiguous, got strides",
+        3, lambda x: x[:, :1].expand(-1, 4), "coefficients must be contiguous, got strides",
     ),
     "columns strided": (
-        3, lambda x: x[:1].expand(T), "columns must be contiguous, got strides",
+        4, lambda x: x[:1].expand(T), "columns must be contiguous, got strides",
     ),
 }  # fmt: skip
 
@@ -410,15 +416,15 @@ def test_an_out_beside_the_inputs_in_one_memory_is_taken(device: torch.device) -
 def test_a_column_outside_of_lambda_is_an_error(bad: int) -> None:
     # Read from the data, so by the CPU's kernel alone: on CUDA it would cost a synchronization.
     args = [*raw(make_arena(3, SMALL, torch.device("cpu")), SMALL), F32]
-    args[3] = torch.tensor([0, 1, bad, 1, 0], dtype=torch.int32)[:T]
+    args[4] = torch.tensor([0, 1, bad, 1, 0], dtype=torch.int32)[:T]
     assert outcome(OPS.merge, args, "merge:") == f"merge: columns must lie in [0, 4), got {bad}"
 
 
-@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("position", [0, 1, 3, 4])
 def test_another_device_is_an_error(position: int, device: torch.device) -> None:
     args = [*raw(make_arena(3, SMALL, device), SMALL), F32]
     args[position] = args[position].to("meta")
-    what = ["base", "base", "coefficients", "columns"][position]  # base is held against deltas
+    what = ["base", "base", "", "coefficients", "columns"][position]  # base is held against deltas
     wanted = f"merge: {what} must be on the device of the other tensors, got another device"
     assert outcome(OPS.merge, args, "merge:") == wanted
 

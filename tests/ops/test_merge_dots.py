@@ -29,6 +29,7 @@ from tests.ops.inputs import (
     make_grads,
     name,
     outcome,
+    split,
 )
 from tests.tolerance import assert_within_rounding
 
@@ -152,9 +153,12 @@ SMALL = Layout.of({"a": (3,), "none": (0,), "b": (2, 600), "c": ()})
 LONE = Layout.of({"a": (TILE,)})
 
 
-def raw(grads: Sequence[Tensor | None], deltas: Tensor, layout: Layout) -> tuple[Any, ...]:
+def raw(
+    grads: Sequence[Tensor | None], deltas: Tensor | TaskVectors, layout: Layout
+) -> tuple[Any, ...]:
     plan = layout.plan(deltas.device)
-    return (list(grads), deltas, plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last)
+    index = (plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last)
+    return (list(grads), *split(deltas), *index)
 
 
 @pytest.mark.parametrize("absent", [(), (0, 2), (0, 1, 2, 3)], ids=name)
@@ -182,28 +186,35 @@ T, N = SMALL.tiles, SMALL.elements
 # what is wrong -> (position of the argument in merge_dots, its replacement, the message)
 WRONG: dict[str, tuple[int, Any, str]] = {
     "deltas 1-d": (1, lambda x: x[0], f"deltas must be [K, N], got [{N}]"),
-    "first": (5, lambda _: -1, f"tiles must be a range of [0, {T}], got [-1, {T})"),
-    "last": (6, lambda _: T + 1, f"tiles must be a range of [0, {T}], got [0, {T + 1})"),
-    "order long": (2, lambda x: x.repeat(2), f"order must be [{T}], got [{2 * T}]"),
-    "order 2-d": (2, lambda x: x[None], f"order must be [{T}], got [1, {T}]"),
-    "starts empty": (3, lambda x: x[:0], "starts must be [L + 1], got [0]"),
-    "starts 2-d": (3, lambda x: x[None], "starts must be [L + 1], got [1, 5]"),
-    "tensor_tiles": (4, lambda x: x[1:], "tensor_tiles must be [5], got [4]"),
+    "first": (6, lambda _: -1, f"tiles must be a range of [0, {T}], got [-1, {T})"),
+    "last": (7, lambda _: T + 1, f"tiles must be a range of [0, {T}], got [0, {T + 1})"),
+    "order long": (3, lambda x: x.repeat(2), f"order must be [{T}], got [{2 * T}]"),
+    "order 2-d": (3, lambda x: x[None], f"order must be [{T}], got [1, {T}]"),
+    "starts empty": (4, lambda x: x[:0], "starts must be [L + 1], got [0]"),
+    "starts 2-d": (4, lambda x: x[None], "starts must be [L + 1], got [1, 5]"),
+    "tensor_tiles": (5, lambda x: x[1:], "tensor_tiles must be [5], got [4]"),
     "deltas dtype": (
-        1, lambda x: x.int(), "deltas must be float32, float64, float16 or bfloat16, got int32",
+        1, lambda x: x.int(),
+        "deltas must be float32, float64, float16, bfloat16, int8 or uint8, got int32",
     ),
-    "order dtype": (2, lambda x: x.long(), "order must be int32, got int64"),
-    "starts dtype": (3, lambda x: x.long(), "starts must be int32, got int64"),
-    "tensor_tiles dtype": (4, lambda x: x.int(), "tensor_tiles must be int64, got int32"),
+    "deltas int8": (
+        1, lambda x: x.to(torch.int8), f"scales must be [3, {N // 128}] for int8 deltas, got None",
+    ),
+    "scales of floats": (
+        2, lambda _: torch.ones(3, 2), "scales must be None for float32 deltas, got [3, 2]",
+    ),
+    "order dtype": (3, lambda x: x.long(), "order must be int32, got int64"),
+    "starts dtype": (4, lambda x: x.long(), "starts must be int32, got int64"),
+    "tensor_tiles dtype": (5, lambda x: x.int(), "tensor_tiles must be int64, got int32"),
     "deltas strided": (
         1, lambda x: x.mT.contiguous().mT, "deltas must be contiguous, got strides",
     ),
-    "order strided": (2, lambda x: x[:1].expand(T), "order must be contiguous, got strides"),
+    "order strided": (3, lambda x: x[:1].expand(T), "order must be contiguous, got strides"),
     "starts strided": (
-        3, lambda x: x.repeat_interleave(2)[::2], "starts must be contiguous, got strides",
+        4, lambda x: x.repeat_interleave(2)[::2], "starts must be contiguous, got strides",
     ),
     "tensor_tiles strided": (
-        4, lambda x: x.repeat_interleave(2)[::2], "tensor_tiles must be contiguous, got strides",
+        5, lambda x: x.repeat_interleave(2)[::2], "tensor_tiles must be contiguous, got strides",
     ),
     "gradient dtype": (
         0, lambda g: [g[0].int(), *g[1:]],
@@ -228,10 +239,10 @@ WRONG: dict[str, tuple[int, Any, str]] = {
 # These read data, so the fake cannot make them.
 WRONG_DATA: dict[str, tuple[int, Any, str]] = {
     "tensor_tiles start": (
-        4, lambda x: x + 1, f"tensor_tiles must run from 0 to {T}, got 1 to {T + 1}",
+        5, lambda x: x + 1, f"tensor_tiles must run from 0 to {T}, got 1 to {T + 1}",
     ),
     "tensor_tiles fall": (
-        4, lambda x: torch.tensor([0, 1, 0, 3, T]),
+        5, lambda x: torch.tensor([0, 1, 0, 3, T]),
         "tensor_tiles must not decrease, got 1 before 0",
     ),
     "gradient short": (
@@ -242,14 +253,14 @@ WRONG_DATA: dict[str, tuple[int, Any, str]] = {
         0, lambda g: [*g[:3], torch.zeros(1025)],
         "gradient 3 must fill 1 tiles of 1024 elements, got [1025]",
     ),
-    "order": (2, lambda x: x + 1, f"order must lie in [0, {T}), got {T}"),
-    "order below": (2, lambda x: x - 1, f"order must lie in [0, {T}), got -1"),
+    "order": (3, lambda x: x + 1, f"order must lie in [0, {T}), got {T}"),
+    "order below": (3, lambda x: x - 1, f"order must lie in [0, {T}), got -1"),
     "starts fall": (
-        3, lambda x: torch.tensor([0, 2, 1, 3, 3], dtype=torch.int32),
+        4, lambda x: torch.tensor([0, 2, 1, 3, 3], dtype=torch.int32),
         f"starts must rise within [0, {T}], got 2 before 1",
     ),
     "starts beyond": (
-        3, lambda x: x * 2, f"starts must rise within [0, {T}], got 2 before 6",
+        4, lambda x: x * 2, f"starts must rise within [0, {T}], got 2 before 6",
     ),
 }  # fmt: skip
 

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// A row of task vectors as the CPU loops see it, in any codec: something that points to elements.
+// Included once for each instruction set, as vec8.h.
+#pragma once
+
+#include "common/vec8.h"
+
+namespace mdft::MDFT_ISA {
+
+template <typename row_t>
+struct Row {
+  using stored_t = std::remove_const_t<std::remove_pointer_t<row_t>>;
+};
+template <>
+struct Row<Int4Pointer> {
+  using stored_t = Int4Pair;
+};
+template <typename row_t>
+using stored_t = typename Row<row_t>::stored_t;
+
+// Whether a group's scale multiplies the elements: `load` gives codes then.
+template <typename row_t>
+constexpr bool kScaled = Codec<stored_t<row_t>>::kScaled;
+
+// Whether sums over such rows are kept in acc_t.
+template <typename row_t, typename acc_t>
+constexpr bool sums_in = std::is_same_v<typename Accumulate<stored_t<row_t>>::type, acc_t>;
+
+// Calls f with what points to the first element of the task vectors.
+template <typename F>
+inline void with_rows(DType dtype, const void* deltas, F f) {
+  if (dtype == DType::kInt8) return f(static_cast<const int8_t*>(deltas));
+  if (dtype == DType::kInt4) return f(Int4Pointer{static_cast<const Int4Pair*>(deltas)});
+  with_type(dtype, [&](auto* type) { f(static_cast<decltype(type)>(deltas)); });
+}
+
+// Calls f(rows, k) for the rows k .. k + rows - 1 until all K are done; `rows` is a constant: kMost
+// as often as it fits, then its halves.
+template <int kMost, typename F>
+inline void in_chunks(int64_t K, F f) {
+  int64_t k = 0;
+  for (; k + kMost <= K; k += kMost) f(std::integral_constant<int, kMost>{}, k);
+  if constexpr (kMost > 1) {
+    in_chunks<kMost / 2>(K - k, [&](auto rows, int64_t more) { f(rows, k + more); });
+  }
+}
+
+}  // namespace mdft::MDFT_ISA
