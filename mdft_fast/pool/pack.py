@@ -99,9 +99,10 @@ class Packing:
             encoded = encoder.encode(TaskVectors(row[None]), state.label)
             key = encoder.digests[-1]
             if key in seen:
+                rounded = "" if encoder.codec == "fp32" else f" in codec {encoder.codec!r}"
                 raise MdftError(
                     f"{state.label}: the model of task {task.name!r} is identical to "
-                    f"{seen[key].label}; wanted a model of its own for every task"
+                    f"{seen[key].label}{rounded}; wanted a model of its own for every task"
                 )
             seen[key] = state
             yield encoded

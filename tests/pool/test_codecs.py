@@ -195,6 +195,33 @@ def test_from_every_codec_to_every_other(
         assert (tmp_path / "other" / name).read_bytes() == (tmp_path / "third" / name).read_bytes()
 
 
+@pytest.mark.parametrize("codec", INTEGERS)
+def test_scales_tell_vectors_of_equal_codes_apart(codec: Codec, make_parts: Any) -> None:
+    parts = make_parts(K=2, dtype=torch.float32)
+    parts.options["codec"] = codec
+    for name, tensor in parts.base.items():
+        if tensor.is_floating_point() and name not in ("frozen", "shift"):
+            tensor.zero_()
+            parts.models[1][name] = 2 * parts.models[0][name]
+    pool = parts.build()
+    assert torch.equal(pool.vectors.codes[0], pool.vectors.codes[1])
+    for name in (*pool.column_names, "again.weight"):
+        parts.models[1][name] = 2 * parts.models[1][name]
+    other = parts.build()
+    assert torch.equal(other.vectors.codes, pool.vectors.codes)
+    assert other.checksum != pool.checksum
+
+
+def test_models_that_a_codec_makes_equal_are_refused_in_its_name(make_parts: Any) -> None:
+    parts = make_parts(dtype=torch.float32)
+    parts.models[2] = {n: t.clone() for n, t in parts.models[0].items()}
+    parts.models[2]["wide.weight"].view(-1)[7] *= 1 + 2.0**-20
+    assert parts.build().K == 3
+    parts.options["codec"] = "int4"
+    with pytest.raises(MdftError, match=r"'task2' is identical to .* in codec 'int4'; wanted"):
+        parts.build()
+
+
 def test_errors_of_two_roundings_add_up() -> None:
     first, second = {"a": CodecError(1.0, 0.5)}, {"a": CodecError(2.0, 0.1)}
     assert add_errors(first, second) == {"a": (3.0, 0.5 + 0.1 * 1.5)}
