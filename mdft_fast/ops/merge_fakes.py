@@ -32,11 +32,11 @@ def elements_of_row(deltas: Tensor) -> int:
 
 
 def _check_scales(op: str, deltas: Tensor, scales: Tensor | None, n: int) -> None:
-    shape, dtype = checks.shape, checks.name(deltas.dtype)
+    dtype = checks.name(deltas.dtype)
+    got = "None" if scales is None else checks.shape(scales)
     if deltas.dtype not in CODES:
         torch._check(
-            scales is None,
-            lambda: f"{op}: scales must be None for {dtype} deltas, got {shape(scales)}",
+            scales is None, lambda: f"{op}: scales must be None for {dtype} deltas, got {got}"
         )
         return
     torch._check(
@@ -44,12 +44,12 @@ def _check_scales(op: str, deltas: Tensor, scales: Tensor | None, n: int) -> Non
         lambda: f"{op}: {dtype} deltas must have a multiple of {GROUP} elements, got {n}",
     )
     wanted = [deltas.shape[0], n // GROUP]
-    got = "None" if scales is None else shape(scales)
     torch._check(
         scales is not None and list(scales.shape) == wanted,
         lambda: f"{op}: scales must be {wanted} for {dtype} deltas, got {got}",
     )
-    checks.check_dtype(op, "scales", scales, torch.float32)
+    if scales is not None:
+        checks.check_dtype(op, "scales", scales, torch.float32)
 
 
 def _check_deltas(op: str, dtype: torch.dtype, acc: torch.dtype) -> None:
