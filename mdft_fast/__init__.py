@@ -24,7 +24,7 @@ from mdft_fast.ops import (
     merge_tensors,
 )
 from mdft_fast.pool import Head, Pool
-from mdft_fast.run import run
+from mdft_fast.run import MemoryPlan, plan, run
 from mdft_fast.stages import (
     ConstructConfig,
     OptimizerConfig,
@@ -44,6 +44,7 @@ __all__ = [
     "Layout",
     "MdftError",
     "MdftFallbackWarning",
+    "MemoryPlan",
     "MergeFunction",
     "MetaModel",
     "NpzSource",
@@ -61,6 +62,7 @@ __all__ = [
     "merge",
     "merge_dots",
     "merge_tensors",
+    "plan",
     "run",
     "save_model",
     "specialize",

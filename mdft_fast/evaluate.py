@@ -64,6 +64,7 @@ def evaluate(
     tasks: Sequence[Task | TestSet],
     *,
     preprocess: Mapping[str, Any] | None = None,
+    batch: int | None = None,
 ) -> Evaluation:
     """Measures top-1 accuracy on each task's labelled samples.
 
@@ -71,6 +72,7 @@ def evaluate(
         model: a meta-model at its present λ, or a plain encoder ``[B, 3, H, W] -> [B, D]``.
         tasks: the tasks to measure, loaded or not; each needs labelled samples.
         preprocess: size, mean, std; may be left out for a meta-model, whose pool knows.
+        batch: images encoded at once; None: 128.
 
     Returns:
         What was right, sample by sample.
@@ -86,7 +88,7 @@ def evaluate(
     correct = {}
     for given in tasks:
         test = given if isinstance(given, TestSet) else _load(given, preprocess)
-        correct[test.task.name] = _correct(model, test)
+        correct[test.task.name] = _correct(model, test, batch or _BATCH)
     return Evaluation(correct)
 
 
@@ -98,12 +100,12 @@ def _load(task: Task, preprocess: Mapping[str, Any] | None) -> TestSet:
     return load_test_sets([task], preprocess)[0]
 
 
-def _correct(model: MetaModel | nn.Module, test: TestSet) -> Tensor:
+def _correct(model: MetaModel | nn.Module, test: TestSet, batch: int) -> Tensor:
     encode = model.encode if isinstance(model, MetaModel) else model
     device = next(iter(model.parameters())).device
     head = test.task.head.to(device)
     hits = []
-    for indices in torch.arange(len(test.samples)).split(_BATCH):
+    for indices in torch.arange(len(test.samples)).split(batch):
         logits = head(encode(test.samples.batch(indices, device)))
         hits.append(logits.argmax(-1).cpu() == test.labels[indices])
     return torch.cat(hits)

@@ -3,6 +3,21 @@
 
 from mdft_fast.model.backbones import build_backbone
 from mdft_fast.model.granularity import Granularity, group_columns
-from mdft_fast.model.meta_model import MetaModel
+from mdft_fast.model.meta_model import (
+    DTYPE_OF_PRECISION,
+    MODES,
+    MetaModel,
+    Mode,
+    Precision,
+)
 
-__all__ = ["Granularity", "MetaModel", "build_backbone", "group_columns"]
+__all__ = [
+    "DTYPE_OF_PRECISION",
+    "MODES",
+    "Granularity",
+    "MetaModel",
+    "Mode",
+    "Precision",
+    "build_backbone",
+    "group_columns",
+]

@@ -12,6 +12,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from mdft_fast.layout import makes_fakes
+
 Advice = Literal["needed", "done"]
 
 # Linux's MADV_WILLNEED starts to read; MADV_COLD makes pages the first to go when memory is short.
@@ -25,7 +27,7 @@ def advise(tensor: Tensor, what: Advice) -> None:
     A system that refuses the advice changes nothing but the speed.
     """
     madvise = _madvise()
-    if madvise is None or tensor.device.type != "cpu":
+    if madvise is None or tensor.device.type != "cpu" or makes_fakes():
         return
     page = mmap.PAGESIZE
     start = -(-tensor.data_ptr() // page) * page

@@ -66,6 +66,9 @@ class Layerwise:
         feed: brings base and task vectors.
         dtype: of the merged weights.
         checkpointing: whether a block's activations are computed again in backward.
+
+    Attributes:
+        elements: of the largest piece: merged weights that exist at once.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class Layerwise:
         self._backbone, self._outside, self._blocks = backbone, outside, tuple(blocks)
         self._names = names
         self._feed, self._dtype, self._checkpointing = feed, dtype, checkpointing
-        self._largest = max(piece.elements for piece in (outside, *blocks))
+        self.elements = max(piece.elements for piece in (outside, *blocks))
         self._buffer: Tensor | None = None  # kept on the CPU: a fresh one costs page faults
         self._held: tuple[_Pass, Piece] | None = None  # whose weights the buffer holds
 
@@ -197,7 +200,7 @@ class Layerwise:
             self._buffer = torch.empty(piece.elements, dtype=self._dtype, device=device)
         elif self._buffer is None:
             with torch.inference_mode(False):  # else no later training step could save it
-                self._buffer = torch.empty(self._largest, dtype=self._dtype)
+                self._buffer = torch.empty(self.elements, dtype=self._dtype)
         return self._buffer
 
     def _hooks(

@@ -124,6 +124,11 @@ class MetaModel(nn.Module):
         options: dict[str, Any] = {"dtype": dtype, "checkpointing": self.checkpointing}
         return Layerwise(module, outside, blocks, names, feed, **options)
 
+    @property
+    def merged_elements(self) -> int:
+        """Number of merged elements that are in memory at once."""
+        return self._runner.elements
+
     def as_coefficients(self, value: float | Sequence[float] | Tensor) -> Tensor:
         """Returns a new float32 ``[K, L]`` from one number, one a vector, or a whole matrix."""
         shape = (self.pool.K, len(self.layout.columns))

@@ -33,6 +33,9 @@ class Resident:
         vectors: the task vectors.
         layout: their map.
         dtype: of the merged weights.
+
+    Attributes:
+        elements: number of merged weights.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Resident:
     ) -> None:
         self._backbone, self._owners, self._blocks = backbone, owners, blocks
         self._base, self._vectors, self._layout, self._dtype = base, vectors, layout, dtype
+        self.elements = layout.elements
         self._arena: Tensor | None = None
         self._merged: Tensor | None = None  # the λ that the arena holds
 

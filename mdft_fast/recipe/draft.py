@@ -55,10 +55,13 @@ _OUTPUT = "the run folder; an older run is never overwritten"
 _TAIL = """\
 transform: []              # of task vectors; none so far
 device: auto               # cpu, cuda, cuda:0; auto: CUDA where there is one
-precision: fp32            # of the merged weights
-memory:                    # how weights are held
-  mode: auto               # where merged weights live; resident: all at once
-  codec: fp32              # how task vectors are stored: fp32, bf16, fp16
+precision: fp32            # of merged weights and activations: fp32 or bf16
+memory:                    # how weights are held; `mdft plan` shows what each choice takes
+  mode: auto               # resident, layerwise or streamed; auto: the fastest that fits
+  codec: fp32              # how task vectors are stored: fp32, bf16, fp16, int8 or int4
+  # budget: 4GB            # what a run may take; left out: what is free
+  checkpointing: false     # true: a block's activations are computed again in backward
+  # micro_batch: 32        # images a forward pass; left out: a step's all at once
 seed: 0                    # of every draw: equal seeds, equal results
 deterministic: true        # equal inputs give equal bits
 transductive: false        # true: the unlabelled samples may be the test images

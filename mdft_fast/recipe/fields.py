@@ -50,17 +50,6 @@ def choice(*now: str | int, later: tuple[str, ...] = ()) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def not_yet(neutral: Any) -> BeforeValidator:
-    """Returns a check that a key of the coming engine still has its neutral value."""
-
-    def check(value: Any) -> Any:
-        if value != neutral or type(value) is not type(neutral):
-            raise problem(f"{shown(value)} isn't there yet, only {shown(neutral)} so far")
-        return value
-
-    return BeforeValidator(check)
-
-
 def _one_or_many(
     words: str, count: int | None = None, kinds: tuple[type, ...] = (int, float)
 ) -> BeforeValidator:
@@ -107,6 +96,20 @@ def _which_tasks(value: Any) -> Any:
     raise wrong("'all', 'none' or a list of task names", value)
 
 
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _bytes(value: Any) -> Any:
+    """Reads 4GB, 500 MiB or a number of bytes."""
+    if isinstance(value, str):
+        parts = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", value)
+        if parts and parts[2].upper() in _UNITS:
+            value = int(float(parts[1]) * _UNITS[parts[2].upper()])
+    if type(value) is not int or value <= 0:
+        raise wrong("a size such as 4GB or 500MiB, or a number of bytes", value)
+    return value
+
+
 FilePath = Annotated[Path, BeforeValidator(_located)]
 Device = Annotated[str, BeforeValidator(_device)]
 TaskName = Annotated[str, BeforeValidator(_task_name)]
@@ -115,4 +118,5 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 PerChannel = Annotated[Number | tuple[Number, ...], _one_or_many("three, one a channel", 3)]
 PerVector = Annotated[Number | tuple[Number, ...], _one_or_many("a list, one a task")]
 PixelSize = Annotated[int | tuple[int, int], _one_or_many("two, height and width", 2, (int,))]
+Bytes = Annotated[int, BeforeValidator(_bytes)]
 Text = Annotated[str, Field(min_length=1)]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mdft_fast.recipe.fields import (
+    Bytes,
     FilePath,
     Number,
     PerChannel,
@@ -16,7 +17,6 @@ from mdft_fast.recipe.fields import (
     Text,
     WhichTasks,
     choice,
-    not_yet,
     problem,
 )
 
@@ -125,27 +125,29 @@ class TaskRecipe(Section):
 
 
 class Memory(Section):
-    """How the weights are held. More than `resident` comes with the engine.
+    """How the weights are held; `mdft plan` shows what each choice takes.
 
     Attributes:
-        mode: where merged weights live.
+        mode: where merged weights live; auto: the fastest mode that fits.
         codec: how an element of a task vector is stored.
-        budget: bytes that a run may take.
-        checkpointing: whether activations are recomputed.
-        micro_batch: samples a forward pass.
+        budget: what a run may take, 4GB or a number of bytes; null: what is free.
+        checkpointing: whether each block's activations are computed again in backward.
+        micro_batch: images a forward pass; null: a whole step's at once.
+        blocks: modules that are blocks; null: what a number in parameters' names marks.
     """
 
     mode: Annotated[
-        Literal["auto", "resident"],
-        choice("auto", "resident", later=("layerwise", "streamed")),
+        Literal["auto", "resident", "layerwise", "streamed"],
+        choice("auto", "resident", "layerwise", "streamed"),
     ] = "auto"
     codec: Annotated[
-        Literal["fp32", "bf16", "fp16"],
-        choice("fp32", "bf16", "fp16", later=("int8", "int4")),
+        Literal["fp32", "bf16", "fp16", "int8", "int4"],
+        choice("fp32", "bf16", "fp16", "int8", "int4"),
     ] = "fp32"
-    budget: Annotated[None, not_yet(None)] = None
-    checkpointing: Annotated[Literal[False], not_yet(False)] = False
-    micro_batch: Annotated[None, not_yet(None)] = None
+    budget: Bytes | None = None
+    checkpointing: bool = False
+    micro_batch: Annotated[int, Field(gt=0)] | None = None
+    blocks: Annotated[tuple[Text, ...], Field(strict=False)] | None = None
 
 
 class Optimizer(Section):
@@ -248,4 +250,4 @@ NoTransform = Annotated[tuple[()], BeforeValidator(_no_transform)]
 Granularity = Annotated[
     Literal["task", "block", "tensor"], choice("task", "block", "tensor", later=("row",))
 ]
-Precision = Annotated[Literal["fp32"], choice("fp32", later=("bf16",))]
+Precision = Annotated[Literal["fp32", "bf16"], choice("fp32", "bf16")]

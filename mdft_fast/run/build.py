@@ -12,7 +12,7 @@ from torch import nn
 
 from mdft_fast.data import NpzSource, Task, npz_keys, read_class_names
 from mdft_fast.errors import MdftError
-from mdft_fast.model import MetaModel, build_backbone
+from mdft_fast.model import MetaModel, Mode, build_backbone
 from mdft_fast.pool import Head, Pool
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
 
@@ -44,14 +44,23 @@ class Built:
         """The tasks without their labelled samples: all that the stages ever see."""
         return [Task(t.name, t.class_names, t.head, t.adapt) for t in self.tasks]
 
-    def meta_model(self) -> MetaModel:
-        """Returns a meta-model at the recipe's start."""
-        start = self.recipe.start
+    def meta_model(self, mode: Mode | None = None) -> MetaModel:
+        """Returns a meta-model at the recipe's start.
+
+        Args:
+            mode: None: the recipe's, "resident" where that is "auto".
+        """
+        start, memory = self.recipe.start, self.recipe.memory
+        mode = mode or ("resident" if memory.mode == "auto" else memory.mode)
         return MetaModel(
             self.backbone,
             self.pool,
             granularity=self.recipe.granularity,
             start=start if isinstance(start, float) else list(start),
+            mode=mode,
+            precision=self.recipe.precision,
+            checkpointing=memory.checkpointing,
+            blocks=memory.blocks,
             device=self.device,
         )
 
@@ -99,7 +108,7 @@ def _from_checkpoints(recipe: Recipe) -> tuple[nn.Module, tuple[Task, ...], Pool
 
 def _sources(recipe: Recipe) -> dict[str, Any]:
     """Returns the arguments of ``Pool.from_checkpoints`` and ``Pool.pack``."""
-    models, spec = recipe.pool.models, _spec(recipe)
+    models, spec = recipe.pool.models, spec_of(recipe)
     if spec is None or recipe.preprocess is None or models is None:
         raise MdftError("recipe: backbone, preprocess and pool.models must be given, got none")
     tasks = [_task(task, None) for task in recipe.tasks]
@@ -129,13 +138,14 @@ def _task(given: TaskRecipe, head: Head | None) -> Task:
     return Task(given.name, names, head, NpzSource(given.adapt.npz, given.adapt.x), labelled)
 
 
-def _spec(recipe: Recipe) -> dict[str, Any] | None:
+def spec_of(recipe: Recipe) -> dict[str, Any] | None:
+    """Returns the backbone that a recipe names, as ``build_backbone`` takes it."""
     return recipe.backbone.model_dump() if recipe.backbone is not None else None
 
 
 def _agreed_backbone(recipe: Recipe, pool: Pool) -> dict[str, Any]:
     """Returns the backbone that recipe and pool name; a contradiction is an error."""
-    said, packed = _spec(recipe), dict(pool.backbone_spec)
+    said, packed = spec_of(recipe), dict(pool.backbone_spec)
     if said is not None and packed and said != packed:
         raise MdftError(f"recipe: backbone must be the pool's {packed}, got {said}")
     spec = said or packed
@@ -180,6 +190,7 @@ def construct_config(recipe: Recipe) -> ConstructConfig:
         optimizer=_optimizer(c.optimizer),
         holdout=c.holdout,
         seed=recipe.seed,
+        micro_batch=recipe.memory.micro_batch,
     )
 
 
@@ -193,6 +204,7 @@ def specialize_config(recipe: Recipe) -> SpecializeConfig:
         optimizer=_optimizer(s.optimizer),
         holdout=recipe.construct.holdout,
         seed=recipe.seed,
+        micro_batch=recipe.memory.micro_batch,
     )
 
 

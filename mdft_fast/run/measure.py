@@ -4,16 +4,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mdft_fast.evaluate import TestSet, difference_interval, evaluate, load_test_sets
+from mdft_fast.evaluate import (
+    Evaluation,
+    TestSet,
+    difference_interval,
+    evaluate,
+    load_test_sets,
+)
 from mdft_fast.model import MetaModel
 from mdft_fast.run.build import Built
 
 if TYPE_CHECKING:
     from mdft_fast.run.run import Learned
+
+Check = Callable[[list[TestSet]], Evaluation]
 
 TASK_ARITHMETIC = 0.3  # the usual λ of task arithmetic, and the control's start
 
@@ -46,6 +56,7 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
     sizes = {test.task.name: len(test.samples) for test in tests}
     if not tests:
         return Measured({}, {}, {}, {}, {}, {})
+    check = functools.partial(evaluate, meta, batch=built.recipe.memory.micro_batch)
     correct: dict[str, dict[str, Tensor]] = {}
     for method, value in (
         ("pretrained", 0.0),
@@ -53,53 +64,61 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
         ("meta", learned.construct.coefficients),
     ):
         with meta.using(value):
-            correct[method] = dict(evaluate(meta, tests).correct)
+            correct[method] = dict(check(tests).correct)
     correct["individual"] = _each(
-        meta, tests, {name: meta.individual(name) for name in built.pool.names}
+        meta, check, tests, {name: meta.individual(name) for name in built.pool.names}
     )
     final = {name: result.coefficients for name, result in learned.specialize.items()}
-    correct["specialized"] = _each(meta, tests, final)
+    correct["specialized"] = _each(meta, check, tests, final)
     control = {name: result.coefficients for name, result in learned.control.items()}
-    correct["control"] = _each(meta, tests, control)
+    correct["control"] = _each(meta, check, tests, control)
     accuracy = {
         method: {name: float(hits.double().mean()) for name, hits in by_task.items()}
         for method, by_task in correct.items()
         if by_task
     }
-    curve = {name: _curve(meta, tests, learned, name) for name in final if name in sizes}
+    curve = {name: _curve(meta, check, tests, learned, name) for name in final if name in sizes}
     others = {
-        name: _others(meta, tests, learned, name) for name in final if len(sizes.keys() - {name})
+        name: _others(meta, check, tests, learned, name)
+        for name in final
+        if len(sizes.keys() - {name})
     }
     return Measured(accuracy, _intervals(correct), _comparisons(correct), curve, others, sizes)
 
 
-def _each(meta: MetaModel, tests: list[TestSet], at: dict[str, Tensor]) -> dict[str, Tensor]:
+def _each(
+    meta: MetaModel, check: Check, tests: list[TestSet], at: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Returns what each task's own λ gets right on that task."""
     hits: dict[str, Tensor] = {}
     for test in tests:
         name = test.task.name
         if name in at:
             with meta.using(at[name]):
-                hits.update(evaluate(meta, [test]).correct)
+                hits.update(check([test]).correct)
     return hits
 
 
-def _curve(meta: MetaModel, tests: list[TestSet], learned: Learned, name: str) -> dict[int, float]:
+def _curve(
+    meta: MetaModel, check: Check, tests: list[TestSet], learned: Learned, name: str
+) -> dict[int, float]:
     mine = [test for test in tests if test.task.name == name]
     accuracies = {}
     for step, at in enumerate(learned.specialize[name].path):
         with meta.using(at):
-            accuracies[step] = evaluate(meta, mine).average
+            accuracies[step] = check(mine).average
     return accuracies
 
 
-def _others(meta: MetaModel, tests: list[TestSet], learned: Learned, name: str) -> dict[int, float]:
+def _others(
+    meta: MetaModel, check: Check, tests: list[TestSet], learned: Learned, name: str
+) -> dict[int, float]:
     rest = [test for test in tests if test.task.name != name]
     path = learned.specialize[name].path
     accuracies = {}
     for step in (0, len(path) - 1):
         with meta.using(path[step]):
-            accuracies[step] = evaluate(meta, rest).average
+            accuracies[step] = check(rest).average
     return accuracies
 
 

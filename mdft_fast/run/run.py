@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mdft_fast.cards import CoefficientCard, save_model
+from mdft_fast.errors import MdftError
 from mdft_fast.files import write_json
 from mdft_fast.model import MetaModel
 from mdft_fast.run.build import (
@@ -25,6 +26,7 @@ from mdft_fast.run.build import (
 )
 from mdft_fast.run.folder import RunFolder
 from mdft_fast.run.measure import TASK_ARITHMETIC, Measured, measure
+from mdft_fast.run.plan import MemoryPlan, explained, plan, size
 from mdft_fast.run.progress import Progress
 from mdft_fast.run.system import Phases, deterministic, environment
 from mdft_fast.stages import (
@@ -92,10 +94,13 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
     with Progress(progress) as shown:
         shown.say(f"writing to {folder.path}")
         phases = Phases(choose_device(recipe.device))
+        with phases.phase("plan"):
+            planned = plan(recipe)
+            _check_fits(recipe, planned, shown)
         with phases.phase("load and pack"):
             built = build(recipe)
-        with deterministic(recipe.deterministic, built.device):
-            meta = built.meta_model()
+        with deterministic(recipe.deterministic, built.device), explained(planned):
+            meta = built.meta_model(planned.chosen.mode)
             learned, taught = _learn(built, meta, folder, phases, shown)
             _save(built, meta, folder, learned)
             with phases.phase("evaluate"):
@@ -108,14 +113,28 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
     return RunSummary(folder.path, result, report)
 
 
+def _check_fits(recipe: Recipe, planned: MemoryPlan, shown: Progress) -> None:
+    """Says what will be taken; refuses what cannot fit, unless the recipe names the mode itself."""
+    row = planned.chosen
+    shown.say(f"memory: {row.mode}, about {size(row.peak)} at the peak of a step")
+    if planned.fits:
+        return
+    if planned.given or recipe.memory.mode == "auto":
+        raise MdftError(f"memory: {planned.advice()}")
+    shown.say(f"memory: {planned.advice()}")
+
+
 def _learn(
     built: Built, meta: MetaModel, folder: RunFolder, phases: Phases, shown: Progress
 ) -> tuple[Learned, list[TaughtTask]]:
     recipe = built.recipe
     config, special = construct_config(recipe), specialize_config(recipe)
+    batch = recipe.memory.micro_batch
     with phases.phase("teachers"):
-        taught = teach(meta, built.unlabelled, holdout=config.holdout, seed=config.seed)
-        start = holdout_cross_entropy(meta, taught)
+        taught = teach(
+            meta, built.unlabelled, holdout=config.holdout, seed=config.seed, batch=batch
+        )
+        start = holdout_cross_entropy(meta, taught, batch=batch)
     folder.begin({"pool": built.pool.checksum, "tasks": [_inputs(task) for task in taught]})
     chosen = [task for task in taught if task.name in recipe.specialized]
     _trim(folder, [task.name for task in chosen])
@@ -127,7 +146,7 @@ def _learn(
             callbacks=[_keep(folder, shown, "construct", "construct")],
             resume=folder.load_state("construct"),
         )
-        end = holdout_cross_entropy(meta, taught)
+        end = holdout_cross_entropy(meta, taught, batch=batch)
     holdout = {"start": _mean(start), "meta": _mean(end)} if start else {}
 
     def second(name: str, origin: Tensor | float) -> dict[str, RunResult]:

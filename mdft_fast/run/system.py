@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,21 @@ class Phases:
             line = next(row for row in status if row.startswith("VmHWM"))
             return int(line.split()[1]) * 1024 / 1e6
         return None
+
+
+def available_memory(device: torch.device) -> int:
+    """Returns the bytes that are free: on the GPU, or for the process without swapping."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = []
+    with contextlib.suppress(OSError, StopIteration):
+        rows = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(r for r in rows if r.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, ValueError):  # a container's: "max", or bytes
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        free.append(limit - int((group / "memory.current").read_text()))
+    return min(free) if free else sys.maxsize
 
 
 @contextlib.contextmanager

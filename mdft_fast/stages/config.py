@@ -28,6 +28,11 @@ def _positive(key: str, value: Any) -> None:
         raise MdftError(f"{key}: must be a whole number above 0, got {value!r}")
 
 
+def _check_micro_batch(value: Any) -> None:
+    if value is not None:
+        _positive("micro_batch", value)
+
+
 def _at_least_zero(key: str, value: float) -> None:
     if not (value >= 0 and math.isfinite(value)):
         raise MdftError(f"{key}: must be a finite number >= 0, got {value}")
@@ -80,6 +85,8 @@ class ConstructConfig:
         optimizer: how λ is updated.
         holdout: share of the unlabelled samples kept apart for label-free choices, [0, 1).
         seed: of the split and of the order of samples.
+        micro_batch: images encoded at once; None: all of a step's. Gradients of λ are summed, so
+            this changes the memory that a step takes and nothing else, but for round-off.
     """
 
     steps: int = 100
@@ -94,9 +101,11 @@ class ConstructConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     holdout: float = 0.2
     seed: int = 0
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         _positive("construct.steps", self.steps)
+        _check_micro_batch(self.micro_batch)
         _positive("construct.batch", self.batch)
         _choice("construct.draw", self.draw, get_args(Draw))
         _choice("construct.reweight", self.reweight, get_args(Reweight))
@@ -107,6 +116,11 @@ class ConstructConfig:
             raise MdftError(f"construct.holdout: must be in [0, 1), got {self.holdout}")
         if self.alpha == 0 and not self.use_entropy:
             raise MdftError("construct: alpha 0 without entropy leaves no objective, got both off")
+        if self.entropy_of == "meta" and self.micro_batch is not None:
+            raise MdftError(
+                "construct.entropy_of: 'meta' needs a step's rows at once, so micro_batch must be "
+                f"unset, got {self.micro_batch}"
+            )
         if self.entropy_of == "meta" and self.draw == "kept" and self.filter:
             raise MdftError(
                 "construct.entropy_of: 'meta' filters anew each step, so draw must be 'batch', "
@@ -126,6 +140,7 @@ class SpecializeConfig:
         optimizer: how λ is updated. 1e-3 moves λ by ~0.02 in 20 steps and is useless.
         holdout: as in stage 1, so that both learn from the same samples.
         seed: of the split and of the order of samples.
+        micro_batch: images encoded at once, as in stage 1.
     """
 
     steps: int = 20
@@ -134,9 +149,11 @@ class SpecializeConfig:
     optimizer: OptimizerConfig = OptimizerConfig(lr=0.05)
     holdout: float = 0.2
     seed: int = 0
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         _positive("specialize.steps", self.steps)
+        _check_micro_batch(self.micro_batch)
         _positive("specialize.batch", self.batch)
         _choice("specialize.representation", self.representation, get_args(Representation))
         if not 0 <= self.holdout < 1:

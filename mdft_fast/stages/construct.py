@@ -3,18 +3,27 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mdft_fast.data import BatchOrder, Task
 from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel
 from mdft_fast.ops import debiased_entropy_loss
 from mdft_fast.stages.config import ConstructConfig
-from mdft_fast.stages.learner import Callback, Learner, RunResult, StepRecord, result_of
+from mdft_fast.stages.learner import (
+    Callback,
+    Learner,
+    RunResult,
+    StepRecord,
+    micro_batches,
+    result_of,
+)
 from mdft_fast.stages.teachers import TaughtTask, teach
 
 
@@ -51,7 +60,8 @@ def construct(
     names = [task.name for task in tasks]
     if not names or len(set(names)) != len(names):
         raise MdftError(f"construct: tasks must be one or more, each named once, got {names}")
-    taught = teach(meta, tasks, holdout=config.holdout, seed=config.seed)
+    batch = config.micro_batch
+    taught = teach(meta, tasks, holdout=config.holdout, seed=config.seed, batch=batch)
     drawn, warnings = _drawn(taught, config)
     orders = {
         task.name: BatchOrder(len(rows), config.batch, config.seed, f"construct/{task.name}")
@@ -62,7 +72,7 @@ def construct(
     return result_of(learner, time.perf_counter() - started, tuple(warnings))
 
 
-Drawn = list[tuple[TaughtTask, torch.Tensor]]  # a task and the samples it may draw from
+Drawn = list[tuple[TaughtTask, Tensor]]  # a task and the samples it may draw from
 
 
 def _drawn(taught: Sequence[TaughtTask], config: ConstructConfig) -> tuple[Drawn, list[str]]:
@@ -89,31 +99,71 @@ def _drawn(taught: Sequence[TaughtTask], config: ConstructConfig) -> tuple[Drawn
 
 def _step(learner: Learner, drawn: Drawn, config: ConstructConfig) -> StepRecord:
     started = time.perf_counter()
-    device = learner.meta.coefficients.device
     tasks = [task for task, _ in drawn]
     rows = [allowed[next(learner.orders[task.name])] for task, allowed in drawn]
-    images = torch.cat([task.images(row) for task, row in zip(tasks, rows, strict=True)])
-    features = learner.meta.encode(images).split([len(row) for row in rows])
-    loss = debiased_entropy_loss(
-        [task.head(f) for task, f in zip(tasks, features, strict=True)],
-        [task.logits[row.to(device)] for task, row in zip(tasks, rows, strict=True)],
-        alpha=config.alpha,
-        mu=config.mu,
-        entropy_of=config.entropy_of,
-        use_entropy=config.use_entropy,
-        filter=config.filter and config.draw == "batch",  # what was drawn as kept is kept
-        reweight=config.reweight,
-    )
-    lr = learner.advance(loss.loss.sum())
+    losses = torch.zeros(len(tasks), device=learner.meta.coefficients.device)
+    kept = torch.zeros_like(losses)
+    lr = learner.advance(_micro_losses(learner, tasks, rows, config, losses, kept))
     return StepRecord(
         stage="construct",
         task=None,
         step=learner.step,
         steps=learner.steps,
-        losses=loss.loss.detach(),
+        losses=losses,
         names=tuple(task.name for task in tasks),
-        kept=loss.kept.view(len(tasks), -1).float().mean(1),
+        kept=kept / torch.tensor([len(row) for row in rows], device=kept.device),
         lr=lr,
-        samples=len(images),
+        samples=sum(len(row) for row in rows),
         seconds=time.perf_counter() - started,
     )
+
+
+def _micro_losses(
+    learner: Learner,
+    tasks: Sequence[TaughtTask],
+    rows: Sequence[Tensor],
+    config: ConstructConfig,
+    losses: Tensor,
+    kept: Tensor,
+) -> Iterator[Tensor]:
+    """Yields each micro-batch's part of the objective; adds to each task's loss and kept rows."""
+    filtering = config.filter and config.draw == "batch"  # what was drawn as kept is kept
+    device = losses.device
+    whole = [_weight(task, row, config, filtering) for task, row in zip(tasks, rows, strict=True)]
+    for parts in micro_batches([len(row) for row in rows], config.micro_batch):
+        numbers = [number for number, _ in parts]
+        some = [rows[number][part] for number, part in parts]
+        chosen = [tasks[number] for number in numbers]
+        images = torch.cat([task.images(row) for task, row in zip(chosen, some, strict=True)])
+        features = learner.meta.encode(images).split([len(row) for row in some])
+        loss = debiased_entropy_loss(
+            [task.head(f) for task, f in zip(chosen, features, strict=True)],
+            [task.logits[row.to(device)] for task, row in zip(chosen, some, strict=True)],
+            alpha=config.alpha,
+            mu=config.mu,
+            entropy_of=config.entropy_of,
+            use_entropy=config.use_entropy,
+            filter=filtering,
+            reweight=config.reweight,
+        )
+        part_loss = loss.loss
+        if config.micro_batch is not None:
+            # A task's loss is a mean: over what of it lies here, as much as that weighs.
+            own = [_weight(t, r, config, filtering) for t, r in zip(chosen, some, strict=True)]
+            shares = [a / whole[i] if whole[i] else 0.0 for a, i in zip(own, numbers, strict=True)]
+            part_loss = part_loss * torch.tensor(shares, device=device)
+        at = torch.tensor(numbers, device=device)
+        losses.index_add_(0, at, part_loss.detach().float())
+        counts = [mask.sum() for mask in loss.kept.split([len(row) for row in some])]
+        kept.index_add_(0, at, torch.stack(counts).to(kept))
+        yield part_loss.sum()
+
+
+def _weight(task: TaughtTask, rows: Tensor, config: ConstructConfig, filtering: bool) -> float:
+    """Returns what a task's loss over some rows was divided by: their number, or their weights."""
+    entropy, threshold = task.entropy.cpu()[rows], config.mu * math.log(task.classes)
+    if filtering:
+        entropy = entropy[entropy < threshold]
+    if config.reweight != "normalized":
+        return float(len(entropy))
+    return float((threshold - entropy).double().exp().sum())

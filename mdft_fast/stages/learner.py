@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -110,8 +110,12 @@ class Learner:
             for callback in callbacks:
                 callback(record, self)
 
-    def advance(self, loss: Tensor) -> float:
-        """Makes one update of λ from a scalar loss; returns the learning rate used.
+    def advance(self, losses: Iterable[Tensor]) -> float:
+        """Makes one update of λ from the sum of scalar losses; returns the learning rate used.
+
+        Args:
+            losses: one a micro-batch. Each is taken back through its graph before the next is
+                asked for, so that one micro-batch's activations are in memory at once.
 
         Raises:
             MdftError: on the CPU, if λ is no longer finite; on CUDA that shows in :meth:`state`.
@@ -120,7 +124,8 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for loss in losses:
+            loss.backward()
         self._optimizer.step()
         self.step += 1
         self.path.append(self.meta.coefficients.detach().clone())
@@ -165,6 +170,32 @@ class Learner:
             order.restore(state["orders"][name])
         self.path = list(state["path"].to(self.meta.coefficients.device))
         self.step = state["step"]
+
+
+def micro_batches(sizes: Sequence[int], most: int | None) -> Iterator[list[tuple[int, slice]]]:
+    """Cuts the rows of several tasks, one after another, into micro-batches.
+
+    Args:
+        sizes: number of rows of each task.
+        most: rows of a micro-batch; None: all.
+
+    Yields:
+        (task's number, its rows) of each micro-batch, in order; tasks without rows are left out.
+    """
+    parts: list[tuple[int, slice]] = []
+    room = most = most or max(1, sum(sizes))
+    for number, rows in enumerate(sizes):
+        start = 0
+        while start < rows:
+            end = min(rows, start + room)
+            parts.append((number, slice(start, end)))
+            room -= end - start
+            start = end
+            if room == 0:
+                yield parts
+                parts, room = [], most
+    if parts:
+        yield parts
 
 
 Callback = Callable[[StepRecord, Learner], None]

@@ -4,16 +4,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mdft_fast import reference
 from mdft_fast.data import BatchOrder, Task
 from mdft_fast.model import MetaModel
 from mdft_fast.stages.config import SpecializeConfig
-from mdft_fast.stages.learner import Callback, Learner, RunResult, StepRecord, result_of
+from mdft_fast.stages.learner import (
+    Callback,
+    Learner,
+    RunResult,
+    StepRecord,
+    micro_batches,
+    result_of,
+)
 from mdft_fast.stages.teachers import TaughtTask, represent, teach
 
 
@@ -41,7 +49,8 @@ def specialize(
         The learned λ and its path.
     """
     started = time.perf_counter()
-    (taught,) = teach(meta, [task], holdout=config.holdout, seed=config.seed)
+    batch = config.micro_batch
+    (taught,) = teach(meta, [task], holdout=config.holdout, seed=config.seed, batch=batch)
     order = BatchOrder(len(taught.learn), config.batch, config.seed, f"specialize/{taught.name}")
     learner = Learner(meta, config.optimizer, config.steps, {taught.name: order})
     learner.run(lambda: _step(learner, taught, config), callbacks, resume)
@@ -51,19 +60,28 @@ def specialize(
 def _step(learner: Learner, task: TaughtTask, config: SpecializeConfig) -> StepRecord:
     started = time.perf_counter()
     rows = task.learn[next(learner.orders[task.name])]
-    features = learner.meta.encode(task.images(rows))
-    target = task.features[rows.to(features.device)]
-    loss = reference.alignment(
-        represent(features, task.head, config.representation),
-        represent(target, task.head, config.representation),
-    )
-    lr = learner.advance(loss)
+    total = torch.zeros(1, device=learner.meta.coefficients.device)
+
+    def losses() -> Iterator[Tensor]:
+        for ((_, part),) in micro_batches([len(rows)], config.micro_batch):
+            some = rows[part]
+            features = learner.meta.encode(task.images(some))
+            target = task.features[some.to(features.device)]
+            loss = reference.alignment(
+                represent(features, task.head, config.representation),
+                represent(target, task.head, config.representation),
+            )
+            loss = loss if len(some) == len(rows) else loss * (len(some) / len(rows))
+            total.add_(loss.detach())
+            yield loss
+
+    lr = learner.advance(losses())
     return StepRecord(
         stage="specialize",
         task=task.name,
         step=learner.step,
         steps=learner.steps,
-        losses=loss.detach()[None],
+        losses=total,
         names=(task.name,),
         kept=torch.ones(1),
         lr=lr,

@@ -66,7 +66,12 @@ class TaughtTask:
 
 @torch.no_grad()
 def teach(
-    meta: MetaModel, tasks: Sequence[Task | TaughtTask], *, holdout: float, seed: int
+    meta: MetaModel,
+    tasks: Sequence[Task | TaughtTask],
+    *,
+    holdout: float,
+    seed: int,
+    batch: int | None = None,
 ) -> list[TaughtTask]:
     """Asks each task's own model about its unlabelled images, once.
 
@@ -75,6 +80,7 @@ def teach(
         tasks: tasks of the pool; what is taught already is passed through.
         holdout: share of the samples kept apart.
         seed: of the split.
+        batch: images encoded at once; None: 128.
 
     Raises:
         MdftError: if a task is not of this pool, or was taught by another one's model.
@@ -86,12 +92,12 @@ def teach(
                 f"got one of {task.pool[:12]}"
             )
     return [
-        task if isinstance(task, TaughtTask) else _teach(meta, task, holdout, seed)
+        task if isinstance(task, TaughtTask) else _teach(meta, task, holdout, seed, batch)
         for task in tasks
     ]
 
 
-def _teach(meta: MetaModel, task: Task, holdout: float, seed: int) -> TaughtTask:
+def _teach(meta: MetaModel, task: Task, holdout: float, seed: int, batch: int | None) -> TaughtTask:
     if task.name not in meta.pool.names:
         raise MdftError(f"task: must be one of {list(meta.pool.names)}, got {task.name!r}")
     samples = load_samples(task.adapt, meta.pool.preprocess)
@@ -101,7 +107,7 @@ def _teach(meta: MetaModel, task: Task, holdout: float, seed: int) -> TaughtTask
         everything = torch.arange(len(samples))
         device = meta.coefficients.device
         features = torch.cat(
-            [meta.encode(samples.batch(i, device)) for i in everything.split(_BATCH)]
+            [meta.encode(samples.batch(i, device)) for i in everything.split(batch or _BATCH)]
         )
     logits = head(features)
     if not logits.isfinite().all():
@@ -117,7 +123,9 @@ def _teach(meta: MetaModel, task: Task, holdout: float, seed: int) -> TaughtTask
 
 
 @torch.no_grad()
-def holdout_cross_entropy(meta: MetaModel, tasks: Sequence[TaughtTask]) -> dict[str, float]:
+def holdout_cross_entropy(
+    meta: MetaModel, tasks: Sequence[TaughtTask], *, batch: int | None = None
+) -> dict[str, float]:
     """Measures, without labels, how far the meta-model is from the teachers.
 
     Returns:
@@ -129,7 +137,7 @@ def holdout_cross_entropy(meta: MetaModel, tasks: Sequence[TaughtTask]) -> dict[
         if len(task.holdout) == 0:
             continue
         rows = []
-        for indices in task.holdout.split(_BATCH):
+        for indices in task.holdout.split(batch or _BATCH):
             q = task.head(meta.encode(task.images(indices)))
             p = task.logits[indices.to(q.device)].softmax(-1)
             rows.append(reference.cross_entropy(p, q))

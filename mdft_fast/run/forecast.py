@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forecasts the memory of a step by running it on fake tensors.
+
+Fakes have shapes and lifetimes but no data, so the very code that will run tells what is alive
+when, at no cost in memory and in about a second.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mdft_fast.errors import MdftError
+from mdft_fast.layout import Layout
+from mdft_fast.model import DTYPE_OF_PRECISION, MODES, MetaModel, Mode, Precision
+from mdft_fast.ops import debiased_entropy_loss
+from mdft_fast.pool import Pool, as_preprocess, take_inventory
+from mdft_fast.run.live_bytes import LiveBytes
+from mdft_fast.task_vectors import CODECS, DTYPE_OF_CODEC, GROUP, LARGEST_CODE, Codec, TaskVectors
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """What a forecast is about.
+
+    Attributes:
+        backbone: the module, on the meta device: shapes only.
+        classes: number of classes of each task vector's task.
+        size: height and width of an image.
+        blocks: names of the modules that are blocks; None: found.
+    """
+
+    backbone: nn.Module
+    classes: Sequence[int]
+    size: tuple[int, int]
+    blocks: Sequence[str] | None = None
+
+    @property
+    def K(self) -> int:
+        """``K``: number of task vectors."""
+        return len(self.classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """The memory of one way to run a step.
+
+    Attributes:
+        mode: "resident", "layerwise" or "streamed".
+        codec: of the task vectors.
+        checkpointing: whether activations of blocks are computed again.
+        base: bytes of the pre-trained arena, and ``vectors``: of the task vectors.
+        away: whether these two stay in the pool's files, or on a GPU's host: not in ``peak``.
+        weights: bytes of merged weights alive at once.
+        rest: bytes at the peak that are none of these: gradients, activations, workspace.
+        moved: bytes that merge and merge_dots read and write in a step.
+    """
+
+    mode: Mode
+    codec: Codec
+    checkpointing: bool
+    base: int
+    vectors: int
+    away: bool
+    weights: int
+    rest: int
+    moved: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes in memory at the step's peak."""
+        return self.weights + self.rest + (0 if self.away else self.base + self.vectors)
+
+
+def forecast(
+    subject: Subject,
+    samples: int,
+    *,
+    precision: Precision = "fp32",
+    passes: int = 1,
+    gpu: bool = False,
+    mapped: bool = False,
+) -> tuple[Forecast, ...]:
+    """Forecasts every mode and codec, with and without checkpointing.
+
+    Args:
+        subject: the model.
+        samples: images of a forward pass.
+        precision: of weights and activations.
+        passes: forward passes a step (micro-batches).
+        gpu: whether the step runs on a GPU, where "streamed" keeps two blocks of base and task
+            vectors on the device.
+        mapped: whether base and task vectors are read where they lie in the pool's files (CPU).
+
+    Raises:
+        MdftError: if the backbone does not run on tensors without data.
+    """
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    backbone = copy.deepcopy(subject.backbone)
+    with fakes:
+        backbone.to_empty(device="cpu")
+    subject = dataclasses.replace(subject, backbone=backbone)
+    layout = Layout.of(take_inventory(backbone).merged)
+    rows = []
+    for checkpointing in (False, True):
+        for mode in MODES:
+            step = _simulate(subject, fakes, mode, samples, precision, checkpointing)
+            if step is None:
+                continue
+            for codec in CODECS:
+                rows.append(_row(step, layout, subject.K, codec, precision, passes, gpu, mapped))
+    return tuple(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulated:
+    """A step on fakes: bytes made by it at its peak, of which ``weights`` are merged weights."""
+
+    mode: Mode
+    checkpointing: bool
+    peak: int
+    weights: int
+
+
+def _simulate(
+    subject: Subject,
+    fakes: FakeTensorMode,
+    mode: Mode,
+    samples: int,
+    precision: Precision,
+    checkpointing: bool,
+) -> Simulated | None:
+    """Runs one step of stage 1 on fakes; None where the mode needs blocks and there are none."""
+    inventory = take_inventory(subject.backbone)
+    layout = Layout.of(inventory.merged)
+    with fakes:
+        pool = Pool(
+            layout=layout,
+            base=torch.empty(layout.elements),
+            vectors=TaskVectors(torch.empty(subject.K, layout.elements)),
+            tasks=(),
+            heads={},
+            buffers={name: torch.empty(shape) for name, shape in inventory.kept.items()},
+            left_out=inventory.left_out,
+            dtypes={},
+            backbone_spec={},
+            preprocess=as_preprocess({"size": subject.size, "mean": 0.0, "std": 1.0}),
+            checksum="",
+        )
+    options: dict[str, Any] = {"precision": precision, "checkpointing": checkpointing}
+    try:
+        meta = MetaModel(
+            subject.backbone, pool, mode=mode, start=torch.zeros(subject.K, len(layout.columns)),
+            blocks=subject.blocks, **options,
+        )  # fmt: skip
+    except MdftError:
+        if subject.blocks is None and (mode != "resident" or checkpointing):
+            return None
+        raise
+    try:
+        with fakes:
+            meta.coefficients = nn.Parameter(torch.empty(subject.K, len(layout.columns)))
+            with LiveBytes() as live:
+                _step(meta, subject, samples)
+    except MdftError:
+        raise
+    except Exception as error:  # whatever a module does that needs data
+        raise MdftError(
+            f"plan: the backbone must run on tensors without data, got {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    dtype = DTYPE_OF_PRECISION[precision]
+    return Simulated(mode, checkpointing, live.peak, meta.merged_elements * dtype.itemsize)
+
+
+def _step(meta: MetaModel, subject: Subject, samples: int) -> None:
+    images = torch.empty(samples, 3, *subject.size)
+    features = meta.encode(images)
+    parts = torch.arange(samples).tensor_split(min(subject.K, samples))
+    logits, teachers = [], []
+    for rows, count in zip(parts, subject.classes, strict=False):
+        head = torch.empty(count, features.shape[1])
+        logits.append(features[: len(rows)] @ head.T)
+        teachers.append(torch.empty(len(rows), count))
+    debiased_entropy_loss(logits, teachers).loss.sum().backward()
+
+
+def _row(
+    step: Simulated,
+    layout: Layout,
+    K: int,
+    codec: Codec,
+    precision: Precision,
+    passes: int,
+    gpu: bool,
+    mapped: bool,
+) -> Forecast:
+    base, vectors = 4 * layout.elements, vector_bytes(layout.elements, K, codec)
+    staged = gpu and step.mode == "streamed"
+    # Two blocks of base and task vectors beside the block of merged weights.
+    buffers = (
+        2
+        * step.weights
+        * (base + vectors)
+        // (layout.elements * DTYPE_OF_PRECISION[precision].itemsize)
+    )
+    merges = passes if step.mode != "resident" else 1
+    again = 2 if step.mode != "resident" else 1
+    out = layout.elements * DTYPE_OF_PRECISION[precision].itemsize
+    moved = merges * again * (base + vectors + out) + passes * (out + vectors)
+    return Forecast(
+        step.mode, codec, step.checkpointing, base, vectors, staged or (mapped and not gpu),
+        step.weights, step.peak - step.weights + (buffers if staged else 0), moved,
+    )  # fmt: skip
+
+
+def vector_bytes(elements: int, K: int, codec: Codec) -> int:
+    """Returns the bytes of K task vectors of an arena in a codec, scales included."""
+    packed = elements // 2 if codec == "int4" else elements * DTYPE_OF_CODEC[codec].itemsize
+    scales = 4 * elements // GROUP if codec in LARGEST_CODE else 0
+    return K * (packed + scales)

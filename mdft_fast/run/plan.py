@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a recipe would take in each mode and codec, told before anything is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from mdft_fast.errors import MdftError
+from mdft_fast.model import build_backbone
+from mdft_fast.pool import Head, read_manifest
+from mdft_fast.run.build import choose_device, spec_of
+from mdft_fast.run.forecast import Forecast, Subject, forecast
+from mdft_fast.run.system import available_memory
+
+if TYPE_CHECKING:
+    from mdft_fast.recipe import Recipe
+
+_SHARE = 0.9  # of the memory that is free, where no budget is given
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """What a recipe's stage 1 would take.
+
+    Attributes:
+        rows: every mode and codec, with and without checkpointing, the fastest mode first.
+        chosen: what the recipe runs: the fastest mode that fits, or the mode that it names.
+        fits: whether that fits.
+        budget: bytes that may be taken, and ``given``: whether the recipe says so.
+        samples: images of a forward pass.
+    """
+
+    rows: tuple[Forecast, ...]
+    chosen: Forecast
+    fits: bool
+    budget: int
+    given: bool
+    samples: int
+
+    def advice(self) -> str:
+        """Returns what to change so that a step fits, in keys of the recipe."""
+        fitting = [row for row in self.rows if row.peak <= self.budget]
+        fitting.sort(key=lambda row: row.moved)
+        least = min(self.rows, key=lambda row: row.peak)
+        lines = [
+            f"a step with {self.samples} images a forward pass would take "
+            f"{size(self.chosen.peak)} ({keys(self.chosen)}), and "
+            f"{size(self.budget)} {'are in the budget' if self.given else 'are free'}"
+        ]
+        if fitting:
+            lines.append("what fits, the fastest first:")
+        else:
+            lines.append("nothing fits; the least is:")
+        shown = {keys(row): row for row in fitting[:3] or [least]}
+        lines += [f"  {size(row.peak):>9}  {text}" for text, row in shown.items()]
+        if self.samples > 1:
+            lines.append(f"  memory.micro_batch below {self.samples} lowers what activations take")
+        return "\n".join(lines)
+
+
+def plan(recipe: Recipe) -> MemoryPlan:
+    """Forecasts the memory of a recipe's stage 1 and picks the fastest mode that fits.
+
+    Headers and manifests are read, and nothing is loaded.
+
+    Args:
+        recipe: what would run. ``memory.mode`` "auto" leaves the mode to the plan, and
+            ``memory.budget`` says what fits; without one, 90 % of what is free now.
+
+    Raises:
+        MdftError: if the recipe's files are missing, or its backbone does not run on tensors
+            without data.
+    """
+    recipe.check_files()
+    memory, device = recipe.memory, choose_device(recipe.device)
+    images = recipe.construct.batch * len(recipe.tasks)
+    samples = min(images, memory.micro_batch or images)
+    folder = recipe.pool.folder
+    packed = read_manifest(folder).codec if folder is not None else None
+    rows = forecast(
+        _subject(recipe),
+        samples,
+        precision=recipe.precision,
+        passes=-(-images // samples),
+        gpu=device.type == "cuda",
+        mapped=packed is not None,
+    )
+    budget = memory.budget if memory.budget is not None else int(_SHARE * available_memory(device))
+    codec = memory.codec if packed is None or memory.codec != "fp32" else packed
+    # A pool that is encoded anew on opening is not read from its files any more.
+    rows = tuple(
+        dataclasses.replace(row, away=row.away and (device.type == "cuda" or row.codec == packed))
+        for row in rows
+    )
+    allowed = [
+        row
+        for row in rows
+        if row.codec == codec
+        and row.checkpointing == memory.checkpointing
+        and memory.mode in ("auto", row.mode)
+    ]
+    if not allowed:
+        raise MdftError(
+            f"plan: memory.mode {memory.mode!r} needs blocks, got a backbone without; name them "
+            f"in memory.blocks"
+        )
+    chosen = next((row for row in allowed if row.peak <= budget), allowed[-1])
+    given = memory.budget is not None
+    return MemoryPlan(rows, chosen, chosen.peak <= budget, budget, given, samples)
+
+
+@contextlib.contextmanager
+def explained(planned: MemoryPlan) -> Iterator[None]:
+    """Answers running out of memory with the plan and what to change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error) or type(error).__name__
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and "allocate memory" not in text:  # what torch's CPU allocator says
+            raise
+        raise MdftError(f"out of memory: {text.splitlines()[0]}\n{planned.advice()}") from error
+
+
+def _subject(recipe: Recipe) -> Subject:
+    folder = recipe.pool.folder
+    if folder is not None:
+        manifest = read_manifest(folder)
+        spec = spec_of(recipe) or dict(manifest.backbone_spec)
+        height, width = manifest.preprocess["size"]
+        classes = [task.classes for task in manifest.tasks]
+    else:
+        spec = spec_of(recipe) or {}
+        preprocess = recipe.preprocess
+        if preprocess is None:
+            raise MdftError("recipe: preprocess must be given, got none")
+        given = preprocess.size
+        height, width = (given, given) if isinstance(given, int) else given
+        classes = [
+            Head.from_file(task.head.file, normalize=False).classes if task.head else 2
+            for task in recipe.tasks
+        ]
+    with torch.device("meta"):
+        backbone = build_backbone(spec)
+    return Subject(backbone, classes, (height, width), recipe.memory.blocks)
+
+
+def keys(row: Forecast) -> str:
+    """Returns the recipe's keys that give a row."""
+    text = f"memory.mode={row.mode} memory.codec={row.codec}"
+    return text + (" memory.checkpointing=true" if row.checkpointing else "")
+
+
+def size(count: int) -> str:
+    """Returns a number of bytes as people write it."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
