@@ -270,7 +270,7 @@ class Pool:
             f"checksum  {self.checksum}",
             f"left out  {len(self.left_out)} tensors",
             *(f"  {name}: {why}" for name, why in self.left_out.items()),
-            "tasks",
+            "tasks" if self.codec == "fp32" else "tasks, before their vectors were rounded",
         ]
         lines += [
             f"  {task.name}: {task.classes} classes, base + task vector "
