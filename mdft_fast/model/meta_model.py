@@ -79,15 +79,8 @@ class MetaModel(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("mode", mode, MODES),
-            ("precision", precision, get_args(Precision)),
-        ):
-            if value not in known:
-                raise MdftError(
-                    f"meta-model: {name} must be one of {list(known)}, got {value!r}"
-                    f"{nearest(str(value), known)}"
-                )
+        _check_option("mode", mode, MODES)
+        _check_option("precision", precision, get_args(Precision))
         self.pool, self.mode, self.granularity = pool, mode, granularity
         self.precision, self.checkpointing = precision, checkpointing
         self.layout = group_columns(pool.layout, granularity)
@@ -98,6 +91,7 @@ class MetaModel(nn.Module):
         self.__dict__["_backbone"] = _empty_copy(backbone, pool).to(DTYPE_OF_PRECISION[precision])
         needs_blocks = mode != "resident" or checkpointing
         self._blocks = find_blocks(self._backbone, self.layout, blocks) if needs_blocks else ()
+        self._compile_options: dict[str, Any] | None = None  # of torch.compile; None: eager
         self._place(torch.device(device) if device is not None else pool.base.device)
 
     def _place(self, device: torch.device) -> None:
@@ -116,13 +110,36 @@ class MetaModel(nn.Module):
         outside, blocks = cut(module, layout, left_out, self._blocks)
         if self.mode == "resident":
             owners = find_owners(module, layout, left_out)
-            return Resident(module, owners, blocks, *arenas, dtype=dtype)
+            runs: Any = module
+            if self._compile_options is not None:
+                runs = torch.compile(module, **self._compile_options)
+            return Resident(runs, owners, blocks, *arenas, dtype=dtype)
         feed: Feed = ArenaFeed(*arenas, ahead=self.mode == "streamed")
         if self.mode == "streamed" and device.type != "cpu":
             feed = StagedFeed(*arenas, (outside, *blocks), device)
         names = [slot.name for slot in layout.slots]
         options: dict[str, Any] = {"dtype": dtype, "checkpointing": self.checkpointing}
         return Layerwise(module, outside, blocks, names, feed, **options)
+
+    def compile(self, **options: Any) -> None:
+        """Runs the backbone through ``torch.compile`` from now on; the first call compiles.
+
+        The merged weights are arguments of the graph: a changed λ compiles nothing anew. What
+        :meth:`materialize` returns and the caller's own module stay plain.
+
+        Args:
+            options: ``torch.compile``'s own: ``backend``, ``mode``, ``fullgraph``, ...
+
+        Raises:
+            MdftError: in another mode, or with checkpointing: work between blocks cuts the graph.
+        """
+        if self.mode != "resident" or self.checkpointing:
+            got = "checkpointing" if self.mode == "resident" else repr(self.mode)
+            raise MdftError(
+                f"meta-model: compile needs mode 'resident' without checkpointing, got {got}"
+            )
+        self._compile_options = options
+        self._runner = self._make_runner(self.coefficients.device)
 
     @property
     def merged_elements(self) -> int:
