@@ -16,8 +16,11 @@ import mdft_fast
 from benchmarks.harness import Case, Machine, agree, race
 from benchmarks.shapes import TABLES
 from mdft_fast.layout import TILE, Layout
+from mdft_fast.task_vectors import DTYPE_OF_CODEC, GROUP, Codec, TaskVectors
 
 K = 8
+CODECS: tuple[Codec, ...] = ("int8", "int4")
+STEP = 0.25  # of the task vectors' values: k * STEP, |k| <= 7, are the same in every codec
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -48,6 +51,18 @@ class Arena:
         """Returns every tensor of an arena ``[N]``, or of all rows of ``[K, N]``, flat."""
         return [flat[..., where] for where in self.slices]
 
+    def packed(self, codec: Codec) -> TaskVectors:
+        """Returns the same task vectors, to the bit, as int8 or int4."""
+        N, half = self.layout.elements, 2 if codec == "int4" else 1
+        scales = self.base.new_full((K, N // GROUP), STEP, dtype=torch.float32)
+        codes = self.base.new_empty((K, N // half), dtype=DTYPE_OF_CODEC[codec])
+        for row, target in zip(self.deltas, codes, strict=True):
+            pieces = row.split(1 << 20), target.split((1 << 20) // half)
+            for piece, place in zip(*pieces, strict=True):
+                whole = (piece / STEP).to(torch.int8)
+                place.copy_(whole if half == 1 else (whole[::2] & 15) | (whole[1::2] << 4))
+        return TaskVectors(codes, codec, scales)
+
     @property
     def per_task(self) -> Tensor:
         """``[K]``: one coefficient a task, where a rival knows no more."""
@@ -62,8 +77,9 @@ def make_arena(table: str, dtype: torch.dtype, device: torch.device) -> Arena:
     random = torch.Generator().manual_seed(0)
     block = torch.randn((1 << 20) + 1024, generator=random).to(device)
 
-    def fill(row: Tensor, shift: int, scale: float) -> None:
-        source = (block[shift : shift + (1 << 20)] * scale).to(dtype)
+    def fill(row: Tensor, shift: int, scale: float, step: float = 0) -> None:
+        source = block[shift : shift + (1 << 20)] * scale
+        source = ((source / step).round().clamp(-7, 7) * step if step else source).to(dtype)
         for piece in row.split(1 << 20):
             piece.copy_(source[: len(piece)])
         for slot in layout.slots:  # padding is zero
@@ -75,7 +91,7 @@ def make_arena(table: str, dtype: torch.dtype, device: torch.device) -> Arena:
     fill(grad, 17, 0.01)
     fill(out, 0, 0.0)  # its pages exist: a fresh output is another case
     for k, row in enumerate(deltas):
-        fill(row, 31 * (k + 1), 0.5)
+        fill(row, 31 * (k + 1), 0.5, STEP)
     coefficients = torch.rand(K, len(layout.columns), generator=random).to(device)
     return Arena(layout, base, deltas, coefficients, out, grad)
 
@@ -186,21 +202,68 @@ def forward_cases(a: Arena, name: str) -> Iterator[Case]:
         {"addmv of the arena": lambda: torch.addmv(a.base, a.deltas.T, a.per_task.to(dtype))},
         check, moved,
     )  # fmt: skip
+    yield from codec_cases(a, name)
+
+
+def codec_cases(a: Arena, name: str) -> Iterator[Case]:
+    """Merges int8 and int4 task vectors; the rivals have them as floats of the base's dtype."""
+    check, N = same(a.base.dtype), a.layout.elements
+    for codec in CODECS:
+        packed = a.packed(codec)
+        moved = 2 * N * a.base.element_size() + packed.bytes
+        mine = functools.partial(mdft_fast.merge, a.base, packed, out=a.out)
+        yield Case(
+            "merge", f"{name}, {codec} τ, λ per tensor",
+            functools.partial(mine, a.coefficients, a.layout),
+            {"addmv by tensor": addmv_by_tensor(a)}, check, moved,
+        )  # fmt: skip
+        yield Case(
+            "merge", f"{name}, {codec} τ, λ per task", functools.partial(mine, a.per_task),
+            {"addmv of the arena": addmv_of_arena(a)}, check, moved,
+        )  # fmt: skip
+        yield Case(
+            "merge", f"{name}, {codec} τ, forward and backward", forward_and_backward(a, packed),
+            {"addmv by tensor": addmv_and_back(a)},
+            functools.partial(agree, tolerance=dots_tolerance(a.base.dtype)),
+            3 * N * a.base.element_size() + 2 * packed.bytes,
+        )  # fmt: skip
+
+
+def forward_and_backward(a: Arena, deltas: Tensor | TaskVectors) -> Callable[[], Tensor]:
+    """Our merge and λ's gradient, through autograd."""
+    grads = [g.view(s.shape) for g, s in zip(a.each(a.grad), a.layout.slots, strict=True)]
+    leaf = a.coefficients.clone().requires_grad_()
+
+    @torch.enable_grad()
+    def call() -> Tensor:
+        tensors = mdft_fast.merge_tensors(
+            a.base, deltas, leaf, a.layout, out=a.out, out_dtype=a.base.dtype
+        )
+        return torch.autograd.grad(tensors, leaf, grads)[0]
+
+    return call
+
+
+def addmv_and_back(a: Arena) -> Callable[[], Tensor]:
+    """One addmv for each tensor, and autograd's way back."""
+    leaf = a.coefficients.clone().requires_grad_()
+    bases, blocks, flat = a.each(a.base), a.each(a.deltas), a.each(a.grad)
+
+    @torch.enable_grad()
+    def call() -> Tensor:
+        columns = leaf.to(a.base.dtype).unbind(1)
+        parts = zip(bases, blocks, columns, strict=True)
+        merged = [torch.addmv(base, block.T, column) for base, block, column in parts]
+        return torch.autograd.grad(merged, leaf, flat)[0]
+
+    return call
 
 
 def gradient_case(a: Arena, name: str) -> Case:
     """Forward and backward through autograd, down to λ's gradient."""
-    grads = [g.view(s.shape) for g, s in zip(a.each(a.grad), a.layout.slots, strict=True)]
     leaf = a.coefficients.clone().requires_grad_()
-    bases, blocks, flat = a.each(a.base), a.each(a.deltas), a.each(a.grad)
+    bases, flat = a.each(a.base), a.each(a.grad)
     rows = [a.each(row) for row in a.deltas]
-
-    @torch.enable_grad()
-    def ours() -> Tensor:
-        tensors = mdft_fast.merge_tensors(
-            a.base, a.deltas, leaf, a.layout, out=a.out, out_dtype=a.base.dtype
-        )
-        return torch.autograd.grad(tensors, leaf, grads)[0]
 
     @torch.enable_grad()
     def nine_terms() -> Tensor:
@@ -212,16 +275,10 @@ def gradient_case(a: Arena, name: str) -> Case:
             merged.append(total)
         return torch.autograd.grad(merged, leaf, flat)[0]
 
-    @torch.enable_grad()
-    def addmv() -> Tensor:
-        columns = leaf.to(a.base.dtype).unbind(1)
-        parts = zip(bases, blocks, columns, strict=True)
-        merged = [torch.addmv(base, block.T, column) for base, block, column in parts]
-        return torch.autograd.grad(merged, leaf, flat)[0]
-
     moved = (2 * K + 3) * a.layout.elements * a.base.element_size()
-    rivals = {"sum of nine terms": nine_terms, "addmv by tensor": addmv}
+    rivals = {"sum of nine terms": nine_terms, "addmv by tensor": addmv_and_back(a)}
     check = functools.partial(agree, tolerance=dots_tolerance(a.base.dtype))
+    ours = forward_and_backward(a, a.deltas)
     return Case("merge", f"{name}, forward and backward", ours, rivals, check, moved)
 
 

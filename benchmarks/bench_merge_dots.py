@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mdft_fast
-from benchmarks.bench_merge import DTYPES, Arena, K, dots_tolerance, make_arena
+from benchmarks.bench_merge import CODECS, DTYPES, Arena, K, dots_tolerance, make_arena
 from benchmarks.harness import Case, Machine, agree, race
 from mdft_fast.layout import TILE
 
@@ -78,6 +78,19 @@ def cases(a: Arena, name: str) -> Iterator[Case]:
         {"mv of the arena": lambda: (a.deltas @ a.grad).float()},
         check, moved,
     )  # fmt: skip
+    for codec in CODECS:
+        packed = a.packed(codec)
+        moved = a.grad.nbytes + packed.bytes
+        yield Case(
+            "merge_dots", f"{name}, {codec} τ, λ per tensor",
+            functools.partial(mdft_fast.merge_dots, grads, packed, a.layout),
+            {"mv by tensor": mv_by_tensor(a)}, check, moved,
+        )  # fmt: skip
+        yield Case(
+            "merge_dots", f"{name}, {codec} τ, λ per task",
+            lambda packed=packed: mdft_fast.merge_dots(a.grad, packed)[:, 0],
+            {"mv of the arena": lambda: (a.deltas @ a.grad).float()}, check, moved,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
