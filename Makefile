@@ -1,5 +1,5 @@
 # make demo   a fresh machine to a finished run      make test   build, then every test
-# make lint types native-gates cuda-check bench clean
+# make lint types native-gates sanitize cuda-check bench clean
 #
 # The environment is made on first use. VENV= names another folder, PYTHON= another interpreter.
 
@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
 NATIVE_SOURCES := find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 
-.PHONY: demo test venv build lint format types native-gates cuda-check bench clean
+.PHONY: demo test venv build lint format types native-gates sanitize cuda-check bench clean
 .PRECIOUS: $(VENV)/%.stamp
 
 demo: $(VENV)/demo.stamp
@@ -50,6 +50,10 @@ native-gates: build
 	  $$(find build/editable-* -name '*.cu.o.log')
 	if [ -e scripts/check_sass.py ] && [ -e mdft_fast/lib/libmdft_ops_cuda.so ]; then \
 	  $(BIN)/python scripts/check_sass.py mdft_fast/lib/libmdft_ops_cuda.so; fi
+
+# The operators' tests on host code under AddressSanitizer and UBSan, in a build of its own.
+sanitize: $(VENV)/dev.stamp
+	PYTHON=$(BIN)/python scripts/sanitize.sh $(SANITIZE_ARGS)
 
 # Compiles the .cu files and checks them; needs nvcc and no GPU.
 cuda-check:

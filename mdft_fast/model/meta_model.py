@@ -110,9 +110,8 @@ class MetaModel(nn.Module):
         outside, blocks = cut(module, layout, left_out, self._blocks)
         if self.mode == "resident":
             owners = find_owners(module, layout, left_out)
-            runs: Any = module
-            if self._compile_options is not None:
-                runs = torch.compile(module, **self._compile_options)
+            wanted = self._compile_options
+            runs: Any = module if wanted is None else torch.compile(module, **wanted)
             return Resident(runs, owners, blocks, *arenas, dtype=dtype)
         feed: Feed = ArenaFeed(*arenas, ahead=self.mode == "streamed")
         if self.mode == "streamed" and device.type != "cpu":
