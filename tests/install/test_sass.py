@@ -24,11 +24,14 @@ def check_sass() -> Any:
     return module
 
 
-def listing(*operations: str) -> str:
+def listing(*operations: str, of: str = MERGE) -> str:
     lines = [f"  /*{i:04x}*/  {text} ;" for i, text in enumerate(operations)]
-    return "\n".join(["arch = sm_90a", f"  Function : {MERGE}", *lines])
+    return "\n".join(["arch = sm_90a", f"  Function : {of}", *lines])
 
 
+MERGE_INT8 = "_ZN4mdft4cuda6kernelINS0_11MergeKernelIafLi8EEEEEvNT_4ArgsE"
+MERGE_INT4 = "_ZN4mdft4cuda6kernelINS0_11MergeKernelINS_8Int4PairEfLi16EEEEEvNT_4ArgsE"
+MERGE_INT4_SINGLY = MERGE_INT4.replace("Li16E", "Li2E")  # may spread its loads
 COLUMN, WIDE, LAMBDA, SUM = "LDG.E R1, [R2.64]", "LDG.E.EF.128 R4", "@P0 LDG.E R3", "FFMA R4, R5"
 GOOD = [COLUMN, *[WIDE] * 9, *[LAMBDA] * 8, *[SUM] * 32]
 BODIES: dict[str, tuple[list[str], str]] = {
@@ -47,6 +50,28 @@ def test_sees_loads_that_are_not_together(what: str, check_sass: Any) -> None:
     found = " ".join(check_sass.problems(name, operations))
     assert wanted in found
     assert bool(wanted) == bool(found)
+
+
+CODES, BASE = "LDG.E.EF.64 R4", [WIDE] * 4
+GOOD_CODES = [COLUMN, *[CODES] * 8, *BASE, *[LAMBDA] * 16, *[SUM] * 64]
+BODIES_OF_CODES: dict[str, tuple[list[str], str]] = {
+    "good": ([*GOOD_CODES, "@P0 BRA 0x10", *GOOD_CODES], ""),
+    "spread": ([COLUMN, *BASE, *[CODES, LAMBDA, LAMBDA, SUM] * 9], "spread: 1 before the first"),
+    "base alone": ([COLUMN, *BASE, *BASE, *[LAMBDA] * 8, SUM] * 2, "spread: 0 before the first"),
+    "waits": ([COLUMN, *[LAMBDA] * 8, *[CODES] * 8, *[SUM] * 9] * 2, "wait for the column"),
+}
+
+
+@pytest.mark.parametrize("kernel", [MERGE_INT8, MERGE_INT4])
+@pytest.mark.parametrize("what", BODIES_OF_CODES)
+def test_sees_codes_that_are_not_together(what: str, kernel: str, check_sass: Any) -> None:
+    body, wanted = BODIES_OF_CODES[what]
+    ((_, name, operations),) = check_sass.kernels(listing(*body, of=kernel))
+    assert name == kernel
+    found = " ".join(check_sass.problems(name, operations))
+    assert wanted in found
+    assert bool(wanted) == bool(found)
+    assert not check_sass.problems(MERGE_INT4_SINGLY, operations)
 
 
 def test_says_why_it_was_skipped(
