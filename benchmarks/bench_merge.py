@@ -57,8 +57,7 @@ class Arena:
         scales = self.base.new_full((K, N // GROUP), STEP, dtype=torch.float32)
         codes = self.base.new_empty((K, N // half), dtype=DTYPE_OF_CODEC[codec])
         for row, target in zip(self.deltas, codes, strict=True):
-            pieces = row.split(1 << 20), target.split((1 << 20) // half)
-            for piece, place in zip(*pieces, strict=True):
+            for piece, place in zip(row.split(1 << 20), target.split((1 << 20) // half), strict=True):
                 whole = (piece / STEP).to(torch.int8)
                 place.copy_(whole if half == 1 else (whole[::2] & 15) | (whole[1::2] << 4))
         return TaskVectors(codes, codec, scales)

@@ -59,7 +59,8 @@ def merge(
     Returns:
         ``[elements of the tiles]`` merged weights (``out`` itself where given). Terms are summed
         in the dtype of ``coefficients`` in the order base, k = 0..K-1 and rounded once: equal
-        inputs give equal bits, whatever the number of threads.
+        inputs give equal bits, whatever the number of threads. Of int8 and int4, λ times the
+        group's scale is rounded before it meets the codes.
 
     Raises:
         ValueError: if ``deltas`` requires grad; its gradient is not computed.
@@ -135,7 +136,7 @@ def merge_dots(
         grads: the gradient of each tensor of the layout (of the range ``tiles``), in arena order
             and of its shape, taken where it lies; None counts as zero. One dtype. A single
             tensor stands for a list of one.
-        deltas: ``[K, N]`` task vectors, as in :func:`merge`.
+        deltas: ``[K, N]`` task vectors, as in :func:`merge`, in any codec.
         layout: the arena's map; None: one tensor ``[N]``, one column.
         tiles: the range ``(first, last)`` of tiles that the gradients cover.
 
