@@ -56,8 +56,8 @@ class Arena:
         N, half = self.layout.elements, 2 if codec == "int4" else 1
         scales = self.base.new_full((K, N // GROUP), STEP, dtype=torch.float32)
         codes = self.base.new_empty((K, N // half), dtype=DTYPE_OF_CODEC[codec])
-        for row, target in zip(self.deltas, codes, strict=True):
-            for piece, place in zip(row.split(1 << 20), target.split((1 << 20) // half), strict=True):
+        for row, to in zip(self.deltas, codes, strict=True):
+            for piece, place in zip(row.split(1 << 20), to.split((1 << 20) // half), strict=True):
                 whole = (piece / STEP).to(torch.int8)
                 place.copy_(whole if half == 1 else (whole[::2] & 15) | (whole[1::2] << 4))
         return TaskVectors(codes, codec, scales)
