@@ -33,6 +33,16 @@ def _check_micro_batch(value: Any) -> None:
         _positive("micro_batch", value)
 
 
+def _check_cuda_graph(stage: str, value: Any, micro_batch: int | None) -> None:
+    if not isinstance(value, bool):
+        raise MdftError(f"{stage}.cuda_graph: must be true or false, got {value!r}")
+    if value and micro_batch is not None:
+        raise MdftError(
+            f"{stage}.cuda_graph: records a step's rows at once, so micro_batch must be unset, got "
+            f"{micro_batch}"
+        )
+
+
 def _at_least_zero(key: str, value: float) -> None:
     if not (value >= 0 and math.isfinite(value)):
         raise MdftError(f"{key}: must be a finite number >= 0, got {value}")
@@ -87,6 +97,8 @@ class ConstructConfig:
         seed: of the split and of the order of samples.
         micro_batch: images encoded at once; None: all of a step's. Gradients of λ are summed, so
             this changes the memory that a step takes and nothing else, but for round-off.
+        cuda_graph: whether a step is recorded once and replayed (CUDA; mode "resident" or
+            "layerwise"). λ is the same but for round-off.
     """
 
     steps: int = 100
@@ -102,10 +114,12 @@ class ConstructConfig:
     holdout: float = 0.2
     seed: int = 0
     micro_batch: int | None = None
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         _positive("construct.steps", self.steps)
         _check_micro_batch(self.micro_batch)
+        _check_cuda_graph("construct", self.cuda_graph, self.micro_batch)
         _positive("construct.batch", self.batch)
         _choice("construct.draw", self.draw, get_args(Draw))
         _choice("construct.reweight", self.reweight, get_args(Reweight))
@@ -141,6 +155,7 @@ class SpecializeConfig:
         holdout: as in stage 1, so that both learn from the same samples.
         seed: of the split and of the order of samples.
         micro_batch: images encoded at once, as in stage 1.
+        cuda_graph: whether a step is recorded once and replayed, as in stage 1.
     """
 
     steps: int = 20
@@ -150,10 +165,12 @@ class SpecializeConfig:
     holdout: float = 0.2
     seed: int = 0
     micro_batch: int | None = None
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         _positive("specialize.steps", self.steps)
         _check_micro_batch(self.micro_batch)
+        _check_cuda_graph("specialize", self.cuda_graph, self.micro_batch)
         _positive("specialize.batch", self.batch)
         _choice("specialize.representation", self.representation, get_args(Representation))
         if not 0 <= self.holdout < 1:

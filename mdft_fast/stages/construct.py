@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,15 +16,17 @@ from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel
 from mdft_fast.ops import debiased_entropy_loss
 from mdft_fast.stages.config import ConstructConfig
+from mdft_fast.stages.graph import check_capturable, replayed
 from mdft_fast.stages.learner import (
     Callback,
     Learner,
+    Losses,
     RunResult,
     StepRecord,
     micro_batches,
     result_of,
 )
-from mdft_fast.stages.teachers import TaughtTask, teach
+from mdft_fast.stages.teachers import Inputs, TaughtTask, gather, teach
 
 
 def construct(
@@ -54,12 +56,15 @@ def construct(
 
     Raises:
         MdftError: if a task is not of the pool or named twice, no sample of any task passes the
-            filter, or λ does not stay finite.
+            filter, λ does not stay finite, or the step cannot be recorded as the configuration
+            wants.
     """
     started = time.perf_counter()
     names = [task.name for task in tasks]
     if not names or len(set(names)) != len(names):
         raise MdftError(f"construct: tasks must be one or more, each named once, got {names}")
+    if config.cuda_graph:
+        check_capturable(meta)
     batch = config.micro_batch
     taught = teach(meta, tasks, holdout=config.holdout, seed=config.seed, batch=batch)
     drawn, warnings = _drawn(taught, config)
@@ -67,12 +72,14 @@ def construct(
         task.name: BatchOrder(len(rows), config.batch, config.seed, f"construct/{task.name}")
         for task, rows in drawn
     }
-    learner = Learner(meta, config.optimizer, config.steps, orders)
-    learner.run(lambda: _step(learner, drawn, config), callbacks, resume)
+    learner = Learner(meta, config.optimizer, config.steps, orders, capturable=config.cuda_graph)
+    update = _updater(learner, [task for task, _ in drawn], config)
+    learner.run(lambda: _step(learner, drawn, update), callbacks, resume)
     return result_of(learner, time.perf_counter() - started, tuple(warnings))
 
 
 Drawn = list[tuple[TaughtTask, Tensor]]  # a task and the samples it may draw from
+Update = Callable[[Sequence[Tensor]], Losses]  # updates λ once from each task's rows
 
 
 def _drawn(taught: Sequence[TaughtTask], config: ConstructConfig) -> tuple[Drawn, list[str]]:
@@ -97,72 +104,94 @@ def _drawn(taught: Sequence[TaughtTask], config: ConstructConfig) -> tuple[Drawn
     return drawn, warnings
 
 
-def _step(learner: Learner, drawn: Drawn, config: ConstructConfig) -> StepRecord:
+def _step(learner: Learner, drawn: Drawn, update: Update) -> StepRecord:
     started = time.perf_counter()
-    tasks = [task for task, _ in drawn]
     rows = [allowed[next(learner.orders[task.name])] for task, allowed in drawn]
-    losses = torch.zeros(len(tasks), device=learner.meta.coefficients.device)
-    kept = torch.zeros_like(losses)
-    lr = learner.advance(_micro_losses(learner, tasks, rows, config, losses, kept))
+    losses, lr = learner.advance(lambda: update(rows))
     return StepRecord(
         stage="construct",
         task=None,
         step=learner.step,
         steps=learner.steps,
-        losses=losses,
-        names=tuple(task.name for task in tasks),
-        kept=kept / torch.tensor([len(row) for row in rows], device=kept.device),
+        losses=losses.loss,
+        names=tuple(task.name for task, _ in drawn),
+        kept=losses.kept / torch.tensor([len(row) for row in rows], device=losses.kept.device),
         lr=lr,
         samples=sum(len(row) for row in rows),
         seconds=time.perf_counter() - started,
     )
 
 
+def _updater(learner: Learner, tasks: Sequence[TaughtTask], config: ConstructConfig) -> Update:
+    if config.cuda_graph:
+        return replayed(learner, tasks, lambda inputs: _losses(learner.meta, tasks, inputs, config))
+
+    def update(rows: Sequence[Tensor]) -> Losses:
+        sums = Losses.zeros(len(tasks), learner.meta.coefficients.device)
+        learner.update(_micro_losses(learner.meta, tasks, rows, config, sums))
+        return sums
+
+    return update
+
+
 def _micro_losses(
-    learner: Learner,
+    meta: MetaModel,
     tasks: Sequence[TaughtTask],
     rows: Sequence[Tensor],
     config: ConstructConfig,
-    losses: Tensor,
-    kept: Tensor,
+    sums: Losses,
 ) -> Iterator[Tensor]:
     """Yields each micro-batch's part of the objective; adds to each task's loss and kept rows."""
-    filtering = config.filter and config.draw == "batch"  # what was drawn as kept is kept
-    device = losses.device
-    whole = [_weight(task, row, config, filtering) for task, row in zip(tasks, rows, strict=True)]
+    device = sums.loss.device
+    cut = config.micro_batch is not None
+    whole = [_weight(t, row, config) for t, row in zip(tasks, rows, strict=True) if cut]
     for parts in micro_batches([len(row) for row in rows], config.micro_batch):
         numbers = [number for number, _ in parts]
         some = [rows[number][part] for number, part in parts]
         chosen = [tasks[number] for number in numbers]
-        images = torch.cat([task.images(row) for task, row in zip(chosen, some, strict=True)])
-        features = learner.meta.encode(images).split([len(row) for row in some])
-        loss = debiased_entropy_loss(
-            [task.head(f) for task, f in zip(chosen, features, strict=True)],
-            [task.logits[row.to(device)] for task, row in zip(chosen, some, strict=True)],
-            alpha=config.alpha,
-            mu=config.mu,
-            entropy_of=config.entropy_of,
-            use_entropy=config.use_entropy,
-            filter=filtering,
-            reweight=config.reweight,
-        )
-        part_loss = loss.loss
-        if config.micro_batch is not None:
+        loss, kept = _losses(meta, chosen, gather(chosen, some), config)
+        if cut:
             # A task's loss is a mean: over what of it lies here, as much as that weighs.
-            own = [_weight(t, r, config, filtering) for t, r in zip(chosen, some, strict=True)]
+            own = [_weight(task, row, config) for task, row in zip(chosen, some, strict=True)]
             shares = [a / whole[i] if whole[i] else 0.0 for a, i in zip(own, numbers, strict=True)]
-            part_loss = part_loss * torch.tensor(shares, device=device)
+            loss = loss * torch.tensor(shares, device=device)
         at = torch.tensor(numbers, device=device)
-        losses.index_add_(0, at, part_loss.detach().float())
-        counts = [mask.sum() for mask in loss.kept.split([len(row) for row in some])]
-        kept.index_add_(0, at, torch.stack(counts).to(kept))
-        yield part_loss.sum()
+        sums.loss.index_add_(0, at, loss.detach().float())
+        sums.kept.index_add_(0, at, kept.to(sums.kept))
+        yield loss.sum()
 
 
-def _weight(task: TaughtTask, rows: Tensor, config: ConstructConfig, filtering: bool) -> float:
+def _losses(
+    meta: MetaModel, tasks: Sequence[TaughtTask], inputs: Inputs, config: ConstructConfig
+) -> Losses:
+    """Computes equations 2 to 6 for the inputs of these tasks: one merge, one forward, one launch.
+
+    Nothing here waits for the device or depends on what the inputs hold: a graph can record it.
+    """
+    sizes = [len(rows) for rows in inputs.rows]
+    features = meta.encode(inputs.images).split(sizes)
+    result = debiased_entropy_loss(
+        [task.head(f) for task, f in zip(tasks, features, strict=True)],
+        [task.logits[rows] for task, rows in zip(tasks, inputs.rows, strict=True)],
+        alpha=config.alpha,
+        mu=config.mu,
+        entropy_of=config.entropy_of,
+        use_entropy=config.use_entropy,
+        filter=_filters(config),
+        reweight=config.reweight,
+    )
+    return Losses(result.loss, torch.stack([mask.sum() for mask in result.kept.split(sizes)]))
+
+
+def _filters(config: ConstructConfig) -> bool:
+    """Returns whether the loss filters: what was drawn as kept is kept."""
+    return config.filter and config.draw == "batch"
+
+
+def _weight(task: TaughtTask, rows: Tensor, config: ConstructConfig) -> float:
     """Returns what a task's loss over some rows was divided by: their number, or their weights."""
     entropy, threshold = task.entropy.cpu()[rows], config.mu * math.log(task.classes)
-    if filtering:
+    if _filters(config):
         entropy = entropy[entropy < threshold]
     if config.reweight != "normalized":
         return float(len(entropy))

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +20,33 @@ from mdft_fast.stages.config import OptimizerConfig
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
-    "adamw": lambda params, lr: torch.optim.AdamW(params, lr=lr, weight_decay=0.0),
+    "adamw": functools.partial(torch.optim.AdamW, weight_decay=0.0),
     "sgd": torch.optim.SGD,
 }
+# What makes an update that a CUDA graph can hold: the learning rate and the number of the step are
+# read where they lie, on the device. SGD's plain loops read a rate on the host, its fused one not.
+_CAPTURABLE: dict[str, dict[str, bool]] = {
+    "adam": {"fused": True, "capturable": True},
+    "adamw": {"fused": True, "capturable": True},
+    "sgd": {"fused": True},
+}
+
+
+class Losses(NamedTuple):
+    """What a step's forward pass gives.
+
+    Attributes:
+        loss: ``[K]``, each task's part of the objective; λ goes down their sum.
+        kept: ``[K]``, how many of each task's samples count.
+    """
+
+    loss: Tensor
+    kept: Tensor
+
+    @staticmethod
+    def zeros(tasks: int, device: torch.device) -> Losses:
+        """Returns float32 zeros for K tasks: to add to, or to write to."""
+        return Losses(torch.zeros(tasks, device=device), torch.zeros(tasks, device=device))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +104,8 @@ class Learner:
         config: how λ is updated.
         steps: how many updates there will be.
         orders: task -> the order in which its samples are drawn.
+        capturable: whether :meth:`update` must fit into a CUDA graph. Equal to the plain update
+            but for round-off.
     """
 
     def __init__(
@@ -86,13 +114,19 @@ class Learner:
         config: OptimizerConfig,
         steps: int,
         orders: Mapping[str, BatchOrder],
+        *,
+        capturable: bool = False,
     ) -> None:
         self.meta, self.config, self.steps, self.orders = meta, config, steps, orders
         if not meta.coefficients.requires_grad or torch.is_inference_mode_enabled():
             raise MdftError("coefficients: must require grad to be learned, got frozen ones")
         self.step = 0
         self.path = [meta.coefficients.detach().clone()]
-        self._optimizer = _OPTIMIZERS[config.name]([meta.coefficients], lr=config.lr)
+        options: dict[str, Any] = {"lr": config.lr}
+        if capturable:
+            lr = torch.tensor(config.lr, device=meta.coefficients.device)
+            options = {"lr": lr, **_CAPTURABLE[config.name]}
+        self._optimizer = _OPTIMIZERS[config.name]([meta.coefficients], **options)
 
     def run(
         self,
@@ -110,28 +144,52 @@ class Learner:
             for callback in callbacks:
                 callback(record, self)
 
-    def advance(self, losses: Iterable[Tensor]) -> float:
-        """Makes one update of λ from the sum of scalar losses; returns the learning rate used.
-
-        Args:
-            losses: one a micro-batch. Each is taken back through its graph before the next is
-                asked for, so that one micro-batch's activations are in memory at once.
+    def advance(self, update: Callable[[], Losses]) -> tuple[Losses, float]:
+        """Makes a step by what updates λ once; returns the losses and the learning rate used.
 
         Raises:
             MdftError: on the CPU, if λ is no longer finite; on CUDA that shows in :meth:`state`.
         """
         lr = self.config.lr_at(self.step, self.steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.zero_grad(set_to_none=True)
-        for loss in losses:
-            loss.backward()
-        self._optimizer.step()
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        losses = update()
         self.step += 1
         self.path.append(self.meta.coefficients.detach().clone())
         if self.path[-1].device.type == "cpu":
             self._check_finite()
-        return lr
+        return losses, lr
+
+    def update(self, losses: Iterable[Tensor]) -> None:
+        """Updates λ from the sum of scalar losses. Waits for nothing, so it can be recorded.
+
+        Args:
+            losses: one a micro-batch. Each is taken back through its graph before the next is
+                asked for, so that one micro-batch's activations are in memory at once.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        for loss in losses:
+            loss.backward()
+        self._optimizer.step()
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Lets updates be tried: λ and the optimizer's state are put back, where they lie."""
+        coefficients, states = self.meta.coefficients, self._optimizer.state
+        before = coefficients.detach().clone()
+        tensors = {k: v.clone() for k, v in states.get(coefficients, {}).items()}
+        try:
+            yield
+        finally:
+            self._optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                coefficients.copy_(before)
+                for name, value in states.get(coefficients, {}).items():
+                    # Made meanwhile: all that these optimizers keep begins at zero.
+                    value.copy_(tensors[name]) if name in tensors else value.zero_()
 
     def _check_finite(self) -> None:
         if not self.path[-1].isfinite().all():
@@ -165,7 +223,11 @@ class Learner:
                 f"resume: tasks must be {sorted(self.orders)}, got {sorted(state['orders'])}"
             )
         self.meta.set_coefficients(state["path"][-1])
-        self._optimizer.load_state_dict(state["optimizer"])
+        # The groups' options are the configuration's, compared above, and how the update is made,
+        # which is this learner's own affair.
+        groups = self._optimizer.state_dict()["param_groups"]
+        saved = copy.deepcopy(state["optimizer"]["state"])  # else updates would write into it
+        self._optimizer.load_state_dict({"state": saved, "param_groups": groups})
         for name, order in self.orders.items():
             order.restore(state["orders"][name])
         self.path = list(state["path"].to(self.meta.coefficients.device))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,15 +14,17 @@ from mdft_fast import reference
 from mdft_fast.data import BatchOrder, Task
 from mdft_fast.model import MetaModel
 from mdft_fast.stages.config import SpecializeConfig
+from mdft_fast.stages.graph import check_capturable, replayed
 from mdft_fast.stages.learner import (
     Callback,
     Learner,
+    Losses,
     RunResult,
     StepRecord,
     micro_batches,
     result_of,
 )
-from mdft_fast.stages.teachers import TaughtTask, represent, teach
+from mdft_fast.stages.teachers import Inputs, TaughtTask, gather, represent, teach
 
 
 def specialize(
@@ -47,44 +49,75 @@ def specialize(
 
     Returns:
         The learned λ and its path.
+
+    Raises:
+        MdftError: if the task is not of the pool, λ does not stay finite, or the step cannot be
+            recorded as the configuration wants.
     """
     started = time.perf_counter()
+    if config.cuda_graph:
+        check_capturable(meta)
     batch = config.micro_batch
     (taught,) = teach(meta, [task], holdout=config.holdout, seed=config.seed, batch=batch)
     order = BatchOrder(len(taught.learn), config.batch, config.seed, f"specialize/{taught.name}")
-    learner = Learner(meta, config.optimizer, config.steps, {taught.name: order})
-    learner.run(lambda: _step(learner, taught, config), callbacks, resume)
+    orders = {taught.name: order}
+    learner = Learner(meta, config.optimizer, config.steps, orders, capturable=config.cuda_graph)
+    update = _updater(learner, taught, config)
+    learner.run(lambda: _step(learner, taught, update), callbacks, resume)
     return result_of(learner, time.perf_counter() - started)
 
 
-def _step(learner: Learner, task: TaughtTask, config: SpecializeConfig) -> StepRecord:
+Update = Callable[[Sequence[Tensor]], Losses]  # updates λ once from the task's rows
+
+
+def _step(learner: Learner, task: TaughtTask, update: Update) -> StepRecord:
     started = time.perf_counter()
     rows = task.learn[next(learner.orders[task.name])]
-    total = torch.zeros(1, device=learner.meta.coefficients.device)
-
-    def losses() -> Iterator[Tensor]:
-        for ((_, part),) in micro_batches([len(rows)], config.micro_batch):
-            some = rows[part]
-            features = learner.meta.encode(task.images(some))
-            target = task.features[some.to(features.device)]
-            loss = reference.alignment(
-                represent(features, task.head, config.representation),
-                represent(target, task.head, config.representation),
-            )
-            loss = loss if len(some) == len(rows) else loss * (len(some) / len(rows))
-            total.add_(loss.detach())
-            yield loss
-
-    lr = learner.advance(losses())
+    losses, lr = learner.advance(lambda: update([rows]))
     return StepRecord(
         stage="specialize",
         task=task.name,
         step=learner.step,
         steps=learner.steps,
-        losses=total,
+        losses=losses.loss,
         names=(task.name,),
         kept=torch.ones(1),
         lr=lr,
         samples=len(rows),
         seconds=time.perf_counter() - started,
     )
+
+
+def _updater(learner: Learner, task: TaughtTask, config: SpecializeConfig) -> Update:
+    if config.cuda_graph:
+        return replayed(learner, [task], lambda inputs: _losses(learner.meta, task, inputs, config))
+
+    def update(rows: Sequence[Tensor]) -> Losses:
+        sums = Losses.zeros(1, learner.meta.coefficients.device)
+        learner.update(_micro_losses(learner.meta, task, rows[0], config, sums))
+        return sums
+
+    return update
+
+
+def _micro_losses(
+    meta: MetaModel, task: TaughtTask, rows: Tensor, config: SpecializeConfig, sums: Losses
+) -> Iterator[Tensor]:
+    """Yields each micro-batch's part of the loss; adds to the sums."""
+    for ((_, part),) in micro_batches([len(rows)], config.micro_batch):
+        some = rows[part]
+        loss, kept = _losses(meta, task, gather([task], [some]), config)
+        loss = loss if len(some) == len(rows) else loss * (len(some) / len(rows))
+        sums.loss.add_(loss.detach())
+        sums.kept.add_(kept)
+        yield loss.sum()
+
+
+def _losses(meta: MetaModel, task: TaughtTask, inputs: Inputs, config: SpecializeConfig) -> Losses:
+    """Computes equation 7. Like stage 1's, a graph can record it."""
+    (rows,) = inputs.rows
+    loss = reference.alignment(
+        represent(meta.encode(inputs.images), task.head, config.representation),
+        represent(task.features[rows], task.head, config.representation),
+    )
+    return Losses(loss.reshape(1), loss.new_full((1,), len(rows)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,24 @@ class TaughtTask:
     def images(self, indices: Tensor) -> Tensor:
         """Returns images as the encoder wants them, on the teacher's device."""
         return self.samples.batch(indices, self.logits.device)
+
+
+class Inputs(NamedTuple):
+    """What a step computes with, on the meta-model's device.
+
+    Attributes:
+        images: float32 ``[B, 3, H, W]``, the tasks' one after another.
+        rows: for each task int64 ``[B_k]``: which of its samples they are.
+    """
+
+    images: Tensor
+    rows: tuple[Tensor, ...]
+
+
+def gather(tasks: Sequence[TaughtTask], rows: Sequence[Tensor]) -> Inputs:
+    """Returns the inputs of a step that drew these samples of these tasks."""
+    images = torch.cat([task.images(row) for task, row in zip(tasks, rows, strict=True)])
+    return Inputs(images, tuple(row.to(images.device) for row in rows))
 
 
 @torch.no_grad()
