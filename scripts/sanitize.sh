@@ -36,4 +36,5 @@ export PYTHONPATH="$BUILD/package" PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 MDFT_STRIC
 assert ops.__file__.startswith(sys.argv[1]), f"tests would run on another package, {ops.__file__}"
 assert ops.kernels()["cpu"] in ("avx2", "portable"), ops.kernels()' "$PACKAGE"
 [ $# -gt 0 ] || set -- tests/ops tests/emulated
-exec "$PYTHON" -m pytest -q -p no:cacheprovider "$@"
+# --capture=sys: a report is written past Python, by a process that has no time to pass it on.
+exec "$PYTHON" -m pytest -q -p no:cacheprovider --capture=sys "$@"

@@ -131,6 +131,10 @@ def _method_problems(recipe: Keys) -> Iterator[str]:
         yield f"start: {wanted}, got {len(recipe.start)}"
     if construct.objective.alpha == 0 and not construct.objective.entropy:
         yield "construct.objective: is empty, alpha is 0 and entropy is off"
+    memory = recipe.memory
+    if memory.cuda_graph and (memory.micro_batch is not None or memory.mode == "streamed"):
+        got = f"micro_batch {memory.micro_batch}" if memory.micro_batch else "mode 'streamed'"
+        yield f"memory.cuda_graph: records a whole step on the device, so must be false with {got}"
     moving = construct.filter.enabled and construct.filter.entropy_of == "meta"
     if construct.draw == "kept" and moving:
         yield (

@@ -134,6 +134,7 @@ class Memory(Section):
         checkpointing: whether each block's activations are computed again in backward.
         micro_batch: images a forward pass; null: a whole step's at once.
         blocks: modules that are blocks; null: what a number in parameters' names marks.
+        cuda_graph: whether a step is recorded once and replayed (CUDA; not streamed).
     """
 
     mode: Annotated[
@@ -148,6 +149,7 @@ class Memory(Section):
     checkpointing: bool = False
     micro_batch: Annotated[int, Field(gt=0)] | None = None
     blocks: Annotated[tuple[Text, ...], Field(strict=False)] | None = None
+    cuda_graph: bool = False
 
 
 class Optimizer(Section):
