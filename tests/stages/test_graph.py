@@ -245,6 +245,21 @@ def test_resumes_bit_for_bit_and_from_a_plain_run(world: World, name: str) -> No
         assert_same_path(resumed, paths[False], config)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_plain_state_leaves_the_optimizer_capturable(world: World, name: str) -> None:
+    plain, learner = learner_of(world, name, capturable=False), learner_of(world, name)
+    plain.update([square(plain)(inputs_of(1)).loss.sum()])
+    plain.path.append(plain.meta.coefficients.detach().clone())
+    learner.restore(plain.state())
+    (group,) = learner._optimizer.param_groups
+    assert isinstance(group["lr"], Tensor)
+    assert group["fused"]
+    assert group.get("capturable", True)
+    for key, value in everything(plain).items():
+        assert torch.equal(everything(learner)[key], value)
+    assert {value.device for value in everything(learner).values()} == {torch.device("cpu")}
+
+
 def test_what_cannot_be_recorded_is_refused(world: World) -> None:
     for name in ("construct", "specialize"):
         with pytest.raises(MdftError, match=r"cuda_graph: .* must be on a CUDA device, got cpu"):
