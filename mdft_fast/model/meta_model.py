@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mdft_fast.errors import MdftError, nearest
+from mdft_fast.model.advice import return_freed_memory
 from mdft_fast.model.feed import ArenaFeed, Feed, StagedFeed
 from mdft_fast.model.granularity import Granularity, group_columns
 from mdft_fast.model.layerwise import Layerwise
@@ -36,6 +37,9 @@ class MetaModel(nn.Module):
       dropped, merged again in backward, and its gradients are dropped with it.
     - "streamed": two blocks. Base and task vectors stay on the host, where the device is a GPU,
       in pinned memory; on the CPU they stay in the pool's mapped files and are read ahead.
+
+    On the CPU all but plain "resident" tell malloc to give freed tensors back at once, for the
+    whole process.
 
     Args:
         backbone: the module that the pool's tensors belong to. A private copy is made, without
@@ -92,6 +96,8 @@ class MetaModel(nn.Module):
         needs_blocks = mode != "resident" or checkpointing
         self._blocks = find_blocks(self._backbone, self.layout, blocks) if needs_blocks else ()
         self._compile_options: dict[str, Any] | None = None  # of torch.compile; None: eager
+        if needs_blocks:
+            return_freed_memory()
         self._place(torch.device(device) if device is not None else pool.base.device)
 
     def _place(self, device: torch.device) -> None:

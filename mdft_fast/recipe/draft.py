@@ -59,9 +59,9 @@ precision: fp32            # of merged weights and activations: fp32 or bf16
 memory:                    # how weights are held; `mdft plan` shows what each choice takes
   mode: auto               # resident, layerwise or streamed; auto: the fastest that fits
   codec: fp32              # how task vectors are stored: fp32, bf16, fp16, int8 or int4
-  # budget: 4GB            # what a run may take; left out: what is free
+  budget: null             # what a run may take, 4GB say; null: what is free
   checkpointing: false     # true: a block's activations are computed again in backward
-  # micro_batch: 32        # images a forward pass; left out: a step's all at once
+  micro_batch: null        # images a forward pass; null: a whole step's at once
 seed: 0                    # of every draw: equal seeds, equal results
 deterministic: true        # equal inputs give equal bits
 transductive: false        # true: the unlabelled samples may be the test images

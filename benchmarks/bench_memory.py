@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step of stage 1 takes in memory, by mode and codec, watched from another process.
+
+The peak is of anonymous memory (RssAnon) above the bare process: pages of a mapped pool stand
+apart, since the system can take them back at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.shapes import CLASSES
+from mdft_fast.model import MODES, build_backbone
+from mdft_fast.pool import Head, Pool, take_inventory
+from mdft_fast.pool.container import Entry, write_tensors
+from mdft_fast.run.forecast import Subject, forecast
+from mdft_fast.task_vectors import CODECS
+
+STEP = Path(__file__).parent / "memory_step.py"
+K = 8
+MODELS: dict[str, dict[str, Any]] = {
+    "ViT-Tiny 64x64": {
+        "library": "timm",
+        "name": "vit_tiny_patch16_224",
+        "kwargs": {"img_size": 64, "num_classes": 0},
+    },
+    "CLIP ViT-B/32": {"library": "open_clip", "name": "ViT-B-32", "kwargs": {}},
+    "CLIP ViT-L/14": {"library": "open_clip", "name": "ViT-L-14", "kwargs": {}},
+}
+SIZE = {"ViT-Tiny 64x64": 64}
+
+
+class Named:
+    """A task without data."""
+
+    def __init__(self, name: str, classes: int, features: int) -> None:
+        generator = torch.Generator().manual_seed(classes)
+        self.name, self.class_names = name, tuple(str(c) for c in range(classes))
+        weight = torch.randn(classes, features, generator=generator)
+        self.head = Head(20 * torch.nn.functional.normalize(weight), None, True)
+
+
+def make_pool(model: str, folder: Path) -> None:
+    """Writes K random models around a random base, tensor by tensor, and packs them.
+
+    At no time is more than one model's size in memory.
+    """
+    spec, size = MODELS[model], SIZE.get(model, 224)
+    torch.manual_seed(0)
+    backbone = build_backbone(spec)
+    inventory = take_inventory(backbone)
+    state = {name: value.detach() for name, value in backbone.state_dict().items()}
+    with torch.no_grad():
+        features = backbone(torch.zeros(1, 3, size, size)).shape[-1]
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        files = [Path(place, f"{k}.safetensors") for k in range(-1, K)]
+        for k, file in enumerate(files):
+            write_tensors(file, list(_shards(state, inventory.merged, k)))
+        del state
+        tasks = [Named(f"task{k}", c, features) for k, c in enumerate(CLASSES["CLIP's eight"])]
+        Pool.pack(
+            folder, files[0], files[1:], tasks, backbone=backbone, backbone_spec=spec,
+            preprocess={"size": size, "mean": 0.5, "std": 0.5},
+        )  # fmt: skip
+
+
+def _shards(state: Mapping[str, Tensor], merged: Mapping[str, Any], k: int) -> Iterator[Entry]:
+    """Yields the tensors of model k; 0 is the base."""
+    for name, value in state.items():
+        yield Entry(name, torch.float16, tuple(value.shape), _made(name, value, merged, k))
+
+
+def _made(name: str, value: Tensor, merged: Mapping[str, Any], k: int) -> Iterator[Tensor]:
+    if k and name in merged:
+        generator = torch.Generator().manual_seed(1000 * k + len(name))
+        noise = torch.randn(value.shape, generator=generator)
+        value = value + 0.02 * value.std(correction=0) * noise + 1e-3 * (value.std() == 0)
+    yield value.half()
+
+
+def watch(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes one step in a process of its own and watches its memory, some 500 times a second."""
+    process = subprocess.Popen(
+        [sys.executable, str(STEP), json.dumps(given)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    if process.stdout.readline().strip() != "ready":
+        raise RuntimeError(process.stderr.read()[-2000:])
+    bare = _resident(process.pid)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    anonymous = mapped = 0
+    while process.poll() is None:
+        now = _resident(process.pid)
+        if now is not None and bare is not None:
+            anonymous = max(anonymous, now[0] - bare[0])
+            mapped = max(mapped, now[1] - bare[1])
+        time.sleep(0.002)
+    out, errors = process.stdout.read(), process.stderr.read()
+    found = {"anonymous_mb": anonymous / 1e6, "mapped_mb": mapped / 1e6}
+    if process.returncode != 0:
+        return found | {"failed": errors.strip().splitlines()[-1][:300] if errors else "killed"}
+    return found | json.loads(out)
+
+
+def _resident(pid: int) -> tuple[int, int] | None:
+    """Returns a process's anonymous and file-backed resident bytes."""
+    try:
+        rows = dict(
+            line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        )
+        return tuple(1024 * int(rows[key].split()[0]) for key in ("RssAnon", "RssFile"))
+    except (OSError, KeyError):
+        return None
+
+
+def run(
+    models: Sequence[str],
+    codecs: Sequence[str],
+    *,
+    samples: int = K,
+    checkpointing: Sequence[bool] = (True,),
+    keep: Path | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yields a row for each way to take a step: the floor, the peers' way, ours.
+
+    Args:
+        models: of :data:`MODELS`.
+        codecs: of the task vectors.
+        samples: images of the step.
+        checkpointing: whether activations of blocks are computed again, for all alike.
+        keep: folder for the pools; None: a temporary one.
+    """
+    folder = keep or Path(tempfile.mkdtemp(prefix="mdft-memory-"))
+    try:
+        for model in models:
+            pools = _pools(folder, model, codecs)
+            for again in checkpointing:
+                yield from _rows(model, pools, samples, again)
+    finally:
+        if keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pools(folder: Path, model: str, codecs: Sequence[str]) -> dict[str, Path]:
+    name = model.replace("/", "-").replace(" ", "-")
+    pools = {codec: folder / f"{name}-{codec}" for codec in ("fp32", *codecs)}
+    folder.mkdir(parents=True, exist_ok=True)
+    if not pools["fp32"].exists():
+        print(f"making {K} models of {model}", flush=True)
+        make_pool(model, pools["fp32"])
+    for codec, path in pools.items():
+        if not path.exists():
+            print(f"packing them in {codec}", flush=True)
+            Pool.open(pools["fp32"]).save(path, codec)
+    return pools
+
+
+def _rows(
+    model: str, pools: Mapping[str, Path], samples: int, checkpointing: bool
+) -> Iterator[dict[str, Any]]:
+    with torch.device("meta"):
+        backbone = build_backbone(MODELS[model])
+    side = SIZE.get(model, 224)
+    subject = Subject(backbone, CLASSES["CLIP's eight"], (side, side))
+    predicted = {
+        (row.mode, row.codec, row.checkpointing): row
+        for row in forecast(subject, samples, mapped=True)
+    }
+    given = {
+        "samples": samples, "threads": torch.get_num_threads(), "checkpointing": checkpointing,
+        "precision": "fp32", "library": MODELS[model]["library"],
+    }  # fmt: skip
+    ways = [("plain", "fp32"), ("peers", "fp32")]
+    ways += [(mode, codec) for mode in MODES for codec in CODECS if codec in pools]
+    for way, codec in ways:
+        row = {"model": model, "way": way, "codec": codec, "samples": samples,
+               "checkpointing": checkpointing}  # fmt: skip
+        row |= watch({**given, "way": way, "pool": str(pools[codec])})
+        if (way, codec, checkpointing) in predicted:
+            row["predicted_mb"] = predicted[way, codec, checkpointing].peak / 1e6
+        yield row
+
+
+def table(row: Mapping[str, Any]) -> str:
+    """Returns one line."""
+    predicted = f"plan {row['predicted_mb']:8,.0f}" if "predicted_mb" in row else ""
+    ended = row.get("failed") or f"{row['seconds']:7.2f} s"
+    return (
+        f"{row['model']:16} {row['way']:10} {row['codec']:5} anonymous "
+        f"{row['anonymous_mb']:8,.0f} MB  mapped {row['mapped_mb']:8,.0f} MB  {predicted:14} {ended}"
+    )
