@@ -202,5 +202,6 @@ def table(row: Mapping[str, Any]) -> str:
     ended = row.get("failed") or f"{row['seconds']:7.2f} s"
     return (
         f"{row['model']:16} {row['way']:10} {row['codec']:5} anonymous "
-        f"{row['anonymous_mb']:8,.0f} MB  mapped {row['mapped_mb']:8,.0f} MB  {predicted:14} {ended}"
+        f"{row['anonymous_mb']:8,.0f} MB  mapped {row['mapped_mb']:8,.0f} MB"
+        f"  {predicted:14} {ended}"
     )

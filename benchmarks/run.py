@@ -23,11 +23,19 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # an installed mdft_fast wins
 os.environ["MDFT_STRICT"] = "1"  # the reference must not race in the kernels' place
 
-from benchmarks import bench_debiased_entropy, bench_merge, bench_merge_dots, bench_step  # noqa: E402
+from benchmarks import (  # noqa: E402
+    bench_debiased_entropy,
+    bench_memory,
+    bench_merge,
+    bench_merge_dots,
+    bench_scaling,
+    bench_step,
+)
 from benchmarks.harness import OURS, Busy, Case, Machine, limit_memory, load, race  # noqa: E402
 from benchmarks.shapes import CLASSES, TABLES, parameters  # noqa: E402
 from mdft_fast.errors import MdftError  # noqa: E402
 from mdft_fast.run.system import environment  # noqa: E402
+from mdft_fast.task_vectors import CODECS  # noqa: E402
 
 Cases = Iterator[tuple[Case, int]]  # with its number of rounds
 
@@ -71,13 +79,42 @@ SUITES: dict[str, Callable[[argparse.Namespace, torch.device], Cases]] = {
 }
 
 
+def memory(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """What a step takes in memory, by mode and codec."""
+    models = list(bench_memory.MODELS)[:1] if args.quick else args.memory_models
+    codecs = ["int8"] if args.quick else args.codecs
+    folder = Path(args.pools) if args.pools else None
+    for row in bench_memory.run(models, codecs, keep=folder):
+        print(bench_memory.table(row), flush=True)
+        yield row
+
+
+def scaling(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """What merge and merge_dots cost against K, in every codec, on one block of ViT-L/14."""
+    most, rounds = (2, 1) if args.quick else (64, args.rounds)
+    for row in bench_scaling.run(Machine(device), args.codecs, most, rounds):
+        print(bench_scaling.table(row), flush=True)
+        yield row | {"busy": load()[1]}
+
+
+WATCHES: dict[str, Callable[[argparse.Namespace, torch.device], Iterator[dict[str, Any]]]] = {
+    "memory": memory,
+    "scaling": scaling,
+}
+
+
+ALL = [*SUITES, *WATCHES]
+
+
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("suites", nargs="*", metavar="SUITE", help=f"some of {list(SUITES)}; none: all")
+    add("suites", nargs="*", metavar="SUITE", help=f"some of {ALL}; none: all")
     add("--json", metavar="FILE", help="writes the results there")
     add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--codecs", nargs="*", choices=CODECS, default=list(CODECS), help="of memory and scaling")
+    add("--pools", metavar="FOLDER", help="keeps memory's pools there, or finds them")
     add("--quick", action="store_true", help="three rounds of tiny cases: does it run?")
     add("--allow-busy", action="store_true", help="measures on a busy machine; the result says so")
     add("--no-compile", action="store_true", help="leaves torch.compile out: it takes its time")
@@ -85,12 +122,14 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--tables", nargs="*", choices=list(TABLES), help="of the kernels (default: B/32, L/14)")
     add("--dtypes", nargs="*", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     add("--models", nargs="*", choices=list(bench_step.MODELS), default=list(bench_step.MODELS))
+    add("--memory-models", nargs="*", choices=list(bench_memory.MODELS),
+        default=["CLIP ViT-L/14"])  # fmt: skip
     add("--batches", nargs="*", type=int, default=[1, 4], help="images a task in a step")
     add("--threads", type=int, help="of torch (default: torch's own choice)")
     args = parser.parse_args(argv)
-    args.suites = args.suites or list(SUITES)
-    if unknown := [name for name in args.suites if name not in SUITES]:
-        parser.error(f"SUITE must be some of {list(SUITES)}, got {unknown}")
+    args.suites = args.suites or ALL
+    if unknown := [name for name in args.suites if name not in ALL]:
+        parser.error(f"SUITE must be some of {ALL}, got {unknown}")
     return args
 
 
@@ -105,6 +144,12 @@ def main(argv: list[str]) -> int:
     machine, results = Machine(device), []
     for suite in args.suites:
         with torch.no_grad():
+            if suite in WATCHES:
+                for row in WATCHES[suite](args, device):
+                    results.append({"suite": suite} | row)
+                    if args.json:
+                        write(Path(args.json), argv, device, results)
+                continue
             for case, rounds in SUITES[suite](args, device):
                 if args.no_compile:
                     case = without_compile(case)

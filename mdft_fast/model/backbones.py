@@ -134,11 +134,11 @@ def _open_clip(name: str, kwargs: dict[str, Any]) -> nn.Module:
                 f"backbone: 'kwargs.{key}' of a CLIP model must be one of {list(_CLIP_ARGUMENTS)}"
                 f"{nearest(key, _CLIP_ARGUMENTS)}"
             )
-    config = library.get_model_config(name)
-    if config and "hf_model_name" in config["text_cfg"]:
-        kwargs["text_cfg"] = {"layers": 1}  # unused; the hub would be asked for the model's own
+    # The text tower is not used: a small one, for which no hub is asked. On the default device,
+    # which open_clip would leave for the CPU: plans build models without data, on "meta".
+    rest = {"text_cfg": {"layers": 1}, "device": torch.get_default_device()}
     nothing = {"pretrained": None, "pretrained_image": False, "pretrained_text": False}
-    tower: nn.Module = library.create_model(name, **nothing, **kwargs).visual
+    tower: nn.Module = library.create_model(name, **nothing, **rest, **kwargs).visual
     return tower
 
 

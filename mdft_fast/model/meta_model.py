@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.model.advice import return_freed_memory
+from mdft_fast.model.empty import empty_copy
 from mdft_fast.model.feed import ArenaFeed, Feed, StagedFeed
 from mdft_fast.model.granularity import Granularity, group_columns
 from mdft_fast.model.layerwise import Layerwise
@@ -92,7 +93,7 @@ class MetaModel(nn.Module):
         self.base, self.vectors = pool.base, pool.vectors
         self.coefficients = nn.Parameter(self.as_coefficients(start))
         # Not a submodule: its empty slots are nobody's parameters.
-        self.__dict__["_backbone"] = _empty_copy(backbone, pool).to(DTYPE_OF_PRECISION[precision])
+        self.__dict__["_backbone"] = empty_copy(backbone, pool).to(DTYPE_OF_PRECISION[precision])
         needs_blocks = mode != "resident" or checkpointing
         self._blocks = find_blocks(self._backbone, self.layout, blocks) if needs_blocks else ()
         self._compile_options: dict[str, Any] | None = None  # of torch.compile; None: eager
@@ -267,40 +268,3 @@ def _check_option(name: str, value: str, known: Sequence[str]) -> None:
             f"meta-model: {name} must be one of {list(known)}, got {value!r}"
             f"{nearest(str(value), known)}"
         )
-
-
-def _empty_copy(backbone: nn.Module, pool: Pool) -> Any:
-    """Copies a module without the weights that the pool replaces; the rest is the pool's base."""
-    parameters = dict(backbone.named_parameters(remove_duplicate=False))
-    shapes = {slot.name: slot.shape for slot in pool.layout.slots}
-    for name, shape in shapes.items():
-        if name not in parameters or tuple(parameters[name].shape) != shape:
-            got = list(parameters[name].shape) if name in parameters else "no such parameter"
-            raise MdftError(f"backbone: {name} must be {list(shape)} as in the pool, got {got}")
-    _check_known(backbone, pool, shapes)
-    # Found in its memo, a weight is taken by deepcopy for copied already: none is ever made.
-    empty = nn.Parameter(torch.empty(0), requires_grad=False)
-    clone = copy.deepcopy(backbone, {id(parameters[name]): empty for name in shapes})
-    for module in clone.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is empty:
-                module._parameters[name] = None
-    clone.eval().requires_grad_(False)
-    with torch.no_grad():
-        for name, value in (*clone.named_parameters(), *clone.named_buffers()):
-            if name in pool.buffers:
-                value.copy_(pool.buffers[name])
-    return clone
-
-
-def _check_known(backbone: nn.Module, pool: Pool, merged: dict[str, tuple[int, ...]]) -> None:
-    """Refuses a tensor of the backbone that the pool does not have, or has in another shape."""
-    for name, value in backbone.state_dict().items():
-        if name in merged or pool.left_out.get(name, "").startswith("tied to "):
-            continue
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            continue  # counters and the like: a checkpoint may lack them
-        held = pool.buffers.get(name)
-        if held is None or held.shape != value.shape:
-            wanted = "absent, as in the pool" if held is None else f"{list(held.shape)}"
-            raise MdftError(f"backbone: {name} must be {wanted}, got {list(value.shape)}")

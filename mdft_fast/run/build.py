@@ -191,6 +191,7 @@ def construct_config(recipe: Recipe) -> ConstructConfig:
         holdout=c.holdout,
         seed=recipe.seed,
         micro_batch=recipe.memory.micro_batch,
+        cuda_graph=recipe.memory.cuda_graph,
     )
 
 
@@ -205,6 +206,7 @@ def specialize_config(recipe: Recipe) -> SpecializeConfig:
         holdout=recipe.construct.holdout,
         seed=recipe.seed,
         micro_batch=recipe.memory.micro_batch,
+        cuda_graph=recipe.memory.cuda_graph,
     )
 
 

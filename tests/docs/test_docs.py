@@ -396,7 +396,7 @@ def test_messages_of_the_recipes_page_are_what_is_raised(tmp_path: Path) -> None
     file = tmp_path / "recipe.yaml"
     file.write_text(blocks(README, "yaml")[0])
     with pytest.raises(MdftError) as found:
-        Recipe.load(file, ["construct.stepz=3", "memory.codec=int8"])
+        Recipe.load(file, ["construct.stepz=3", "memory.codec=int5"])
     wanted, _ = blocks(ROOT / "docs/recipes.md", "text")
     lines = str(found.value).replace(str(file), "recipe.yaml").splitlines()
     assert sorted(lines) == sorted(wanted.splitlines())
