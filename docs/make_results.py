@@ -46,6 +46,14 @@ COMPARISONS = {
     "specialized-control": "Specialized less control",
 }
 OURS = "mdft_fast"
+NO_RIVALS = (OURS, "floor", "teachers")  # our other modes, the bound, and what a run does once
+WAYS = {
+    "plain": "plain forward and backward of one model",
+    "peers": "the peers' way: every task vector in fp32, autograd through the sum",
+    "resident": "resident",
+    "layerwise": "layerwise",
+    "streamed": "streamed",
+}
 
 
 def read(folder: Path, name: str) -> Any:
@@ -165,7 +173,7 @@ def bench_rows(results: Sequence[Any]) -> Iterator[list[object]]:
     """Gives a line a case: our time, our share of a copy's rate, the best other, the ratio."""
     for one in results:
         mine = one["contestants"][OURS]
-        others = {n: c for n, c in one["contestants"].items() if n != OURS}
+        others = {n: c for n, c in one["contestants"].items() if not n.startswith(NO_RIVALS)}
         share = f"{100 * mine['share_of_copy']:.0f} %" if "share_of_copy" in mine else ""
         cells = [one["op"], one["case"], f"{mine['median_ms']:.4g}", share]
         if others:
@@ -186,7 +194,73 @@ def bench_details(name: str, content: Any) -> Iterator[str]:
         "Of copy: bytes that must be moved a second, as a share of what a plain copy reaches in "
         "the same rounds. The JSON has every contestant, quartiles and memory."
     )
+    for one in content["results"]:
+        if "floor: one plain model" in one["contestants"]:
+            yield f"**{one['case']}**, {one['rounds']} rounds:"
+            yield table(["contestant", "ms", "/ floor", "/ ours"], step_rows(one))
+            left = one["does_not_work_here"].items()
+            yield "".join(f"Left out: {name} ({why}). " for name, why in left).strip() or "All ran."
     yield f"From {origin(content)}"
+
+
+def step_rows(one: Any) -> Iterator[list[object]]:
+    """Gives a line a contestant, the fastest first."""
+    contestants = one["contestants"]
+    floor = contestants["floor: one plain model"]["median_ms"]
+    for name, c in sorted(contestants.items(), key=lambda item: item[1]["median_ms"]):
+        ratios = c["median_ms"] / floor, c["over_ours"]
+        yield [name, f"{c['median_ms']:.4g}", *(f"{ratio:.2f}" for ratio in ratios)]
+
+
+def memory_rows(content: Any) -> Iterator[list[object]]:
+    """Gives a line a way to take a step."""
+    for row in content["results"]:
+        plan = f"{row['predicted_mb']:,.0f}" if "predicted_mb" in row else ""
+        took = f"{row['seconds']:.1f}" if "seconds" in row else row["failed"]
+        cells = [row["model"], WAYS[row["way"]], row["codec"], f"{row['anonymous_mb']:,.0f}"]
+        yield [*cells, f"{row['mapped_mb']:,.0f}", plan, took]
+
+
+def memory_details(content: Any) -> Iterator[str]:
+    """Gives what a step takes by mode and codec."""
+    yield "## Memory of a step on the CPU"
+    header = ["model", "way", "codec", "MB", "mapped, MB", "plan said", "s"]
+    yield table(header, memory_rows(content), left=3)
+    first = content["results"][0]
+    yield (
+        f"{first['samples']} images, K = 8, fp32, activations of every block computed again, for "
+        "all alike. MB: the peak of anonymous memory above the bare process, watched from another; "
+        "mapped: pages of files that the system can take back. Seconds: one step, not a race."
+    )
+    yield f"From {origin(content)}"
+
+
+def memory_summary(content: Any) -> str:
+    """Returns one sentence on the largest model."""
+    rows = [r for r in content["results"] if r["model"] == content["results"][-1]["model"]]
+    gb = {(r["way"], r["codec"]): r["anonymous_mb"] / 1e3 for r in rows}
+    ours = min((r for r in rows if r["way"] in ("layerwise", "streamed")),
+               key=lambda r: r["anonymous_mb"])  # fmt: skip
+    return (
+        f"**Memory of a step on the CPU**, {rows[0]['model']}, K = 8, {rows[0]['samples']} images, "
+        f"checkpointing everywhere: {ours['way']} {ours['anonymous_mb'] / 1e3:.2f} GB, resident "
+        f"{gb['resident', 'fp32']:.2f} GB, one plain model's forward and backward "
+        f"{gb['plain', 'fp32']:.2f} GB, the peers' way {gb['peers', 'fp32']:.2f} GB."
+    )
+
+
+def scaling_details(content: Any) -> Iterator[str]:
+    """Gives what the operators cost against K."""
+    yield "## Cost against K and codec"
+    yield "![merge and merge_dots against K](../benchmarks/results/scaling_cpu.png)"
+    rows = [
+        [r["K"], r["codec"], *(f"{r['ms'][n]:.2f}" for n in ("merge", "merge_dots")),
+         *(f"{100 * r['share_of_copy'][n]:.0f} %" for n in ("merge", "merge_dots"))]
+        for r in content["results"]
+    ]  # fmt: skip
+    header = ["K", "codec", "merge, ms", "merge_dots, ms", "of copy", "of copy"]
+    yield table(header, rows, left=2)
+    yield f"One block of ViT-L/14, 12.6 M elements. From {origin(content)}"
 
 
 def defaults_details(content: Any) -> Iterator[str]:
@@ -198,7 +272,8 @@ def defaults_details(content: Any) -> Iterator[str]:
     yield "Stage 1, best first:"
     yield table(["objective", "lr", "schedule", "share"], rows, left=3)
     yield "Stage 2, best first:"
-    yield table(["lr", "share"], [[c["lr"], f"{c['share']:.4f}"] for c in content["specialize"]])
+    rows = [[c["lr"], c["schedule"], f"{c['share']:.4f}"] for c in content["specialize"]]
+    yield table(["lr", "schedule", "share"], rows, left=2)
     yield f"Share: {content['measure']}. From {origin(content)}"
 
 
@@ -215,6 +290,8 @@ def readme_block(folder: Path = RESULTS) -> str:
             busy = " The machine was busy with other work then." if content.get("busy") else ""
             yes = f"faster than the best other contestant in {faster} of {len(rows)} cases"
             parts.append(f"**{BENCHES[name]}**: {yes}, device {content.get('device')}.{busy}")
+    if content := read(folder, "memory_cpu"):
+        parts.append(memory_summary(content))
     if parts:
         parts.append(
             "By task, with dates, commits and commands: [docs/results.md](docs/results.md)."
@@ -231,6 +308,10 @@ def page_block(folder: Path = RESULTS) -> str:
     for name in BENCHES:
         if content := read(folder, name):
             parts += bench_details(name, content)
+    if content := read(folder, "memory_cpu"):
+        parts += memory_details(content)
+    if content := read(folder, "scaling_cpu"):
+        parts += scaling_details(content)
     if content := read(folder, "defaults"):
         parts += defaults_details(content)
     return "\n\n".join(parts or ["No result is committed yet."])

@@ -30,12 +30,13 @@ def test_default_of_stage_1_is_the_argmin(chosen: dict) -> None:
 
 def test_default_of_stage_2_is_the_argmin(chosen: dict) -> None:
     best = min(chosen["specialize"], key=lambda row: row["share"])
-    assert PRESETS["default"]["specialize"]["optimizer"]["lr"] == best["lr"]
+    optimizer = PRESETS["default"]["specialize"]["optimizer"]
+    assert (optimizer["lr"], optimizer["schedule"]) == (best["lr"], best["schedule"])
 
 
 def test_the_ranking_follows_from_the_runs(chosen: dict) -> None:
     """Nobody edited the summary: it is the mean over the pools' rows."""
-    for stage, keys in (("construct", ("objective", "lr")), ("specialize", ("lr",))):
+    for stage, keys in (("construct", ("objective", "lr")), ("specialize", ("lr", "schedule"))):
         rows = [row for pool in chosen["pools"].values() for row in pool[stage]]
         assert len(chosen[stage]) > 2
         for candidate in chosen[stage]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two stages: one loop each, in the paper's order."""
 
-from mdft_fast.stages.config import ConstructConfig, OptimizerConfig, SpecializeConfig
+from mdft_fast.stages.config import ConstructConfig, OptimizerConfig, Schedule, SpecializeConfig
 from mdft_fast.stages.construct import construct
 from mdft_fast.stages.learner import Callback, Learner, RunResult, StepRecord
 from mdft_fast.stages.specialize import specialize
@@ -13,6 +13,7 @@ __all__ = [
     "Learner",
     "OptimizerConfig",
     "RunResult",
+    "Schedule",
     "SpecializeConfig",
     "StepRecord",
     "TaughtTask",
