@@ -185,6 +185,7 @@ def _rows(
         "samples": samples, "threads": torch.get_num_threads(), "checkpointing": checkpointing,
         "precision": "fp32", "library": MODELS[model]["library"],
     }  # fmt: skip
+    rows: list[dict[str, Any]] = []
     ways = [("plain", "fp32"), ("peers", "fp32")]
     ways += [(mode, codec) for mode in MODES for codec in CODECS if codec in pools]
     for way, codec in ways:
@@ -193,12 +194,21 @@ def _rows(
         row |= watch({**given, "way": way, "pool": str(pools[codec])})
         if (way, codec, checkpointing) in predicted:
             row["predicted_mb"] = predicted[way, codec, checkpointing].peak / 1e6
+        rows.append(row)
         yield row
+    ours = [row for row in rows if row["way"] in MODES and "failed" not in row]
+    least = min(ours, key=lambda row: row["anonymous_mb"])
+    limit = int(1.25e6 * least["anonymous_mb"]) + (64 << 20)  # and room for threads' own heaps
+    for way, codec in ((least["way"], least["codec"]), ("plain", "fp32")):
+        row = {"model": model, "way": way, "codec": codec, "samples": samples,
+               "checkpointing": checkpointing, "limit_mb": limit / 1e6}  # fmt: skip
+        yield row | watch({**given, "way": way, "pool": str(pools[codec]), "limit": limit})
 
 
 def table(row: Mapping[str, Any]) -> str:
     """Returns one line."""
-    predicted = f"plan {row['predicted_mb']:8,.0f}" if "predicted_mb" in row else ""
+    limit = f"limit {row['limit_mb']:,.0f} MB" if "limit_mb" in row else ""
+    predicted = f"plan {row['predicted_mb']:8,.0f}" if "predicted_mb" in row else limit
     ended = row.get("failed") or f"{row['seconds']:7.2f} s"
     return (
         f"{row['model']:16} {row['way']:10} {row['codec']:5} anonymous "

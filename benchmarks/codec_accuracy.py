@@ -99,8 +99,9 @@ def main() -> None:
         for row in measure(dataclasses.replace(exact, pool=pool), original, tests, given.seeds):
             rows.append(row)
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+            now = datetime.datetime.now(datetime.timezone.utc)
             write_json(given.json, {
-                "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                "created": now.isoformat(timespec="seconds"),
                 "command": "python benchmarks/codec_accuracy.py "
                 f"{given.recipe.name} --codecs {' '.join(given.codecs)}",
                 "preset": recipe.preset,

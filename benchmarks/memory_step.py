@@ -125,6 +125,12 @@ def peers_step(pool: Pool, given: dict[str, Any], loss: Callable[[Tensor], Tenso
     return step
 
 
+def data_bytes() -> int:
+    """Returns what RLIMIT_DATA counts: private memory that could be written, touched or not."""
+    rows = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(row for row in rows if row.startswith("VmData")).split()[1])
+
+
 def warm_up(given: dict[str, Any]) -> None:
     """Brings in what a process has whatever step it takes: libraries, threads, their buffers."""
     importlib.import_module(given["library"])
@@ -137,8 +143,6 @@ def warm_up(given: dict[str, Any]) -> None:
 
 def main(given: dict[str, Any]) -> None:
     """Takes the step that ``given`` describes."""
-    if given.get("limit"):
-        resource.setrlimit(resource.RLIMIT_DATA, (given["limit"], given["limit"]))
     torch.set_num_threads(given["threads"])
     if given["checkpointing"]:
         return_freed_memory()  # as MetaModel does then; for every way alike
@@ -146,6 +150,9 @@ def main(given: dict[str, Any]) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     pool = Pool.open(given["pool"])
+    if given.get("limit"):  # beyond what is there, the mapped pool among it
+        limit = data_bytes() + given["limit"]
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     torch.manual_seed(0)
     heads = list(pool.heads.values())
     teachers = [torch.randn(given["samples"] // len(heads), head.classes) for head in heads]

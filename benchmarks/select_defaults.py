@@ -48,8 +48,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "all samples, cross-entropy alone": {"filter": False, "reweight": "off", "use_entropy": False},
 }
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-# METHOD's range and beyond: from where stage 1 ends, 20 steps of 0.05 can be too few. The measure's
-# optimum is λ = e_k, the individual model: what comes nearest to it in 20 steps wins.
+# METHOD's range and beyond: from where stage 1 ends, 20 steps of 0.05 can be too few. The optimum
+# of this measure is λ = e_k, the individual model: what comes nearest to it in 20 steps wins.
 SPECIALIZE_RATES = (0.02, 0.05, 0.1, 0.2, 0.5)
 SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine")
 

@@ -240,7 +240,40 @@ def test_nothing_of_a_block_outlives_it(made: dict[str, tuple[nn.Module, Pool]])
     assert min(watch.seen) >= 4 * pool.N
 
 
-@pytest.mark.parametrize("codec", ["fp32", "bf16"])
+class Nested(nn.Module):
+    """Tensors named as transformers names a CLIP vision model's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = nn.Linear(3 * SIZE * SIZE, 16)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+        self.post_layernorm = nn.LayerNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embeddings(x.flatten(1))
+        for layer in self.encoder.layers:
+            x = layer(x).tanh()
+        out: Tensor = self.post_layernorm(x)
+        return out
+
+
+def test_blocks_are_found_by_the_numbers_in_names(
+    made: dict[str, tuple[nn.Module, Pool]],
+) -> None:
+    found = {
+        name: MetaModel(*made[name], mode="layerwise")._blocks for name in ("timm", "open_clip")
+    }
+    assert found["timm"] == ("blocks.0", "blocks.1", "blocks.2")
+    assert found["open_clip"] == tuple(f"transformer.resblocks.{i}" for i in range(3))
+    backbone = Nested()
+    pool = make_pool(backbone)
+    meta = MetaModel(backbone, pool, mode="layerwise")
+    assert meta._blocks == tuple(f"encoder.layers.{i}" for i in range(3))
+    assert torch.equal(gradient(meta)[1], gradient(MetaModel(backbone, pool))[1])
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_staged_through_two_buffers(
     made: dict[str, tuple[nn.Module, Pool]], codec: str, checkpointing: bool
@@ -380,3 +413,33 @@ def test_largest_piece_sets_the_buffer(made: dict[str, tuple[nn.Module, Pool]]) 
     assert isinstance(runner, Layerwise)
     assert runner._buffer.numel() % TILE == 0
     assert runner._buffer.numel() < meta.pool.N / 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_inference_mode_leaves_training_as_it_was(
+    made: dict[str, tuple[nn.Module, Pool]], mode: str
+) -> None:
+    meta = MetaModel(*made["timm"], mode=mode)
+    with torch.inference_mode():
+        first = meta.encode(images()).clone()
+    features, grad = gradient(meta)
+    assert torch.equal(features, first)
+    assert torch.equal(grad, gradient(MetaModel(*made["timm"]))[1])
+
+
+def test_a_failing_block_leaves_the_model_as_it_was(
+    made: dict[str, tuple[nn.Module, Pool]],
+) -> None:
+    meta = MetaModel(*made["timm"], mode="layerwise")
+    wanted = gradient(meta)
+    with pytest.raises(RuntimeError):
+        meta.encode(torch.randn(2, 5, SIZE, SIZE))  # five channels
+    handle = meta._backbone.get_submodule("blocks.1.mlp").register_forward_hook(
+        lambda *_: (_ for _ in ()).throw(KeyboardInterrupt())
+    )
+    with pytest.raises(KeyboardInterrupt):
+        meta.encode(images())
+    handle.remove()
+    assert all(p is None for m in meta._backbone.modules() for p in m._parameters.values())
+    assert not any("forward" in vars(m) for m in meta._backbone.modules())
+    assert all(torch.equal(a, b) for a, b in zip(gradient(meta), wanted, strict=True))
