@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -59,6 +59,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "mdft_fast resident, int8": {"codec": "int8"},
     "mdft_fast layerwise, int8": {"mode": "layerwise", "codec": "int8"},
 }
+FEW = ("mdft_fast layerwise", "mdft_fast layerwise, int8")  # where a turn takes half a minute
 SLOW_IMAGES = 32  # in a step, from which on the ways that run K times are left out
 
 
@@ -260,11 +261,11 @@ def teachers(world: World) -> Step:
     return step
 
 
-def our_ways(world: World) -> dict[str, Step]:
+def our_ways(world: World, names: Sequence[str]) -> dict[str, Step]:
     """Our other modes and codecs on the same pool."""
     ways = {}
-    for name, given in WAYS.items():
-        options = dict(given)
+    for name in names:
+        options = dict(WAYS[name])
         pool = world.meta.pool.encode(options.pop("codec", "fp32"))
         device = world.meta.coefficients.device
         ways[name] = our_step(world, MetaModel(world.plain, pool, device=device, **options))
@@ -286,14 +287,15 @@ def case(model: str, batch: int, device: torch.device) -> Case:
     def leaf() -> Tensor:
         return world.meta.coefficients.detach().clone().requires_grad_()
 
+    slow = K * batch > SLOW_IMAGES and device.type == "cpu" and "Tiny" not in model
     rivals = {
         "floor: one plain model": floor(world),
-        **our_ways(world),
+        **our_ways(world, FEW if slow else tuple(WAYS)),
         "merge once, autograd": merge_once(world, leaf()),
-        "teachers, once a run": teachers(world),
     }
+    if not slow:
+        rivals["teachers, once a run"] = teachers(world)
     left_out, name = {}, "K^2 dots (fusion_bench)"
-    slow = K * batch > SLOW_IMAGES and device.type == "cpu"
     if slow:
         left_out[name] = "takes minutes a turn"
     else:

@@ -61,6 +61,8 @@ def kernels(args: argparse.Namespace, device: torch.device) -> Cases:
 
 def step(args: argparse.Namespace, device: torch.device) -> Cases:
     """A whole step of stage 1."""
+    # Our modes that save memory would tell malloc to return what is freed, and slow everyone.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "malloc's own")
     for model in list(bench_step.MODELS)[:1] if args.quick else args.models:
         for batch in [1] if args.quick else args.batches:
             try:

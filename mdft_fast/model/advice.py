@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import functools
 import mmap
+import os
 import sys
 from collections.abc import Callable
 from typing import Literal
@@ -44,9 +45,10 @@ def return_freed_memory() -> None:
 
     glibc's malloc otherwise keeps freed blocks of up to 32 MB in heaps of its own, where smaller
     ones come to lie between them: a step of a small ViT took 593 MB in place of 189 that way.
-    Costs a page fault for each 4 KiB of a new tensor. Does nothing where malloc is another's.
+    Costs a page fault for each 4 KiB of a new tensor. Does nothing where malloc is another's, or
+    MALLOC_MMAP_THRESHOLD_ in the environment has set it already.
     """
-    if sys.platform.startswith("linux"):
+    if sys.platform.startswith("linux") and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
