@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.model.advice import return_freed_memory
@@ -97,7 +98,7 @@ class MetaModel(nn.Module):
         needs_blocks = mode != "resident" or checkpointing
         self._blocks = find_blocks(self._backbone, self.layout, blocks) if needs_blocks else ()
         self._compile_options: dict[str, Any] | None = None  # of torch.compile; None: eager
-        if needs_blocks:
+        if needs_blocks and not is_fake(pool.base):  # a forecast changes nothing
             return_freed_memory()
         self._place(torch.device(device) if device is not None else pool.base.device)
 

@@ -70,7 +70,8 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "objective": {"entropy": False, "reweight": "off"},
                 "filter": {"enabled": False},
                 "optimizer": {"lr": 0.2, "schedule": "cosine"},
-            }
+            },
+            "specialize": {"optimizer": {"lr": 0.2}},
         },
     ),
     "paper": _PAPER,
