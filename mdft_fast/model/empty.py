@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,6 +27,13 @@ def empty_copy(backbone: nn.Module, pool: Pool) -> Any:
             got = list(parameters[name].shape) if name in parameters else "no such parameter"
             raise MdftError(f"backbone: {name} must be {list(shape)} as in the pool, got {got}")
     _check_known(backbone, pool, shapes)
+    for name, module in backbone.named_modules():
+        for flag in ("grad_checkpointing", "gradient_checkpointing"):  # timm, open_clip; others
+            if getattr(module, flag, False):
+                raise MdftError(
+                    f"backbone: {name or 'the module'} must not checkpoint by itself ({flag}), as "
+                    f"its weights are there during forward alone; use checkpointing=True"
+                )
     # Found in its memo, a weight is taken by deepcopy for copied already: none is ever made.
     empty = nn.Parameter(torch.empty(0), requires_grad=False)
     clone = copy.deepcopy(backbone, {id(parameters[name]): empty for name in shapes})
@@ -52,3 +60,17 @@ def _check_known(backbone: nn.Module, pool: Pool, merged: dict[str, tuple[int, .
         if held is None or held.shape != value.shape:
             wanted = "absent, as in the pool" if held is None else f"{list(held.shape)}"
             raise MdftError(f"backbone: {name} must be {wanted}, got {list(value.shape)}")
+
+
+def exact_copies(module: nn.Module) -> dict[str, Tensor]:
+    """Returns copies of the floating tensors that a private copy holds by itself."""
+    own = (*module.named_parameters(), *module.named_buffers())
+    return {name: t.detach().clone() for name, t in own if t.is_floating_point()}
+
+
+@torch.no_grad()
+def restore(module: nn.Module, exact: Mapping[str, Tensor]) -> None:
+    """Puts tensors back as :func:`exact_copies` found them, but for the device."""
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if name in exact:
+            value.copy_(exact[name])

@@ -18,13 +18,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from mdft_fast.errors import MdftError
 from mdft_fast.layout import TILE
 from mdft_fast.model.feed import Feed, shares
-from mdft_fast.model.pieces import Absent, Piece, installed, replaced_forward
+from mdft_fast.model.pieces import (
+    Absent,
+    Arguments,
+    Piece,
+    installed,
+    keeps_random_state,
+    replaced_forward,
+)
 from mdft_fast.ops import merge_tensors
 
 
@@ -53,6 +59,13 @@ class _Staged(NamedTuple):
     """Stands in the graph for one of the tensors that the feed brought."""
 
     number: int
+
+
+class _Other(NamedTuple):
+    """A saved tensor that is no weight, and its version when it was saved."""
+
+    tensor: Tensor
+    version: int
 
 
 class Layerwise:
@@ -105,7 +118,6 @@ class Layerwise:
             self._enter(this, self._outside, self._blocks[0])
             features: Tensor = self._backbone(x)
             self._check_all_ran(this)
-            self._keep_apart(features)
         return features
 
     def _block_runner(
@@ -118,11 +130,11 @@ class Layerwise:
             this.ran.add(number)
             if self._checkpointing and torch.is_grad_enabled():
                 out = checkpoint(
-                    self._run_block, this, number, forward, args, kwargs,
-                    use_reentrant=False, preserve_rng_state=False,
+                    self._run_block, this, number, forward, Arguments(args, kwargs), *args,
+                    use_reentrant=False, preserve_rng_state=keeps_random_state(args), **kwargs,
                 )  # fmt: skip
             else:
-                out = self._run_block(this, number, forward, args, kwargs)
+                out = self._run_block(this, number, forward, None, *args, **kwargs)
             if len(this.ran) == len(self._blocks):
                 last = self._blocks[-1] if torch.is_grad_enabled() else None
                 self._enter(this, self._outside, last)
@@ -135,9 +147,12 @@ class Layerwise:
         this: _Pass,
         number: int,
         forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        given: Arguments | None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
+        if given is not None:
+            given.check()
         following = (*self._blocks, self._outside)[number + 1]
         # In the recomputation of a checkpoint the way leads back.
         if this.finished:
@@ -147,7 +162,6 @@ class Layerwise:
             out = forward(*args, **kwargs)
         finally:
             self._leave(this)
-        self._keep_apart(out)
         return out
 
     def _enter(
@@ -198,7 +212,7 @@ class Layerwise:
         device = self._feed.device
         if device.type != "cpu":
             self._buffer = torch.empty(piece.elements, dtype=self._dtype, device=device)
-        elif self._buffer is None:
+        elif self._buffer is None or not _is_ours_alone(self._buffer):
             with torch.inference_mode(False):  # else no later training step could save it
                 self._buffer = torch.empty(self.elements, dtype=self._dtype)
         return self._buffer
@@ -210,17 +224,23 @@ class Layerwise:
             if self._buffer is not None and shares(tensor, self._buffer):
                 return _Weight(tensor.size(), tensor.stride(), int(tensor.storage_offset()))
             number = self._feed.find(piece, tensor)
-            return tensor if number is None else _Staged(number)
+            if number is not None:
+                return _Staged(number)
+            # Detached: a saved output would keep its own graph, for ever. Its version is shared.
+            return _Other(tensor.detach(), tensor._version)
 
-        def unpack(packed: Any) -> Tensor:
+        def unpack(packed: _Weight | _Staged | _Other) -> Tensor:
             if isinstance(packed, _Weight):
                 self._again(this, piece)
                 assert self._buffer is not None
                 return self._buffer.as_strided(*packed)
             if isinstance(packed, _Staged):
                 return self._feed.tensor(piece, packed.number)
-            tensor: Tensor = packed
-            return tensor
+            if packed.tensor._version != packed.version:  # hooks turn autograd's own check off
+                raise RuntimeError(
+                    "meta-model: a tensor that backward needs has been changed in place"
+                )
+            return packed.tensor
 
         return pack, unpack
 
@@ -240,13 +260,6 @@ class Layerwise:
             if self._feed.device.type != "cpu":
                 self._buffer = None
 
-    def _keep_apart(self, out: Any) -> None:
-        """Gives the buffer up where a block returns a part of it: it must not be overwritten."""
-        for leaf in tree_leaves(out):
-            buffer = self._buffer
-            if isinstance(leaf, Tensor) and buffer is not None and shares(leaf, buffer):
-                self._buffer = self._held = None
-
     def _check_all_ran(self, this: _Pass) -> None:
         missing = [p.name for i, p in enumerate(self._blocks) if i not in this.ran]
         if missing:
@@ -255,3 +268,14 @@ class Layerwise:
                 f"no call of {missing[0]!r} ({len(missing)} in all); name the blocks "
                 f"(blocks=[...]) or use mode 'resident'"
             )
+
+
+def _is_ours_alone(buffer: Tensor) -> bool:
+    """Returns whether nobody else holds the buffer's storage: a view of a weight that a module kept
+    beyond its piece, or a graph of second order, must not be overwritten."""  # noqa: D205, D209
+    if type(buffer) is not Tensor:  # a fake has no numbers to overwrite
+        return True
+    return int(torch._C._storage_Use_Count(buffer.untyped_storage()._cdata)) <= _OWN_USES
+
+
+_OWN_USES = 2  # the buffer, and the storage object that was just asked for; a test holds it

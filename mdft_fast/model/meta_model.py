@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.model.advice import return_freed_memory
-from mdft_fast.model.empty import empty_copy
+from mdft_fast.model.empty import empty_copy, exact_copies, restore
 from mdft_fast.model.feed import ArenaFeed, Feed, StagedFeed
 from mdft_fast.model.granularity import Granularity, group_columns
 from mdft_fast.model.layerwise import Layerwise
@@ -50,8 +50,9 @@ class MetaModel(nn.Module):
         granularity: one coefficient a task and "task" (all of it), "block" or "tensor".
         start: λ's start: one number, one a vector, or a ``[K, L]`` tensor.
         mode: where merged weights live, see above.
-        precision: of merged weights and activations; "bf16" rounds each weight once, to nearest.
-            λ, its gradient, features and logits stay float32.
+        precision: of merged weights and activations; "bf16" rounds each weight once, to nearest,
+            and the copy's buffers and frozen parameters. λ, its gradient, features and logits
+            stay float32.
         checkpointing: whether each block's activations are computed again in backward.
         blocks: names of the modules that are blocks, a ModuleList or Sequential standing for its
             members; None: what lies under the first number in a parameter's name. "layerwise",
@@ -94,7 +95,9 @@ class MetaModel(nn.Module):
         self.base, self.vectors = pool.base, pool.vectors
         self.coefficients = nn.Parameter(self.as_coefficients(start))
         # Not a submodule: its empty slots are nobody's parameters.
-        self.__dict__["_backbone"] = empty_copy(backbone, pool).to(DTYPE_OF_PRECISION[precision])
+        own = empty_copy(backbone, pool)
+        self._exact = exact_copies(own) if precision != "fp32" else {}
+        self.__dict__["_backbone"] = own.to(DTYPE_OF_PRECISION[precision])
         needs_blocks = mode != "resident" or checkpointing
         self._blocks = find_blocks(self._backbone, self.layout, blocks) if needs_blocks else ()
         self._compile_options: dict[str, Any] | None = None  # of torch.compile; None: eager
@@ -233,6 +236,7 @@ class MetaModel(nn.Module):
         Merges tensor by tensor: beside the copy, one tensor is in memory.
         """
         module = copy.deepcopy(self._backbone).float()
+        restore(module, self._exact)
         owners = find_owners(module, self.layout, self.pool.left_out)
         device, coefficients = self.coefficients.device, self.coefficients.to(self.base.device)
         for slot, places in zip(self.layout.slots, owners, strict=True):

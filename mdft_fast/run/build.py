@@ -174,6 +174,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def images_at_once(recipe: Recipe) -> int:
+    """Returns how many images a run's largest forward pass takes."""
+    images = recipe.construct.batch * len(recipe.tasks)
+    if recipe.specialized:
+        images = max(images, recipe.specialize.batch)
+    return min(images, recipe.memory.micro_batch or images)
+
+
 def construct_config(recipe: Recipe) -> ConstructConfig:
     """Returns stage 1's configuration."""
     c = recipe.construct

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -86,8 +87,8 @@ def forecast(
     passes: int = 1,
     gpu: bool = False,
     mapped: bool = False,
-) -> tuple[Forecast, ...]:
-    """Forecasts every mode and codec, with and without checkpointing.
+) -> Iterator[Forecast]:
+    """Yields the forecast of every mode and codec, first without, then with checkpointing.
 
     Args:
         subject: the model.
@@ -107,15 +108,12 @@ def forecast(
         backbone.to_empty(device="cpu")
     subject = dataclasses.replace(subject, backbone=backbone)
     layout = Layout.of(take_inventory(backbone).merged)
-    rows = []
-    for checkpointing in (False, True):
-        for mode in MODES:
-            step = _simulate(subject, fakes, mode, samples, precision, checkpointing)
-            if step is None:
-                continue
-            for codec in CODECS:
-                rows.append(_row(step, layout, subject.K, codec, precision, passes, gpu, mapped))
-    return tuple(rows)
+    for checkpointing, mode in itertools.product((False, True), MODES):
+        step = _simulate(subject, fakes, mode, samples, precision, checkpointing)
+        if step is None:
+            continue
+        for codec in CODECS:
+            yield _row(step, layout, subject.K, codec, precision, passes, gpu, mapped)
 
 
 @dataclasses.dataclass(frozen=True)

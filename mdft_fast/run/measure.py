@@ -18,7 +18,7 @@ from mdft_fast.evaluate import (
     load_test_sets,
 )
 from mdft_fast.model import MetaModel
-from mdft_fast.run.build import Built
+from mdft_fast.run.build import Built, images_at_once
 
 if TYPE_CHECKING:
     from mdft_fast.run.run import Learned
@@ -56,7 +56,7 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
     sizes = {test.task.name: len(test.samples) for test in tests}
     if not tests:
         return Measured({}, {}, {}, {}, {}, {})
-    check = functools.partial(evaluate, meta, batch=built.recipe.memory.micro_batch)
+    check = functools.partial(evaluate, meta, batch=images_at_once(built.recipe))
     correct: dict[str, dict[str, Tensor]] = {}
     for method, value in (
         ("pretrained", 0.0),

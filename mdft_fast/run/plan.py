@@ -13,7 +13,7 @@ import torch
 from mdft_fast.errors import MdftError
 from mdft_fast.model import build_backbone
 from mdft_fast.pool import Head, read_manifest
-from mdft_fast.run.build import choose_device, spec_of
+from mdft_fast.run.build import choose_device, images_at_once, spec_of
 from mdft_fast.run.forecast import Forecast, Subject, forecast
 from mdft_fast.run.system import available_memory
 
@@ -63,7 +63,7 @@ class MemoryPlan:
         return "\n".join(lines)
 
 
-def plan(recipe: Recipe) -> MemoryPlan:
+def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
     """Forecasts the memory of a recipe's stage 1 and picks the fastest mode that fits.
 
     Headers and manifests are read, and nothing is loaded.
@@ -71,6 +71,7 @@ def plan(recipe: Recipe) -> MemoryPlan:
     Args:
         recipe: what would run. ``memory.mode`` "auto" leaves the mode to the plan, and
             ``memory.budget`` says what fits; without one, 90 % of what is free now.
+        every: whether modes slower than the chosen one are forecast too, at a second each.
 
     Raises:
         MdftError: if the recipe's files are missing, or its backbone does not run on tensors
@@ -78,32 +79,31 @@ def plan(recipe: Recipe) -> MemoryPlan:
     """
     recipe.check_files()
     memory, device = recipe.memory, choose_device(recipe.device)
-    images = recipe.construct.batch * len(recipe.tasks)
-    samples = min(images, memory.micro_batch or images)
+    samples = images_at_once(recipe)
+    passes = -(-recipe.construct.batch * len(recipe.tasks) // samples)
     folder = recipe.pool.folder
     packed = read_manifest(folder).codec if folder is not None else None
-    rows = forecast(
+    forecasts = forecast(
         _subject(recipe),
         samples,
         precision=recipe.precision,
-        passes=-(-images // samples),
+        passes=passes,
         gpu=device.type == "cuda",
         mapped=packed is not None,
     )
     budget = memory.budget if memory.budget is not None else int(_SHARE * available_memory(device))
     codec = memory.codec if packed is None or memory.codec != "fp32" else packed
-    # A pool that is encoded anew on opening is not read from its files any more.
-    rows = tuple(
-        dataclasses.replace(row, away=row.away and (device.type == "cuda" or row.codec == packed))
-        for row in rows
-    )
-    allowed = [
-        row
-        for row in rows
-        if row.codec == codec
-        and row.checkpointing == memory.checkpointing
-        and memory.mode in ("auto", row.mode)
-    ]
+    rows: list[Forecast] = []
+    allowed: list[Forecast] = []
+    for row in forecasts:
+        # A pool that is encoded anew on opening is not read from its files any more.
+        away = row.away and (device.type == "cuda" or row.codec == packed)
+        rows.append(dataclasses.replace(row, away=away))
+        wanted = row.codec == codec and row.checkpointing == memory.checkpointing
+        if wanted and memory.mode in ("auto", row.mode):
+            allowed.append(rows[-1])
+        if not every and any(row.peak <= budget for row in allowed):
+            break
     if not allowed:
         raise MdftError(
             f"plan: memory.mode {memory.mode!r} needs blocks, got a backbone without; name them "
@@ -111,11 +111,11 @@ def plan(recipe: Recipe) -> MemoryPlan:
         )
     chosen = next((row for row in allowed if row.peak <= budget), allowed[-1])
     given = memory.budget is not None
-    return MemoryPlan(rows, chosen, chosen.peak <= budget, budget, given, samples)
+    return MemoryPlan(tuple(rows), chosen, chosen.peak <= budget, budget, given, samples)
 
 
 @contextlib.contextmanager
-def explained(planned: MemoryPlan) -> Iterator[None]:
+def explained(recipe: Recipe) -> Iterator[None]:
     """Answers running out of memory with the plan and what to change."""
     try:
         yield
@@ -124,7 +124,8 @@ def explained(planned: MemoryPlan) -> Iterator[None]:
         known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not known and "allocate memory" not in text:  # what torch's CPU allocator says
             raise
-        raise MdftError(f"out of memory: {text.splitlines()[0]}\n{planned.advice()}") from error
+        advice = plan(recipe).advice()
+        raise MdftError(f"out of memory: {text.splitlines()[0]}\n{advice}") from error
 
 
 def _subject(recipe: Recipe) -> Subject:

@@ -22,6 +22,7 @@ from mdft_fast.run.build import (
     build,
     choose_device,
     construct_config,
+    images_at_once,
     specialize_config,
 )
 from mdft_fast.run.folder import RunFolder
@@ -95,11 +96,11 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
         shown.say(f"writing to {folder.path}")
         phases = Phases(choose_device(recipe.device))
         with phases.phase("plan"):
-            planned = plan(recipe)
+            planned = plan(recipe, every=False)
             _check_fits(recipe, planned, shown)
         with phases.phase("load and pack"):
             built = build(recipe)
-        with deterministic(recipe.deterministic, built.device), explained(planned):
+        with deterministic(recipe.deterministic, built.device), explained(recipe):
             meta = built.meta_model(planned.chosen.mode)
             learned, taught = _learn(built, meta, folder, phases, shown)
             _save(built, meta, folder, learned)
@@ -119,9 +120,10 @@ def _check_fits(recipe: Recipe, planned: MemoryPlan, shown: Progress) -> None:
     shown.say(f"memory: {row.mode}, about {size(row.peak)} at the peak of a step")
     if planned.fits:
         return
+    advice = plan(recipe).advice()
     if planned.given or recipe.memory.mode == "auto":
-        raise MdftError(f"memory: {planned.advice()}")
-    shown.say(f"memory: {planned.advice()}")
+        raise MdftError(f"memory: {advice}")
+    shown.say(f"memory: {advice}")
 
 
 def _learn(
@@ -129,7 +131,7 @@ def _learn(
 ) -> tuple[Learned, list[TaughtTask]]:
     recipe = built.recipe
     config, special = construct_config(recipe), specialize_config(recipe)
-    batch = recipe.memory.micro_batch
+    batch = images_at_once(recipe)
     with phases.phase("teachers"):
         taught = teach(
             meta, built.unlabelled, holdout=config.holdout, seed=config.seed, batch=batch

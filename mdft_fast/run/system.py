@@ -84,10 +84,12 @@ def available_memory(device: torch.device) -> int:
     with contextlib.suppress(OSError, StopIteration):
         rows = Path("/proc/meminfo").read_text().splitlines()
         free.append(1024 * int(next(r for r in rows if r.startswith("MemAvailable")).split()[1]))
-    with contextlib.suppress(OSError, ValueError):  # a container's: "max", or bytes
+    with contextlib.suppress(OSError, ValueError, KeyError):  # a container's: "max", or bytes
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())
-        free.append(limit - int((group / "memory.current").read_text()))
+        used = int((group / "memory.current").read_text())
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free.append(limit - used + int(kept["inactive_file"]))  # files' pages: given back at need
     return min(free) if free else sys.maxsize
 
 

@@ -133,6 +133,8 @@ def test_the_fastest_mode_that_fits_is_chosen(make_recipe: Callable[..., Recipe]
     nothing = plan(make_recipe("memory.budget=1000"))
     assert not nothing.fits
     assert "nothing fits; the least is:" in nothing.advice()
+    short = plan(make_recipe(), every=False)
+    assert (short.chosen, len(short.rows)) == (free.chosen, 1)
     named = plan(make_recipe("memory.mode=streamed"))
     assert named.chosen.mode == "streamed"
     fewer = plan(make_recipe("memory.budget=1000", "memory.micro_batch=1"))
@@ -172,13 +174,13 @@ def test_the_chosen_mode_runs_and_gives_the_same_result(make_recipe: Callable[..
 def test_out_of_memory_is_answered_with_the_plan(
     make_recipe: Callable[..., Recipe], error: Exception
 ) -> None:
-    planned = plan(make_recipe("memory.budget=1000"))
+    recipe = make_recipe("memory.budget=1000")
     with (
         pytest.raises(MdftError, match=r"out of memory: (.*\n)+.*memory.mode=\w+ memory.codec="),
-        explained(planned),
+        explained(recipe),
     ):
         raise error
-    with pytest.raises(RuntimeError, match="another"), explained(planned):
+    with pytest.raises(RuntimeError, match="another"), explained(recipe):
         raise RuntimeError("another")
 
 
@@ -194,7 +196,7 @@ def test_a_backbone_that_needs_data_is_refused_in_words() -> None:
     with torch.device("meta"):
         subject = Subject(Looks(), (2, 3), (8, 8))
     with pytest.raises(MdftError, match="plan: the backbone must run on tensors without data"):
-        forecast(subject, 4)
+        list(forecast(subject, 4))
 
 
 def test_the_command(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
