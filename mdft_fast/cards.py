@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mdft_fast.errors import MdftError
 from mdft_fast.files import replacing, write_json
 from mdft_fast.model import Granularity, MetaModel, build_backbone
 from mdft_fast.pool import Pool
+from mdft_fast.pool.container import write_tensors
 
 _FORMAT = "mdft_fast coefficient card"
 _VERSION = 1
@@ -134,18 +134,15 @@ def save_model(meta: MetaModel, path: str | os.PathLike[str]) -> None:
     Args:
         meta: the meta-model; its weights at the present λ are written in float32.
         path: a ``.safetensors`` file; it appears whole or not at all.
+
+    Merges tensor by tensor: one of them is in memory.
     """
-    whole = meta.materialize().state_dict()
-    state = {name: v.contiguous() for name, v in whole.items() if isinstance(v, Tensor)}
-    seen: dict[int, str] = {}
-    for name, value in list(state.items()):  # safetensors holds no ties
-        if seen.setdefault(value.data_ptr(), name) != name and value.numel():
-            state[name] = value.clone()
     spec = meta.pool.backbone_spec
     about = {"format": "pt", "producer": "mdft_fast", "pool_checksum": meta.pool.checksum}
     about["backbone"] = json.dumps(dict(spec))
     with replacing(path) as temporary:
-        save_file(state, temporary, metadata=about)
+        entries = sorted(meta.entries(), key=lambda item: -item.dtype.itemsize)
+        write_tensors(temporary, entries, metadata=about)
 
 
 def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | None = None,

@@ -79,7 +79,9 @@ def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict
     """Returns a saved model's accuracy on each labelled task of a recipe."""
     from mdft_fast.cards import CoefficientCard, load
     from mdft_fast.evaluate import evaluate
+    from mdft_fast.model import build_backbone
     from mdft_fast.run import build
+    from mdft_fast.run.build import spec_of
 
     built = build(load_recipe(recipe, assignments))
     tasks = [task for task in built.tasks if task.evaluate is not None]
@@ -90,7 +92,8 @@ def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict
         card = CoefficientCard.load(model)
         module = card.meta_model(built.pool, built.backbone, built.device)
     else:
-        module = load(model, backbone=built.backbone).to(built.device)
+        spec = spec_of(built.recipe) or dict(built.pool.backbone_spec)
+        module = load(model, backbone=build_backbone(spec)).to(built.device)
     return evaluate(module, tasks, preprocess=built.pool.preprocess).accuracy
 
 

@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from mdft_fast.errors import MdftError, nearest
+from mdft_fast.layout import Slot
 from mdft_fast.model.advice import return_freed_memory
 from mdft_fast.model.empty import empty_copy, exact_copies, restore
 from mdft_fast.model.feed import ArenaFeed, Feed, StagedFeed
 from mdft_fast.model.granularity import Granularity, group_columns
 from mdft_fast.model.layerwise import Layerwise
-from mdft_fast.model.pieces import cut, find_blocks, find_owners
+from mdft_fast.model.pieces import cut, find_blocks, find_owners, names_of
 from mdft_fast.model.resident import Resident
 from mdft_fast.ops import merge_tensors
 from mdft_fast.pool import Head, Pool
+from mdft_fast.pool.container import Entry, entry
 
 Mode = Literal["resident", "layerwise", "streamed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -238,15 +240,29 @@ class MetaModel(nn.Module):
         module = copy.deepcopy(self._backbone).float()
         restore(module, self._exact)
         owners = find_owners(module, self.layout, self.pool.left_out)
-        device, coefficients = self.coefficients.device, self.coefficients.to(self.base.device)
+        device = self.coefficients.device
         for slot, places in zip(self.layout.slots, owners, strict=True):
-            tiles = slot.tile, slot.tile + slot.tiles
-            arguments = self.base, self.vectors, coefficients, self.layout
-            (weight,) = merge_tensors(*arguments, tiles=tiles)
-            parameter = nn.Parameter(weight.to(device, copy=True))
+            parameter = nn.Parameter(self._merged(slot).to(device, copy=True))
             for parameters, name in places:
                 parameters[name] = parameter
         return module
+
+    def entries(self) -> Iterator[Entry]:
+        """Yields what :meth:`materialize`'s state dict would hold, each merged when it is read."""
+        for name, value in self._backbone.state_dict().items():  # without the merged weights
+            yield entry(name, self._exact.get(name, value))
+        names = names_of(self.layout, self.pool.left_out)
+        for slot, all_of_it in zip(self.layout.slots, names, strict=True):
+            for name in all_of_it:  # ties: a file holds none
+                yield Entry(name, torch.float32, slot.shape, _lazily(self._merged, slot))
+
+    @torch.no_grad()
+    def _merged(self, slot: Slot) -> Tensor:
+        """Returns one merged tensor in float32, where the arenas are."""
+        tiles, coefficients = slot.tile, self.coefficients.to(self.base.device)
+        arguments = self.base, self.vectors, coefficients, self.layout
+        (weight,) = merge_tensors(*arguments, tiles=(tiles, tiles + slot.tiles))
+        return weight
 
     def train(self, mode: bool = True) -> MetaModel:
         """Keeps the backbone in eval mode: only λ is trained, and λ has no mode."""
@@ -265,6 +281,10 @@ class MetaModel(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._place(probe.device)
         return self
+
+
+def _lazily(make: Callable[[Slot], Tensor], slot: Slot) -> Iterator[Tensor]:
+    yield make(slot)
 
 
 def _check_option(name: str, value: str, known: Sequence[str]) -> None:

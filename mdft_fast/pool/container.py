@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,16 +75,19 @@ def digest(*tensors: Tensor) -> str:
     return total.hexdigest()
 
 
-def write_tensors(path: Path, entries: Iterable[Entry]) -> Written:
+def write_tensors(
+    path: Path, entries: Iterable[Entry], *, metadata: Mapping[str, str] | None = None
+) -> Written:
     """Writes a safetensors file, flushed to the disk.
 
     Args:
         path: the new file.
         entries: each of a size that keeps the next one aligned; wider elements before narrower
             ones do. Their pieces are asked for in order, once those before are written.
+        metadata: what else the file says of itself.
     """
     entries = list(entries)
-    header = _header(entries, path)
+    header = _header(entries, path, metadata)
     total = hashlib.sha256()
     size = 0
     with open(path, "xb") as file:
@@ -172,8 +175,8 @@ def _flush_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _header(entries: list[Entry], path: Path) -> bytes:
-    described: dict[str, object] = {}
+def _header(entries: list[Entry], path: Path, metadata: Mapping[str, str] | None) -> bytes:
+    described: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for item in entries:
         if item.dtype not in _NAMES:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from mdft_fast.data import NpzSource, Task, npz_keys, read_class_names
 from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel, Mode, build_backbone
+from mdft_fast.model.pieces import names_of
 from mdft_fast.pool import Head, Pool
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
 
@@ -75,7 +77,7 @@ def build(recipe: Recipe) -> Built:
     if recipe.pool.folder is not None:
         pool = Pool.open(recipe.pool.folder)
         pool.check_finite(recipe.pool.folder)
-        backbone = build_backbone(_agreed_backbone(recipe, pool))
+        backbone = _without_weights(_agreed_backbone(recipe, pool), pool)
         _check_agrees(recipe, pool)
         tasks = tuple(_task(t, pool.heads.get(t.name)) for t in recipe.tasks)
         if recipe.memory.codec != "fp32":  # what was packed narrower gains nothing from fp32
@@ -103,7 +105,7 @@ def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: boo
 def _from_checkpoints(recipe: Recipe) -> tuple[nn.Module, tuple[Task, ...], Pool]:
     sources = _sources(recipe)
     pool = Pool.from_checkpoints(**sources, codec=recipe.memory.codec)
-    return sources["backbone"], tuple(sources["tasks"]), pool
+    return _without_weights(pool.backbone_spec, pool), tuple(sources["tasks"]), pool
 
 
 def _sources(recipe: Recipe) -> dict[str, Any]:
@@ -112,14 +114,40 @@ def _sources(recipe: Recipe) -> dict[str, Any]:
     if spec is None or recipe.preprocess is None or models is None:
         raise MdftError("recipe: backbone, preprocess and pool.models must be given, got none")
     tasks = [_task(task, None) for task in recipe.tasks]
+    with torch.device("meta"):  # shapes and names are all that is read of it
+        backbone = build_backbone(spec)
     return {
         "base": recipe.pool.base,
         "checkpoints": {task.name: models / f"{task.name}.safetensors" for task in tasks},
         "tasks": tasks,
-        "backbone": build_backbone(spec),
+        "backbone": backbone,
         "preprocess": recipe.preprocess.model_dump(),
         "backbone_spec": spec,
     }
+
+
+def _without_weights(spec: Mapping[str, Any], pool: Pool) -> nn.Module:
+    """Returns a backbone in which merged weights take no memory, and all else is in place."""
+    with torch.device("meta"):
+        module = build_backbone(spec)
+    merged = {name for names in names_of(pool.layout, pool.left_out) for name in names}
+    own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
+    if any(name not in merged and name not in pool.buffers for name, _ in own):
+        module = build_backbone(spec)  # a buffer that no checkpoint holds: its value is needed
+        empty: dict[int, nn.Parameter] = {}  # a tie stays one
+    for name, tensor in own:
+        path, _, leaf = name.rpartition(".")
+        holder = module.get_submodule(path)
+        if name in merged:
+            old = holder._parameters[leaf]
+            assert old is not None
+            if old.device.type != "meta":
+                holder._parameters[leaf] = empty.setdefault(id(old), nn.Parameter(old.to("meta")))
+        elif name in pool.buffers and isinstance(tensor, nn.Parameter):
+            holder._parameters[leaf] = nn.Parameter(pool.buffers[name].clone(), requires_grad=False)
+        elif name in pool.buffers:
+            holder._buffers[leaf] = pool.buffers[name].clone()
+    return module
 
 
 def _task(given: TaskRecipe, head: Head | None) -> Task:
