@@ -17,9 +17,11 @@
 
 namespace mdft {
 
-constexpr int kChunk = 4;   // task vectors read side by side
-constexpr int kSpan = 256;  // elements of merge's running sums; 128 to 1,024 differ by a tenth
-static_assert(kTile % kSpan == 0);
+constexpr int kChunk = 4;        // task vectors read side by side
+constexpr int kSpan = 256;       // elements of merge's running sums; 128 to 1,024 differ by a tenth
+constexpr int kWideSpan = 1024;  // of more than kManyRows rows: each is read in longer runs
+constexpr int64_t kManyRows = 8;
+static_assert(kTile % kSpan == 0 && kTile % kWideSpan == 0);
 
 struct MergeArgs {
   const void* base;          // [N]
@@ -95,7 +97,7 @@ void add_deltas(const MergeArgs& a, row_t deltas, int64_t column, int64_t start,
 // Elements [start, start + n) of the arena, all of one column; `to` is their place in out.
 template <typename acc_t>
 void merge_span(const MergeArgs& a, int64_t column, int64_t start, int64_t to, int64_t n) {
-  alignas(64) acc_t sums[kSpan];
+  alignas(64) acc_t sums[kWideSpan];
   with_type(a.base_dtype, [&](auto* type) {
     auto* base = static_cast<decltype(type)>(a.base) + start;
     if constexpr (sizeof(widen(*base)) == sizeof(acc_t)) {
@@ -109,7 +111,7 @@ void merge_span(const MergeArgs& a, int64_t column, int64_t start, int64_t to, i
     using scalar_t = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     auto* out = static_cast<scalar_t*>(a.out) + to;
     if constexpr (sizeof(widen(scalar_t{})) == sizeof(acc_t)) {
-      if (a.stream && n == kSpan) {
+      if (a.stream && n % kSpan == 0) {
         for (int64_t i = 0; i < n; i += 8) Vec8<acc_t>::load(sums + i).stream(out + i);
       } else {
         for (int64_t i = 0; i < n; i += 8) store(Vec8<acc_t>::load(sums + i), out + i, n - i);
@@ -120,11 +122,12 @@ void merge_span(const MergeArgs& a, int64_t column, int64_t start, int64_t to, i
 
 template <typename acc_t>
 void merge_tiles(const MergeArgs& a, int64_t begin, int64_t end) {
+  const int64_t span = a.K > kManyRows ? kWideSpan : kSpan;
   for (int64_t t = begin; t < end; ++t) {
     const int64_t start = (a.first + t) * kTile;
     const int64_t n = std::min(kTile, a.N - start);
-    for (int64_t i = 0; i < n; i += kSpan) {
-      merge_span<acc_t>(a, a.columns[t], start + i, t * kTile + i, std::min<int64_t>(kSpan, n - i));
+    for (int64_t i = 0; i < n; i += span) {
+      merge_span<acc_t>(a, a.columns[t], start + i, t * kTile + i, std::min(span, n - i));
     }
   }
 #if defined(__AVX2__)
