@@ -116,7 +116,8 @@ class TaskVectors:
             low, high = (pairs << 4).view(torch.int8) >> 4, pairs.view(torch.int8) >> 4
             codes = torch.stack([low, high], -1).flatten(1)
         scales = self.scales[:, first // GROUP : last // GROUP, None]
-        return (codes.view(self.K, -1, GROUP) * scales).view(self.K, -1)
+        groups = codes.reshape(self.K, (last - first) // GROUP, GROUP)
+        return (groups * scales).view(self.K, last - first)
 
     def to(self, device: torch.device) -> TaskVectors:
         """Returns the same vectors on a device."""

@@ -198,3 +198,13 @@ def test_errors_of_two_roundings_add_up() -> None:
     assert add_errors(first, second) == {"a": (3.0, 0.5 + 0.1 * 1.5)}
     assert add_errors({}, second) == second
     assert add_errors(first, {}) == first
+
+
+@pytest.mark.parametrize("K", [0, 2])
+def test_decode_of_a_range_and_of_nothing(K: int) -> None:
+    row = torch.randn(K, 4 * GROUP, generator=torch.Generator().manual_seed(0))
+    codes = (row * 7).round().clamp(-127, 127).to(torch.int8)
+    vectors = TaskVectors(codes, "int8", torch.full((K, 4), 0.5))
+    assert torch.equal(vectors.decode(), codes * 0.5)
+    assert torch.equal(vectors.decode(GROUP, 3 * GROUP), codes[:, GROUP : 3 * GROUP] * 0.5)
+    assert vectors.decode(GROUP, GROUP).shape == (K, 0)
