@@ -38,7 +38,11 @@ def run_recipe(
         again = ["mdft", "run", str(path)]
         again += [word for value in assignments for word in ("--set", value)]
         again += ["--output", str(output)] if output is not None else []
-        complain(f"stopped; every finished step is saved. Go on with: {shlex.join(again)} --resume")
+        if (recipe.output / "splits.json").exists():  # else nothing has begun
+            again.append("--resume")
+            complain("stopped; every finished step is saved. Go on with: " + shlex.join(again))
+        else:
+            complain("stopped before the first step. Begin again with: " + shlex.join(again))
         raise typer.Exit(STOPPED) from None
     if not quiet:
         show_accuracy(summary.result)

@@ -79,6 +79,8 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
     """
     recipe.check_files()
     memory, device = recipe.memory, choose_device(recipe.device)
+    if memory.cuda_graph and device.type != "cuda":
+        raise MdftError(f"recipe: memory.cuda_graph needs a CUDA device, got {device.type}")
     samples = images_at_once(recipe)
     passes = -(-recipe.construct.batch * len(recipe.tasks) // samples)
     folder = recipe.pool.folder

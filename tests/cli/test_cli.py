@@ -149,16 +149,27 @@ def test_quiet_prints_the_report_alone(recipe: Path, ran: list[Any], tmp_path: P
     assert ran[0][0].output == tmp_path / "runs" / "recipe"
 
 
-def test_a_stopped_run_says_how_to_go_on(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object, **__: object) -> None:
+def test_a_stopped_run_says_how_to_go_on(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun = False
+
+    def stop(wanted: Recipe, **_: object) -> None:
+        if begun:
+            wanted.output.mkdir()
+            (wanted.output / "splits.json").write_text("{}")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["mdft_fast.run"], "run", stop)
-    shown = call("run", recipe, "--set", "start=[0.2]", "-o", "out")
+    again = f"mdft run {recipe} --set 'start=[0.2]' --output {tmp_path / 'out'}"
+    arguments = "run", recipe, "--set", "start=[0.2]", "-o", tmp_path / "out"
+    shown = call(*arguments)
     assert shown.exit_code == 130
-    assert (
-        f"Go on with: mdft run {recipe} --set 'start=[0.2]' --output out --resume" in shown.stderr
-    )
+    assert shown.stderr == f"stopped before the first step. Begin again with: {again}\n"
+    begun = True
+    shown = call(*arguments)
+    assert shown.exit_code == 130
+    assert f"Go on with: {again} --resume" in shown.stderr
 
 
 def test_ctrl_c_elsewhere(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

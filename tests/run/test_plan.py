@@ -211,3 +211,21 @@ def test_the_command(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None
     tight = CliRunner().invoke(app, ["plan", str(file), "--set", "memory.budget=1KB"])
     assert tight.exit_code == 1
     assert "nothing fits" in tight.output + (tight.stderr or "")
+
+
+def test_a_cuda_graph_without_cuda_is_refused_before_a_folder_is_made(
+    make_recipe: Callable[..., Recipe],
+) -> None:
+    recipe = make_recipe("memory.cuda_graph=true", "device=cpu")
+    with pytest.raises(MdftError, match=r"memory.cuda_graph needs a CUDA device, got cpu"):
+        run(recipe)
+    assert not recipe.output.exists()
+
+
+def test_a_missing_key_of_labels_is_found_before_anything_is_learned(
+    make_recipe: Callable[..., Recipe],
+) -> None:
+    recipe = make_recipe("tasks[1].evaluate.y=labels")
+    with pytest.raises(MdftError, match=r"key 'labels' is missing, got \["):
+        run(recipe)
+    assert not recipe.output.exists()
