@@ -67,7 +67,6 @@ class ArenaFeed:
         base: ``[N]`` pre-trained arena.
         vectors: the task vectors.
         layout: their map.
-        pieces: all pieces.
         ahead: whether to tell the system which pages come next and which are done with: then a
             file larger than memory is read ahead of need.
     """

@@ -12,25 +12,19 @@ Under checkpointing a block's forward runs again in backward and merges on its w
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 
 from mdft_fast.errors import MdftError
 from mdft_fast.layout import TILE
 from mdft_fast.model.feed import Feed, shares
-from mdft_fast.model.pieces import (
-    Absent,
-    Arguments,
-    Piece,
-    installed,
-    keeps_random_state,
-    replaced_forward,
-)
+from mdft_fast.model.pieces import Absent, Piece, installed, replaced_forward
+from mdft_fast.model.recompute import recomputed
 from mdft_fast.ops import merge_tensors
 
 
@@ -96,7 +90,10 @@ class Layerwise:
         checkpointing: bool,
     ) -> None:
         self._backbone, self._outside, self._blocks = backbone, outside, tuple(blocks)
-        self._names = names
+        self._absent = [
+            (piece.owners, [Absent(names[number]) for number in piece.numbers])
+            for piece in (outside, *blocks)
+        ]
         self._feed, self._dtype, self._checkpointing = feed, dtype, checkpointing
         self.elements = max(piece.elements for piece in (outside, *blocks))
         self._buffer: Tensor | None = None  # kept on the CPU: a fresh one costs page faults
@@ -111,9 +108,8 @@ class Layerwise:
                 block = self._backbone.get_submodule(piece.name)
                 run = self._block_runner(this, number, block.forward)
                 stack.enter_context(replaced_forward(block, run))
-            for piece in (self._outside, *self._blocks):
-                absent = [Absent(self._names[number]) for number in piece.numbers]
-                stack.enter_context(installed(piece.owners, absent))
+            for owners, absent in self._absent:
+                stack.enter_context(installed(owners, absent))
             stack.callback(self._leave, this)
             self._enter(this, self._outside, self._blocks[0])
             features: Tensor = self._backbone(x)
@@ -124,17 +120,15 @@ class Layerwise:
         self, this: _Pass, number: int, forward: Callable[..., Any]
     ) -> Callable[..., Any]:
         """Returns a block's forward that merges its weights first."""
+        merged = functools.partial(self._run_block, this, number, forward)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self._leave(this)
             this.ran.add(number)
             if self._checkpointing and torch.is_grad_enabled():
-                out = checkpoint(
-                    self._run_block, this, number, forward, Arguments(args, kwargs), *args,
-                    use_reentrant=False, preserve_rng_state=keeps_random_state(args), **kwargs,
-                )  # fmt: skip
+                out = recomputed(merged, args, kwargs)
             else:
-                out = self._run_block(this, number, forward, None, *args, **kwargs)
+                out = merged(*args, **kwargs)
             if len(this.ran) == len(self._blocks):
                 last = self._blocks[-1] if torch.is_grad_enabled() else None
                 self._enter(this, self._outside, last)
@@ -147,12 +141,9 @@ class Layerwise:
         this: _Pass,
         number: int,
         forward: Callable[..., Any],
-        given: Arguments | None,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        if given is not None:
-            given.check()
         following = (*self._blocks, self._outside)[number + 1]
         # In the recomputation of a checkpoint the way leads back.
         if this.finished:

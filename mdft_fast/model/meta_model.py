@@ -254,7 +254,7 @@ class MetaModel(nn.Module):
         names = names_of(self.layout, self.pool.left_out)
         for slot, all_of_it in zip(self.layout.slots, names, strict=True):
             for name in all_of_it:  # ties: a file holds none
-                yield Entry(name, torch.float32, slot.shape, _lazily(self._merged, slot))
+                yield Entry(name, torch.float32, slot.shape, map(self._merged, (slot,)))
 
     @torch.no_grad()
     def _merged(self, slot: Slot) -> Tensor:
@@ -281,10 +281,6 @@ class MetaModel(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._place(probe.device)
         return self
-
-
-def _lazily(make: Callable[[Slot], Tensor], slot: Slot) -> Iterator[Tensor]:
-    yield make(slot)
 
 
 def _check_option(name: str, value: str, known: Sequence[str]) -> None:

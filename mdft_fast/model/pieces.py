@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -87,13 +86,10 @@ def find_blocks(module: nn.Module, layout: Layout, named: Sequence[str] | None) 
         blocks = [name for name in dict.fromkeys(found.values()) if name not in ("stem", "tail")]
     else:
         blocks = [block for name in named for block in _members(module, name)]
-    seen: set[int] = set()  # one module under several names is one block
-    blocks = [
-        name
-        for name in dict.fromkeys(blocks)
-        if id(module.get_submodule(name)) not in seen
-        and not seen.add(id(module.get_submodule(name)))  # type: ignore[func-returns-value]
-    ]
+    first: dict[int, str] = {}  # one module under several names is one block
+    for name in blocks:
+        first.setdefault(id(module.get_submodule(name)), name)
+    blocks = list(first.values())
     if not blocks:
         raise MdftError(
             "meta-model: mode 'layerwise' needs blocks, got a backbone without numbered modules; "
@@ -213,28 +209,6 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             del module.forward
         else:
             module.forward = own
-
-
-class Arguments:
-    """A block's arguments and their versions: its forward may run again, on what they are then."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leaves = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-        self._versions = [(leaf, leaf._version) for leaf in leaves if not leaf.is_inference()]
-
-    def check(self) -> None:
-        """Refuses arguments that were changed in place: the same numbers would not come out."""
-        if any(leaf._version != version for leaf, version in self._versions):
-            raise MdftError(
-                "meta-model: checkpointing needs a block's input as it was, got one that was "
-                "changed in place; turn checkpointing off, or the block's in-place operations"
-            )
-
-
-def keeps_random_state(args: tuple[Any, ...]) -> bool:
-    """Returns whether a recomputation draws the same random numbers; a captured one cannot."""
-    on_gpu = any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in tree_leaves(args))
-    return not (on_gpu and torch.cuda.is_current_stream_capturing())
 
 
 def _home(name: str, blocks: Sequence[str]) -> str:

@@ -9,18 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mdft_fast.errors import MdftError
 from mdft_fast.layout import Layout
-from mdft_fast.model.pieces import (
-    Arguments,
-    Owner,
-    Piece,
-    installed,
-    keeps_random_state,
-    replaced_forward,
-)
+from mdft_fast.model.pieces import Owner, Piece, installed, replaced_forward
+from mdft_fast.model.recompute import recomputed
 from mdft_fast.ops import merge_tensors
 from mdft_fast.task_vectors import TaskVectors
 
@@ -98,8 +91,7 @@ def _block_runner(
     own = [weights[number] for number in piece.numbers]
     versions = [weight._version for weight in own]
 
-    def run_once(given: Arguments, *args: Any, **kwargs: Any) -> Any:
-        given.check()
+    def run_once(*args: Any, **kwargs: Any) -> Any:
         if [weight._version for weight in own] != versions:  # checkpoint would not notice
             raise MdftError(
                 "meta-model: λ must stay as it was until backward is done, got another merge in "
@@ -108,10 +100,4 @@ def _block_runner(
         with installed(piece.owners, own):  # in backward nothing is
             return forward(*args, **kwargs)
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(
-            run_once, Arguments(args, kwargs), *args, use_reentrant=False,
-            preserve_rng_state=keeps_random_state(args), **kwargs,
-        )  # fmt: skip
-
-    return run
+    return lambda *args, **kwargs: recomputed(run_once, args, kwargs)
