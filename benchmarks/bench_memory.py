@@ -179,7 +179,7 @@ def _rows(
     subject = Subject(backbone, CLASSES["CLIP's eight"], (side, side))
     predicted = {
         (row.mode, row.codec, row.checkpointing): row
-        for row in forecast(subject, samples, mapped=True)
+        for row in forecast(subject, samples, mapped=CODECS)
     }
     given = {
         "samples": samples, "threads": torch.get_num_threads(), "checkpointing": checkpointing,

@@ -31,8 +31,7 @@ ERROR_OF_CODEC = {
     "fp32": 0.0,
     "bf16": 2.0**-8,
     "fp16": 2.0**-11,
-    "int8": 0.5 / 127,
-    "int4": 0.5 / 7,
+    **{codec: 0.5 / largest for codec, largest in LARGEST_CODE.items()},
 }
 
 

@@ -3,7 +3,14 @@
 
 from mdft_fast.data.order import BatchOrder, split
 from mdft_fast.data.samples import Samples, load_labelled, load_samples
-from mdft_fast.data.sources import LabelledSource, NpzSource, Source, npz_keys, read_class_names
+from mdft_fast.data.sources import (
+    LabelledSource,
+    NpzSource,
+    Source,
+    check_npz_keys,
+    npz_keys,
+    read_class_names,
+)
 from mdft_fast.data.task import Task
 from mdft_fast.pool import Head
 
@@ -15,6 +22,7 @@ __all__ = [
     "Samples",
     "Source",
     "Task",
+    "check_npz_keys",
     "load_labelled",
     "load_samples",
     "npz_keys",

@@ -44,10 +44,7 @@ LabelledSource = NpzSource | tuple[Array | Tensor, Array | Tensor] | Dataset[Any
 def read_npz(path: str | os.PathLike[str], key: str) -> Array:
     """Reads one array of an npz file and touches no other; pickled arrays are refused."""
     with _open_npz(path) as archive:
-        if key not in archive.files:
-            raise MdftError(
-                f"{path}: key {key!r} is missing, got {archive.files}{nearest(key, archive.files)}"
-            )
+        _check_key(path, key, archive.files)
         try:
             array = archive[key]
         except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
@@ -55,6 +52,18 @@ def read_npz(path: str | os.PathLike[str], key: str) -> Array:
     if not isinstance(array, np.ndarray):
         raise MdftError(f"{path}: key {key!r} must be an array, got {type(array).__name__}")
     return array
+
+
+def check_npz_keys(path: str | os.PathLike[str], *keys: str) -> None:
+    """Refuses an npz file that lacks one of the keys; no array is read."""
+    known = npz_keys(path)
+    for key in keys:
+        _check_key(path, key, known)
+
+
+def _check_key(path: str | os.PathLike[str], key: str, known: Sequence[str]) -> None:
+    if key not in known:
+        raise MdftError(f"{path}: key {key!r} is missing, got {list(known)}{nearest(key, known)}")
 
 
 def npz_keys(path: str | os.PathLike[str]) -> tuple[str, ...]:

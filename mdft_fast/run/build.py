@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mdft_fast.data import NpzSource, Task, npz_keys, read_class_names
-from mdft_fast.errors import MdftError, nearest
+from mdft_fast.data import NpzSource, Task, check_npz_keys, npz_keys, read_class_names
+from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel, Mode, build_backbone
 from mdft_fast.model.pieces import names_of
 from mdft_fast.pool import Head, Pool
@@ -162,13 +162,8 @@ def _task(given: TaskRecipe, head: Head | None) -> Task:
         names = tuple(str(c) for c in range(head.classes))
     labelled = None
     if given.evaluate is not None:
-        known = npz_keys(given.evaluate.npz)  # names alone: no label is opened before the end
-        for key in (given.evaluate.x, given.evaluate.y):
-            if key not in known:
-                raise MdftError(
-                    f"{given.evaluate.npz}: key {key!r} is missing, got {sorted(known)}"
-                    f"{nearest(key, known)}"
-                )
+        # Names alone: no label is opened before λ is learned.
+        check_npz_keys(given.evaluate.npz, given.evaluate.x, given.evaluate.y)
         labelled = NpzSource(given.evaluate.npz, given.evaluate.x, given.evaluate.y)
     return Task(given.name, names, head, NpzSource(given.adapt.npz, given.adapt.x), labelled)
 

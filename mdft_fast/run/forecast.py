@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ from mdft_fast.layout import Layout
 from mdft_fast.model import DTYPE_OF_PRECISION, MODES, MetaModel, Mode, Precision
 from mdft_fast.ops import debiased_entropy_loss
 from mdft_fast.pool import Pool, as_preprocess, take_inventory
+from mdft_fast.pool.codecs import empty_vectors
 from mdft_fast.run.live_bytes import LiveBytes
-from mdft_fast.task_vectors import CODECS, DTYPE_OF_CODEC, GROUP, LARGEST_CODE, Codec, TaskVectors
+from mdft_fast.task_vectors import CODECS, Codec, TaskVectors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ def forecast(
     precision: Precision = "fp32",
     passes: int = 1,
     gpu: bool = False,
-    mapped: bool = False,
+    mapped: Collection[Codec] = (),
 ) -> Iterator[Forecast]:
     """Yields the forecast of every mode and codec, first without, then with checkpointing.
 
@@ -97,7 +98,8 @@ def forecast(
         passes: forward passes a step (micro-batches).
         gpu: whether the step runs on a GPU, where "streamed" keeps two blocks of base and task
             vectors on the device.
-        mapped: whether base and task vectors are read where they lie in the pool's files (CPU).
+        mapped: codecs in which base and task vectors are read where they lie in a pool's files
+            (CPU).
 
     Raises:
         MdftError: if the backbone does not run on tensors without data.
@@ -107,38 +109,31 @@ def forecast(
     with fakes:
         backbone.to_empty(device="cpu")
     subject = dataclasses.replace(subject, backbone=backbone)
-    layout = Layout.of(take_inventory(backbone).merged)
+    pool = _fake_pool(subject, fakes)
     for checkpointing, mode in itertools.product((False, True), MODES):
-        step = _simulate(subject, fakes, mode, samples, precision, checkpointing)
+        step = _simulate(subject, pool, fakes, mode, samples, precision, checkpointing)
         if step is None:
             continue
         for codec in CODECS:
-            yield _row(step, layout, subject.K, codec, precision, passes, gpu, mapped)
+            yield _row(step, pool, codec, precision, passes, gpu, codec in mapped)
 
 
 @dataclasses.dataclass(frozen=True)
 class Simulated:
-    """A step on fakes: bytes made by it at its peak, of which ``weights`` are merged weights."""
+    """A step on fakes: bytes made by it at its peak, and ``elements`` merged at once."""
 
     mode: Mode
     checkpointing: bool
     peak: int
-    weights: int
+    elements: int
 
 
-def _simulate(
-    subject: Subject,
-    fakes: FakeTensorMode,
-    mode: Mode,
-    samples: int,
-    precision: Precision,
-    checkpointing: bool,
-) -> Simulated | None:
-    """Runs one step of stage 1 on fakes; None where the mode needs blocks and there are none."""
+def _fake_pool(subject: Subject, fakes: FakeTensorMode) -> Pool:
+    """Returns a pool without data that fits the backbone."""
     inventory = take_inventory(subject.backbone)
     layout = Layout.of(inventory.merged)
     with fakes:
-        pool = Pool(
+        return Pool(
             layout=layout,
             base=torch.empty(layout.elements),
             vectors=TaskVectors(torch.empty(subject.K, layout.elements)),
@@ -151,11 +146,24 @@ def _simulate(
             preprocess=as_preprocess({"size": subject.size, "mean": 0.0, "std": 1.0}),
             checksum="",
         )
+
+
+def _simulate(
+    subject: Subject,
+    pool: Pool,
+    fakes: FakeTensorMode,
+    mode: Mode,
+    samples: int,
+    precision: Precision,
+    checkpointing: bool,
+) -> Simulated | None:
+    """Runs one step of stage 1 on fakes; None where the mode needs blocks and there are none."""
+    shape = subject.K, len(pool.layout.columns)
     options: dict[str, Any] = {"precision": precision, "checkpointing": checkpointing}
     try:
         meta = MetaModel(
-            subject.backbone, pool, mode=mode, start=torch.zeros(subject.K, len(layout.columns)),
-            blocks=subject.blocks, **options,
+            subject.backbone, pool, mode=mode, start=torch.zeros(shape), blocks=subject.blocks,
+            **options,
         )  # fmt: skip
     except MdftError:
         if subject.blocks is None and (mode != "resident" or checkpointing):
@@ -163,7 +171,7 @@ def _simulate(
         raise
     try:
         with fakes:
-            meta.coefficients = nn.Parameter(torch.empty(subject.K, len(layout.columns)))
+            meta.coefficients = nn.Parameter(torch.empty(shape))
             with LiveBytes() as live:
                 _step(meta, subject, samples)
     except MdftError:
@@ -173,8 +181,7 @@ def _simulate(
             f"plan: the backbone must run on tensors without data, got {type(error).__name__}: "
             f"{error}"
         ) from error
-    dtype = DTYPE_OF_PRECISION[precision]
-    return Simulated(mode, checkpointing, live.peak, meta.merged_elements * dtype.itemsize)
+    return Simulated(mode, checkpointing, live.peak, meta.merged_elements)
 
 
 def _step(meta: MetaModel, subject: Subject, samples: int) -> None:
@@ -191,35 +198,22 @@ def _step(meta: MetaModel, subject: Subject, samples: int) -> None:
 
 def _row(
     step: Simulated,
-    layout: Layout,
-    K: int,
+    pool: Pool,
     codec: Codec,
     precision: Precision,
     passes: int,
     gpu: bool,
     mapped: bool,
 ) -> Forecast:
-    base, vectors = 4 * layout.elements, vector_bytes(layout.elements, K, codec)
+    with torch.device("meta"):
+        vectors = empty_vectors(pool.K, pool.N, codec).bytes
+    base, out = 4 * pool.N, pool.N * DTYPE_OF_PRECISION[precision].itemsize
+    weights, rest = out * step.elements // pool.N, step.peak
     staged = gpu and step.mode == "streamed"
-    # Two blocks of base and task vectors beside the block of merged weights.
-    buffers = (
-        2
-        * step.weights
-        * (base + vectors)
-        // (layout.elements * DTYPE_OF_PRECISION[precision].itemsize)
-    )
-    merges = passes if step.mode != "resident" else 1
-    again = 2 if step.mode != "resident" else 1
-    out = layout.elements * DTYPE_OF_PRECISION[precision].itemsize
-    moved = merges * again * (base + vectors + out) + passes * (out + vectors)
+    if staged:  # two blocks of base and task vectors beside the block of merged weights
+        rest += 2 * (base + vectors) * step.elements // pool.N
+    merges = 1 if step.mode == "resident" else 2 * passes
     return Forecast(
         step.mode, codec, step.checkpointing, base, vectors, staged or (mapped and not gpu),
-        step.weights, step.peak - step.weights + (buffers if staged else 0), moved,
+        weights, rest - weights, merges * (base + vectors + out) + passes * (out + vectors),
     )  # fmt: skip
-
-
-def vector_bytes(elements: int, K: int, codec: Codec) -> int:
-    """Returns the bytes of K task vectors of an arena in a codec, scales included."""
-    packed = elements // 2 if codec == "int4" else elements * DTYPE_OF_CODEC[codec].itemsize
-    scales = 4 * elements // GROUP if codec in LARGEST_CODE else 0
-    return K * (packed + scales)

@@ -91,19 +91,18 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
         precision=recipe.precision,
         passes=passes,
         gpu=device.type == "cuda",
-        mapped=packed is not None,
+        # A pool that is encoded anew on opening is not read from its files any more.
+        mapped=() if packed is None else (packed,),
     )
     budget = memory.budget if memory.budget is not None else int(_SHARE * available_memory(device))
     codec = memory.codec if packed is None or memory.codec != "fp32" else packed
     rows: list[Forecast] = []
     allowed: list[Forecast] = []
     for row in forecasts:
-        # A pool that is encoded anew on opening is not read from its files any more.
-        away = row.away and (device.type == "cuda" or row.codec == packed)
-        rows.append(dataclasses.replace(row, away=away))
+        rows.append(row)
         wanted = row.codec == codec and row.checkpointing == memory.checkpointing
         if wanted and memory.mode in ("auto", row.mode):
-            allowed.append(rows[-1])
+            allowed.append(row)
         if not every and any(row.peak <= budget for row in allowed):
             break
     if not allowed:
