@@ -87,12 +87,13 @@ def forward(loss: Loss, leaves: Sequence[Tensor], teacher: Sequence[Tensor]) -> 
 
 
 def both(loss: Loss, leaves: Sequence[Tensor], teacher: Sequence[Tensor]) -> Callable[[], Any]:
-    """The value and its gradient."""
+    """Each task's loss, and the gradient of their sum."""
+    ones = torch.ones(len(leaves), device=leaves[0].device)
 
     @torch.enable_grad()
     def call() -> Any:
         value = loss(leaves, teacher)
-        return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
+        return [value.detach(), *torch.autograd.grad(value, leaves, ones)]
 
     return call
 
@@ -100,12 +101,13 @@ def both(loss: Loss, leaves: Sequence[Tensor], teacher: Sequence[Tensor]) -> Cal
 def backward(loss: Loss, leaves: Sequence[Tensor], teacher: Sequence[Tensor]) -> Callable[[], Any]:
     """The gradient of a graph that stays: compiled ones may refuse."""
     held: list[Tensor] = []  # the graph, made at the first call
+    ones = torch.ones(len(leaves), device=leaves[0].device)
 
     @torch.enable_grad()
     def call() -> Any:
         if not held:
-            held.append(loss(leaves, teacher).sum())
-        return torch.autograd.grad(held[0], leaves, retain_graph=True)
+            held.append(loss(leaves, teacher))
+        return torch.autograd.grad(held[0], leaves, ones, retain_graph=True)
 
     return call
 
