@@ -175,11 +175,28 @@ def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | 
         raise MdftError(f"{path}: does not say its backbone; pass backbone=...")
     module = copy.deepcopy(backbone) if backbone is not None else build_backbone(_spec(path, about))
     module.float()  # as saved
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise MdftError(f"{path}: does not fit the backbone: {error}") from None
+    _check_fits(path, state, module.state_dict())
+    module.load_state_dict(state)
     return module.eval()
+
+
+def _check_fits(
+    path: str | os.PathLike[str], state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> None:
+    """Refuses a file whose names or shapes are not the backbone's; names the first one."""
+    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or extra:
+        one = f"lacks {missing[0]!r}" if missing else f"holds {extra[0]!r}"
+        raise MdftError(
+            f"{path}: must hold the backbone's {len(wanted)} tensors, got one that {one} "
+            f"({len(missing)} missing, {len(extra)} extra)"
+        )
+    for name, tensor in wanted.items():
+        if state[name].shape != tensor.shape:
+            raise MdftError(
+                f"{path}: tensor {name!r} must be {list(tensor.shape)} as in the backbone, got "
+                f"{list(state[name].shape)}"
+            )
 
 
 def _spec(path: str | os.PathLike[str], about: Mapping[str, str]) -> dict[str, Any]:

@@ -105,6 +105,7 @@ def plan(
 
     Runs one step of stage 1 on tensors without data and counts what is alive. The arrow marks what
     `mdft run` would do: the fastest mode that fits the recipe's memory.budget, or what is free.
+    No arrow: nothing of what the recipe allows fits.
 
     Example: mdft plan recipe.yaml --set memory.budget=4GB
     """

@@ -63,7 +63,7 @@ def show_plan(planned: MemoryPlan, *, every_codec: bool) -> None:
         if every_codec or row.codec == chosen.codec:
             own = f"({size(row.base)})", f"({size(row.vectors)})"
             table.add_row(
-                "->" if row == chosen else "", row.mode, row.codec,
+                "->" if row == chosen and planned.fits else "", row.mode, row.codec,
                 "yes" if row.checkpointing else "no",
                 *(own if row.away else (size(row.base), size(row.vectors))),
                 size(row.weights), size(row.rest), size(row.peak), size(row.moved),

@@ -96,15 +96,15 @@ def _which_tasks(value: Any) -> Any:
     raise wrong("'all', 'none' or a list of task names", value)
 
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE)
 
 
 def _bytes(value: Any) -> Any:
-    """Reads 4GB, 500 MiB or a number of bytes."""
-    if isinstance(value, str):
-        parts = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", value)
-        if parts and parts[2].upper() in _UNITS:
-            value = int(float(parts[1]) * _UNITS[parts[2].upper()])
+    """Reads 4GB, 4G, 500 MiB or a number of bytes."""
+    if isinstance(value, str) and (parts := _SIZE.fullmatch(value)):
+        number, unit, binary = parts.groups()
+        power = " KMGT".index(unit.upper()) if unit else 0
+        value = int(float(number) * (1024 if binary else 1000) ** power)
     if type(value) is not int or value <= 0:
         raise wrong("a size such as 4GB or 500MiB, or a number of bytes", value)
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +41,11 @@ class RunFolder:
         if resume:
             if not written.exists():
                 raise MdftError(f"{path}: no run to resume; start it without --resume")
-            if written.read_text(encoding="utf-8") != recipe.dump():
+            before = written.read_text(encoding="utf-8")
+            if before != recipe.dump():
                 raise MdftError(
                     f"{path}: the recipe must be the one that the run was started with "
-                    f"({written.name}), got a changed one"
+                    f"({written.name}), got another {_first_change(before, recipe.dump())}"
                 )
             return
         if path.exists() and any(path.iterdir()):
@@ -127,3 +128,25 @@ class RunFolder:
 
     def _state(self, name: str) -> Path:
         return self.path / "state" / f"{name}.pt"
+
+
+def _first_change(before: str, after: str) -> str:
+    """Returns the first key in which two recipes differ, and what it was and is."""
+    from mdft_fast.recipe.text import parse
+
+    old, new = (dict(_leaves(parse(text), "")) for text in (before, after))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            return f"{key}: {new.get(key)!r} in place of {old.get(key)!r}"
+    return "spelling of the same values; was it edited by hand?"
+
+
+def _leaves(content: Any, at: str) -> Iterator[tuple[str, Any]]:
+    """Yields every scalar of nested mappings and lists with its dotted key."""
+    if isinstance(content, (dict, list)):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        for key, value in items:
+            place = f"[{key}]" if isinstance(content, list) else f".{key}"
+            yield from _leaves(value, (at + place).lstrip("."))
+    else:
+        yield at, content

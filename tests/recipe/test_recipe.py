@@ -251,7 +251,13 @@ def test_what_is_coming_is_named_as_not_yet(file: Path, assignment: str) -> None
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), ("500mb", 5 * 10**8), ("12345", 12345)],
+    [
+        ("4GB", 4 * 10**9),
+        ("1.5 GiB", 3 * 2**29),
+        ("500mb", 5 * 10**8),
+        ("12345", 12345),
+        ("4G", 4 * 10**9),
+    ],
 )
 def test_a_budget_is_a_size(file: Path, text: str, count: int) -> None:
     assert Recipe.load(file, [f"memory.budget={text}"]).memory.budget == count

@@ -171,7 +171,7 @@ def test_resume_wants_a_run_of_the_same_recipe(make_recipe: Make) -> None:
         run(recipe, resume=True, progress=False)
     run(recipe, progress=False)
     other = make_recipe("specialize.tasks=none", "construct.steps=9")
-    with pytest.raises(MdftError, match="got a changed one"):
+    with pytest.raises(MdftError, match=r"got another construct\.steps: 9 in place of \d+$"):
         run(other, resume=True, progress=False)
 
 
@@ -225,6 +225,19 @@ def test_damaged_cards_and_models(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x08")
     with pytest.raises(MdftError, match=r"model.safetensors: not a readable safetensors"):
         load(tmp_path / "model.safetensors")
+
+
+def test_weights_of_another_model_are_one_clear_error(tmp_path: Path) -> None:
+    path, layer = tmp_path / "model.safetensors", torch.nn.Linear(3, 2)
+    save_file({"weight": torch.zeros(2, 3), "bais": torch.zeros(2)}, path)
+    with pytest.raises(MdftError, match=r"backbone's 2 tensors, got one that lacks 'bias' \(1 mis"):
+        load(path, backbone=layer)
+    save_file({**layer.state_dict(), "scale": torch.zeros(1)}, path)
+    with pytest.raises(MdftError, match=r"got one that holds 'scale' \(0 missing, 1 extra\)"):
+        load(path, backbone=layer)
+    save_file({"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, path)
+    with pytest.raises(MdftError, match=r"tensor 'weight' must be \[2, 3\].*got \[2, 4\]"):
+        load(path, backbone=layer)
 
 
 def test_a_packed_pool_gives_the_same_run(make_recipe: Make, tmp_path: Path) -> None:
