@@ -101,7 +101,7 @@ void dot_codes(const MergeDotsArgs& a, row_t deltas, const float* scales, const 
     for (int j = 0; j < kRows; ++j) {
       row[j] = deltas + (j * a.N + i);
       scale[j] = scales[(j * a.N + i) / kGroup];
-      fetch_group(row[j] + kAhead);
+      fetch(row[j] + kAhead, kGroup);
     }
     for (int j = 0; j < kRows; j += kTogether) {
       dot_group<kTogether>(grad + i, row + j, scale + j, totals + j);

@@ -5,9 +5,10 @@
 // Memory bound; reads memory once, whatever K is: a span's running sums stay in L1 while the task
 // vectors stream past.
 //
-// No software prefetch: rows of an arena lie a multiple of 4 KiB apart, so the lines fetched ahead
-// of nine of them fall into the same sets of L1 and throw each other out before they are used. It
-// halved the speed; see docs/kernels.md.
+// No software prefetch into L1: rows of an arena lie a multiple of 4 KiB apart, so the lines
+// fetched ahead of nine of them fall into the same sets and throw each other out before they are
+// used. It halved the speed. Into L2, and with more rows than the CPU follows by itself, it gains:
+// see kManyRows and docs/kernels.md.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +20,8 @@ namespace mdft {
 
 constexpr int kChunk = 4;        // task vectors read side by side
 constexpr int kSpan = 256;       // elements of merge's running sums; 128 to 1,024 differ by a tenth
-constexpr int kWideSpan = 1024;  // of more than kManyRows rows: each is read in longer runs
+constexpr int kWideSpan = 1024;  // of more than kManyRows rows: each is read in longer runs, and a
+                                 // tile ahead is fetched, which the CPU no longer does by itself
 constexpr int64_t kManyRows = 8;
 static_assert(kTile % kSpan == 0 && kTile % kWideSpan == 0);
 
@@ -78,6 +80,7 @@ void add_runs(const MergeArgs& a, row_t deltas, const float* scales, const acc_t
       row[j] = deltas + (j * a.N + i);
       c[j] = coefficients[j * a.L];
       if constexpr (kScaled<row_t>) c[j] *= scales[(j * a.N + i) / kGroup];
+      if (a.K > kManyRows) fetch(row[j] + kTile, kRun);
     }
     add_rows<kRows>(row, c, sums + i, std::min(kRun, n - i));
   }

@@ -34,12 +34,13 @@ inline void with_rows(DType dtype, const void* deltas, F f) {
   with_type(dtype, [&](auto* type) { f(static_cast<decltype(type)>(deltas)); });
 }
 
-// Asks for a group's codes to come into L2, wherever they lie: beyond a row nothing happens.
-inline void fetch_group(const int8_t* p) {
-  __builtin_prefetch(p, 0, 2);
-  __builtin_prefetch(p + 64, 0, 2);
+// Asks for n elements to come into L2, wherever they lie: beyond a row nothing happens.
+template <typename scalar_t>
+inline void fetch(const scalar_t* p, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(scalar_t);
+  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(p + i, 0, 2);
 }
-inline void fetch_group(Int4Pointer p) { __builtin_prefetch(p.pairs, 0, 2); }
+inline void fetch(Int4Pointer p, int64_t n) { fetch(p.pairs, n / 2); }
 
 // Calls f(rows, k) for the rows k .. k + rows - 1 until all K are done; `rows` is a constant: kMost
 // as often as it fits, then its halves.
