@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_folder() -> Path:
+    """Returns the folder for what can be made again: ``$MDFT_CACHE``, else the user's cache."""
+    own = os.environ.get("MDFT_CACHE")
+    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own) if own else Path(users) / "mdft_fast"
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary name to write to; at the end it is flushed to the disk and renamed.

@@ -24,6 +24,7 @@ ROOMS = (
     ("pool",),
     ("data",),
     ("model",),
+    ("heads",),
     ("cards", "stages"),
     ("methods",),
     ("recipe", "evaluate", "report", "analysis"),

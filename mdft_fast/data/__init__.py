@@ -10,6 +10,7 @@ from mdft_fast.data.sources import (
     check_npz_keys,
     npz_keys,
     read_class_names,
+    read_npz,
 )
 from mdft_fast.data.task import Task
 from mdft_fast.pool import Head
@@ -27,5 +28,6 @@ __all__ = [
     "load_samples",
     "npz_keys",
     "read_class_names",
+    "read_npz",
     "split",
 ]

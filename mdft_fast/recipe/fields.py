@@ -96,6 +96,13 @@ def _which_tasks(value: Any) -> Any:
     raise wrong("'all', 'none' or a list of task names", value)
 
 
+def _name_or_list(value: Any) -> Any:
+    items = [value] if isinstance(value, str) else value
+    if isinstance(items, (list, tuple)) and items and all(i and isinstance(i, str) for i in items):
+        return value if isinstance(value, str) else tuple(value)
+    raise wrong("a data set's name or a list of text", value)
+
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE)
 
 
@@ -114,6 +121,7 @@ FilePath = Annotated[Path, BeforeValidator(_located)]
 Device = Annotated[str, BeforeValidator(_device)]
 TaskName = Annotated[str, BeforeValidator(_task_name)]
 WhichTasks = Annotated[Literal["all", "none"] | tuple[str, ...], BeforeValidator(_which_tasks)]
+NameOrList = Annotated[str | tuple[str, ...], BeforeValidator(_name_or_list)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 PerChannel = Annotated[Number | tuple[Number, ...], _one_or_many("three, one a channel", 3)]
 PerVector = Annotated[Number | tuple[Number, ...], _one_or_many("a list, one a task")]

@@ -114,6 +114,7 @@ def _task_problems(recipe: Keys) -> Iterator[str]:
             yield f"tasks[{i}].name: {task.name!r} is tasks[{first[task.name]}]'s; must be unique"
         first.setdefault(task.name, i)
         test, adapt = task.evaluate, task.adapt
+        yield from _head_problems(f"tasks[{i}].head", task)
         same = test is not None and (test.npz, test.x) == (adapt.npz, adapt.x)
         if same and not recipe.transductive:
             yield f"tasks[{i}].adapt: these are the test images; say `transductive: true` to do so"
@@ -122,6 +123,23 @@ def _task_problems(recipe: Keys) -> Iterator[str]:
         if name not in first:
             wanted = f"must be a task's name, got {name!r}{nearest(name, first)}"
             yield f"specialize.tasks[{i}]: {wanted}"
+
+
+def _head_problems(key: str, task: TaskRecipe) -> Iterator[str]:
+    head, test = task.head, task.evaluate
+    if head is None:
+        return
+    kinds = ("file", "zero_shot", "prototypes")
+    given = [kind for kind in kinds if getattr(head, kind)]
+    if len(given) != 1:
+        yield f"{key}: must have exactly one of {list(kinds)}, got {given or 'none'}"
+    if head.file and head.normalize is None:
+        yield f"{key}.normalize: is missing; needed with {key}.file"
+    if not head.file and head.normalize is not None:
+        yield f"{key}.normalize: belongs to {key}.file, and there is none"
+    shots = head.prototypes
+    if shots and test and (shots.npz, shots.x) == (test.npz, test.x):
+        yield f"{key}.prototypes: these are the test images, and a head may not know their labels"
 
 
 def _method_problems(recipe: Keys) -> Iterator[str]:

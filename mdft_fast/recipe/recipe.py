@@ -16,6 +16,7 @@ from mdft_fast.recipe.keys import Keys
 from mdft_fast.recipe.messages import RecipeError, recipe_error
 from mdft_fast.recipe.overrides import override
 from mdft_fast.recipe.presets import PRESETS, merged
+from mdft_fast.recipe.sections import HeadSource
 from mdft_fast.recipe.text import parse, render
 
 
@@ -102,10 +103,20 @@ class Recipe(Keys):
         ]
         for i, task in enumerate(self.tasks):
             wanted += [
-                (f"tasks[{i}].head.file", task.head.file if task.head else None, "file"),
+                *_head_files(f"tasks[{i}].head", task.head),
                 (f"tasks[{i}].adapt.npz", task.adapt.npz, "file"),
                 (f"tasks[{i}].evaluate.npz", task.evaluate.npz if task.evaluate else None, "file"),
             ]
         for key, path, kind in wanted:
             if path and not (path.is_file() if kind == "file" else path.is_dir()):
                 yield key, kind, path
+
+
+def _head_files(key: str, head: HeadSource | None) -> list[tuple[str, Path | None, str]]:
+    if head is None:
+        return []
+    return [
+        (f"{key}.file", head.file, "file"),
+        (f"{key}.zero_shot.weights", head.zero_shot.weights if head.zero_shot else None, "file"),
+        (f"{key}.prototypes.npz", head.prototypes.npz if head.prototypes else None, "file"),
+    ]

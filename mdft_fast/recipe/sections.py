@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from mdft_fast.recipe.fields import (
     Bytes,
     FilePath,
+    NameOrList,
     Number,
     PerChannel,
     PixelSize,
@@ -73,16 +74,56 @@ class Preprocess(Section):
     std: PerChannel
 
 
-class HeadFile(Section):
-    """A task's classifier.
+class ZeroShot(Section):
+    """A head made of class names by CLIP's text tower.
+
+    Attributes:
+        model: open_clip's name of the model.
+        weights: its checkpoint, a local file.
+        classes: names in prompts, a data set's or a list; None: those of the data set that the
+            task is named for, else the task's class names.
+        templates: prompts with ``{}`` for the name, a data set's or a list; None: those of the
+            data set of ``classes``, else "a photo of a {}.".
+    """
+
+    model: Text
+    weights: FilePath
+    classes: NameOrList | None = None
+    templates: NameOrList | None = None
+
+
+class Prototypes(Section):
+    """A head made of the base's features of labelled images, given for that purpose alone.
+
+    Attributes:
+        npz: the file.
+        x: its array of images.
+        y: its array of labels.
+        scale: what cosines are multiplied by.
+        normalize: whether features are divided by their norm first.
+    """
+
+    npz: FilePath
+    x: Text = "x"
+    y: Text = "y"
+    scale: Annotated[Number, Field(gt=0)] = 20.0
+    normalize: bool = True
+
+
+class HeadSource(Section):
+    """A task's classifier: exactly one of ``file``, ``zero_shot`` and ``prototypes``.
 
     Attributes:
         file: safetensors file with ``weight`` [C, D] and maybe ``bias`` [C].
-        normalize: whether the features are divided by their norm first.
+        normalize: of a file: whether the features are divided by their norm first.
+        zero_shot: made of class names.
+        prototypes: made of labelled images.
     """
 
-    file: FilePath
-    normalize: bool
+    file: FilePath | None = None
+    normalize: bool | None = None
+    zero_shot: ZeroShot | None = None
+    prototypes: Prototypes | None = None
 
 
 class AdaptData(Section):
@@ -118,7 +159,7 @@ class TaskRecipe(Section):
     """
 
     name: TaskName
-    head: HeadFile | None = None
+    head: HeadSource | None = None
     adapt: AdaptData
     evaluate: EvaluateData | None = None
     class_names: Annotated[tuple[Text, ...], Field(strict=False)] | None = None

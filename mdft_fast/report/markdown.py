@@ -69,7 +69,7 @@ def _accuracy(result: Result, pictures: Mapping[str, str]) -> Iterator[str]:
         bold = name == "average" and len(lines) > 1
         body.append([f"**{c}**" for c in (name, *cells)] if bold else [name, *cells])
     yield "## Accuracy"
-    yield "Top-1 in per cent on each task's own test set; labels were read here and nowhere else."
+    yield "Top-1 in per cent on each task's test set; its labels were read here and nowhere else."
     yield table(["task", *(LABELS[m] for m in used)], body)
     if any(name != "average" and len(values) < len(used) for name, values in lines):
         yield "An average is left out where a method was not measured on every task above."

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mdft_fast.data import NpzSource, Task, check_npz_keys, npz_keys, read_class_names
+from mdft_fast.data import NpzSource, Task, check_npz_keys
 from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel, Mode, build_backbone
 from mdft_fast.model.pieces import names_of
 from mdft_fast.pool import Head, Pool
+from mdft_fast.run.heads import Base, class_names_of, head_of, prompts_of
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
 
 if TYPE_CHECKING:
@@ -79,7 +81,8 @@ def build(recipe: Recipe) -> Built:
         pool.check_finite(recipe.pool.folder)
         backbone = _without_weights(_agreed_backbone(recipe, pool), pool)
         _check_agrees(recipe, pool)
-        tasks = tuple(_task(t, pool.heads.get(t.name)) for t in recipe.tasks)
+        base = _packed_base(recipe, pool, backbone)
+        tasks = tuple(_task(t, pool.heads.get(t.name), base) for t in recipe.tasks)
         if recipe.memory.codec != "fp32":  # what was packed narrower gains nothing from fp32
             pool = pool.encode(recipe.memory.codec)
     else:
@@ -87,6 +90,9 @@ def build(recipe: Recipe) -> Built:
     for task in tasks:
         if task.name not in pool.names:
             raise MdftError(f"recipe: task must be one of {list(pool.names)}, got {task.name!r}")
+    # The stages read the pool's heads: a recipe's own go over them.
+    heads = {**pool.heads, **{task.name: task.head for task in tasks}}
+    pool = dataclasses.replace(pool, heads=heads)
     return Built(recipe, backbone, pool, tasks, choose_device(recipe.device))
 
 
@@ -113,15 +119,19 @@ def _sources(recipe: Recipe) -> dict[str, Any]:
     models, spec = recipe.pool.models, spec_of(recipe)
     if spec is None or recipe.preprocess is None or models is None:
         raise MdftError("recipe: backbone, preprocess and pool.models must be given, got none")
-    tasks = [_task(task, None) for task in recipe.tasks]
+    file = recipe.pool.base
+    assert file is not None
+    preprocess = recipe.preprocess.model_dump()
+    base = Base.of_file(file, spec, preprocess, choose_device(recipe.device))
+    tasks = [_task(task, None, base) for task in recipe.tasks]
     with torch.device("meta"):  # shapes and names are all that is read of it
         backbone = build_backbone(spec)
     return {
-        "base": recipe.pool.base,
+        "base": file,
         "checkpoints": {task.name: models / f"{task.name}.safetensors" for task in tasks},
         "tasks": tasks,
         "backbone": backbone,
-        "preprocess": recipe.preprocess.model_dump(),
+        "preprocess": preprocess,
         "backbone_spec": spec,
     }
 
@@ -150,14 +160,21 @@ def _without_weights(spec: Mapping[str, Any], pool: Pool) -> nn.Module:
     return module
 
 
-def _task(given: TaskRecipe, head: Head | None) -> Task:
-    if given.head is not None:
-        head = Head.from_file(given.head.file, normalize=given.head.normalize)
-    if head is None:
-        raise MdftError(f"task {given.name!r}: head.file must be given, got none in recipe or pool")
-    names = given.class_names
-    if names is None and "class_names" in npz_keys(given.adapt.npz):
-        names = read_class_names(given.adapt.npz)
+def _packed_base(recipe: Recipe, pool: Pool, backbone: nn.Module) -> Base:
+    device = choose_device(recipe.device)
+
+    def load() -> nn.Module:
+        return MetaModel(backbone, pool, granularity="task", start=0.0).materialize().to(device)
+
+    identity = f"pool {pool.checksum} {_agreed_backbone(recipe, pool)}"
+    return Base(functools.cache(load), lambda: identity, pool.preprocess)
+
+
+def _task(given: TaskRecipe, packed: Head | None, base: Base) -> Task:
+    head = head_of(given, packed, base)
+    names = class_names_of(given)
+    if names is None and given.head is not None and given.head.zero_shot is not None:
+        names = prompts_of(given)[0]
     if names is None:
         names = tuple(str(c) for c in range(head.classes))
     labelled = None

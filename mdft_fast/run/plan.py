@@ -12,9 +12,10 @@ import torch
 
 from mdft_fast.errors import MdftError
 from mdft_fast.model import build_backbone
-from mdft_fast.pool import Head, read_manifest
+from mdft_fast.pool import read_manifest
 from mdft_fast.run.build import choose_device, images_at_once, spec_of
 from mdft_fast.run.forecast import Forecast, Subject, forecast
+from mdft_fast.run.heads import classes_of
 from mdft_fast.run.system import available_memory
 
 if TYPE_CHECKING:
@@ -143,10 +144,7 @@ def _subject(recipe: Recipe) -> Subject:
             raise MdftError("recipe: preprocess must be given, got none")
         given = preprocess.size
         height, width = (given, given) if isinstance(given, int) else given
-        classes = [
-            Head.from_file(task.head.file, normalize=False).classes if task.head else 2
-            for task in recipe.tasks
-        ]
+        classes = [classes_of(task) for task in recipe.tasks]
     with torch.device("meta"):
         backbone = build_backbone(spec)
     return Subject(backbone, classes, (height, width), recipe.memory.blocks)

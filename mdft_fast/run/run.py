@@ -26,6 +26,7 @@ from mdft_fast.run.build import (
     specialize_config,
 )
 from mdft_fast.run.folder import RunFolder
+from mdft_fast.run.heads import label_notes
 from mdft_fast.run.measure import TASK_ARITHMETIC, Measured, measure
 from mdft_fast.run.plan import MemoryPlan, explained, plan, size
 from mdft_fast.run.progress import Progress
@@ -257,7 +258,12 @@ def _result(
         "specialize": _curves(built, learned, measured, folder),
         "holdout": learned.holdout,
         "phases": phases.list,
-        "warnings": [*first.warnings, *pool.notes, *_resumed(folder)],
+        "warnings": [
+            *label_notes(recipe),
+            *first.warnings,
+            *pool.notes,
+            *_resumed(folder),
+        ],
     }
 
 

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heads that are made: from class names (zero-shot) or from labelled images (prototypes)."""
+
+from mdft_fast.heads.cache import cached_head, file_digest
+from mdft_fast.heads.clip import clip_config, load_clip
+from mdft_fast.heads.prototypes import prototype_head
+from mdft_fast.heads.vocabulary import (
+    DATASETS,
+    check_order,
+    class_labels,
+    class_names,
+    is_dataset,
+    templates,
+)
+from mdft_fast.heads.zero_shot import check_templates, zero_shot_head
+
+__all__ = [
+    "DATASETS",
+    "cached_head",
+    "check_order",
+    "check_templates",
+    "class_labels",
+    "class_names",
+    "clip_config",
+    "file_digest",
+    "is_dataset",
+    "load_clip",
+    "prototype_head",
+    "templates",
+    "zero_shot_head",
+]

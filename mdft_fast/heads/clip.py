@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CLIP's text tower from a local checkpoint; nothing is downloaded, nothing is unpickled."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mdft_fast.errors import MdftError, nearest
+from mdft_fast.pool import read_state
+
+# In place of the image tower, which a zero-shot head does not use.
+_SMALL_VISION = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32}
+# Beside the weights in OpenAI's own archives.
+_NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+_SHOWN = 3  # names in an error
+
+
+def open_clip() -> ModuleType:
+    """Returns the library, or says how to get it."""
+    try:
+        return importlib.import_module("open_clip")
+    except ImportError as error:
+        raise MdftError(
+            f"zero-shot head: open_clip is not installed; pip install 'mdft_fast[clip]' ({error})"
+        ) from error
+
+
+def clip_config(name: str) -> dict[str, Any]:
+    """Returns open_clip's configuration of a model whose tokenizer comes with the library.
+
+    Args:
+        name: one of ``open_clip.list_models()``, such as ``ViT-B-32-quickgelu``.
+
+    Raises:
+        MdftError: if the name is unknown, or the text tower or tokenizer would be downloaded.
+    """
+    library = open_clip()
+    known = library.list_models()
+    if name not in known:  # so no scheme such as "hf-hub:" either
+        raise MdftError(
+            f"zero-shot head: model must be one of open_clip.list_models(), got {name!r}"
+            f"{nearest(name, known)}"
+        )
+    config: dict[str, Any] = library.get_model_config(name)
+    text = config.get("text_cfg", {})
+    if text.get("hf_model_name") or text.get("hf_tokenizer_name") or "siglip" in name.lower():
+        raise MdftError(
+            f"zero-shot head: model must have a text tower and a tokenizer that come with "
+            f"open_clip, got {name!r}, whose own would be downloaded"
+        )
+    return config
+
+
+def load_clip(name: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, Any]:
+    """Builds a CLIP model for its text tower and reads a checkpoint's weights into it.
+
+    Args:
+        name: as in :func:`clip_config`. Weights trained by OpenAI need a ``-quickgelu`` name: the
+            plain one has another activation, which no tensor shows.
+        weights: a checkpoint with open_clip's names: safetensors, or a file of ``torch.save`` that
+            holds a state dict and nothing to execute. Its image tower is ignored.
+
+    Returns:
+        The model, float32 in eval mode on the CPU, with a small image tower of random weights, and
+        its tokenizer.
+
+    Raises:
+        MdftError: if the name is unknown, or the file is absent, damaged, or not this model's.
+    """
+    clip_config(name)
+    library, state = open_clip(), _checkpoint(weights)
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = library.create_model(
+            name, pretrained_image=False, pretrained_text=False, vision_cfg=_SMALL_VISION
+        )
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = library.model.convert_to_custom_text_state_dict(state)
+    own = {key: t for key, t in model.state_dict().items() if not key.startswith("visual.")}
+    found = {key: t for key, t in state.items() if not key.startswith("visual.")}
+    _check_fits(own, found, name, weights)
+    model.load_state_dict({key: found[key].reshape(own[key].shape) for key in own}, strict=False)
+    return model.eval(), library.get_tokenizer(name)
+
+
+def _check_fits(
+    own: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str, file: str | os.PathLike[str]
+) -> None:
+    missing = [key for key in own if key not in found]
+    if missing:
+        raise MdftError(
+            f"{file}: must hold the text tower of {name} with open_clip's names, got none of "
+            f"{missing[:_SHOWN]} ({len(missing)} of {len(own)} missing)"
+        )
+    more = [key for key in found if key not in own]
+    if more:
+        raise MdftError(
+            f"{file}: must be a checkpoint of {name}, got tensors that it does not have: "
+            f"{more[:_SHOWN]}"
+        )
+    for key, tensor in own.items():
+        if _shape(found[key]) != _shape(tensor):
+            raise MdftError(
+                f"{file}: {key!r} of {name} must be {list(tensor.shape)}, got "
+                f"{list(found[key].shape)}; is it another model's checkpoint?"
+            )
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return [] if tensor.numel() == 1 else list(tensor.shape)  # logit_scale: [] or [1]
+
+
+def _checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    if Path(path).suffix == ".safetensors":
+        state: Any = dict(read_state(path))
+    else:
+        state = _torch_file(path)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not state:
+        raise MdftError(f"{path}: must hold a state dict, got {type(state).__name__}")
+    state = {str(key).removeprefix("module."): value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if key not in _NO_WEIGHTS}
+    wrong = next((key for key, value in state.items() if not isinstance(value, Tensor)), None)
+    if wrong is not None:
+        raise MdftError(
+            f"{path}: a state dict maps names to tensors, got {type(state[wrong]).__name__} for "
+            f"{wrong!r}"
+        )
+    return state
+
+
+def _torch_file(path: str | os.PathLike[str]) -> Any:
+    if not Path(path).is_file():
+        raise MdftError(f"{path}: no such file")
+    try:
+        with warnings.catch_warnings():  # torch's words on TorchScript; ours follow
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file or a refused pickle makes torch raise
+        first = str(error).strip().split("\n")[0][:200]
+        raise MdftError(
+            f"{path}: must be safetensors or a state dict that torch reads with weights_only, got "
+            f"a file that is damaged or would have to be executed (a pickled module, TorchScript): "
+            f"{first}"
+        ) from None

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Zero-shot heads: a class is the mean direction of its prompts in CLIP's text tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mdft_fast.errors import MdftError
+from mdft_fast.heads.clip import open_clip
+from mdft_fast.pool import Head
+
+_CLASSES_AT_ONCE = 10  # open_clip's own default
+
+
+def zero_shot_head(
+    model: nn.Module,
+    tokenizer: Callable[[Sequence[str]], Tensor],
+    class_names: Iterable[str],
+    templates: Iterable[str],
+    *,
+    classes_at_once: int = _CLASSES_AT_ONCE,
+) -> Head:
+    """Returns the head that CLIP's text tower makes of class names; no image and no label is used.
+
+    A row is ``open_clip.build_zero_shot_classifier``'s: each prompt's embedding at length 1, their
+    mean over the templates, at length 1 again (Radford et al. 2021, section 3.1.4). The head reads
+    normalised features, and its scale is ``exp(logit_scale)``.
+
+    Args:
+        model: an open_clip model in eval mode; it is not changed.
+        tokenizer: the model's, ``open_clip.get_tokenizer(name)``.
+        class_names: C names, in the order of the labels.
+        templates: one or more; each holds ``{}`` once, which stands for the name.
+        classes_at_once: classes in a forward pass of the text tower.
+
+    Returns:
+        A head with weight ``[C, D]``, float32 on the CPU (float64 for a float64 model).
+
+    Raises:
+        MdftError: if there is no name or template, one is wrong, or the model is no CLIP in eval
+            mode or gives embeddings that are not finite.
+    """
+    names, prompts = _check_names(class_names), check_templates(templates)
+    if classes_at_once < 1:
+        raise MdftError(f"zero-shot head: classes_at_once must be 1 or more, got {classes_at_once}")
+    scale = getattr(model, "logit_scale", None)
+    if not hasattr(model, "encode_text") or not isinstance(scale, Tensor):
+        raise MdftError(
+            f"zero-shot head: model must be an open_clip model with a text tower and a "
+            f"logit_scale, got {type(model).__name__}"
+        )
+    if model.training:
+        raise MdftError("zero-shot head: model must be in eval mode, got training; call eval()")
+    rows: Any = open_clip().build_zero_shot_classifier(
+        model, tokenizer, names, prompts, classes_at_once, device=scale.device
+    )
+    weight = rows.T.to("cpu", torch.promote_types(rows.dtype, torch.float32)).contiguous()
+    if not weight.isfinite().all():
+        bad = names[int((~weight.isfinite()).any(dim=1).nonzero()[0])]
+        raise MdftError(f"zero-shot head: embeddings must be finite, got NaN or inf for {bad!r}")
+    return Head(weight, normalize=True, scale=float(scale.detach().double().exp()))
+
+
+def check_templates(templates: Iterable[str]) -> tuple[str, ...]:
+    """Returns templates as a tuple, or says what is wrong: each must hold ``{}`` once."""
+    prompts = _texts(templates, "templates")
+    for prompt in prompts:
+        # Nothing else in braces: str.format would follow names and attributes.
+        before, _, after = prompt.partition("{}")
+        if before + after == prompt or set("{}") & set(before + after):
+            raise MdftError(
+                f"zero-shot head: a template must hold {{}} once, for the class name, and no other "
+                f"braces, got {prompt!r}"
+            )
+    return prompts
+
+
+def _check_names(class_names: Iterable[str]) -> tuple[str, ...]:
+    names = _texts(class_names, "class_names")
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise MdftError(
+            f"zero-shot head: class_names must differ, as equal names give equal rows, got "
+            f"{twice!r} twice"
+        )
+    return names
+
+
+def _texts(given: Iterable[str], what: str) -> tuple[str, ...]:
+    items = () if isinstance(given, str) else tuple(given)
+    if not items or not all(isinstance(item, str) and item.strip() for item in items):
+        raise MdftError(
+            f"zero-shot head: {what} must be a list of one or more texts, got {given!r}"
+        )
+    return items

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recipe's ``head:`` to the head of a task. No test sample and no adapt label is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mdft_fast.data import NpzSource, load_labelled, npz_keys, read_class_names, read_npz
+from mdft_fast.errors import MdftError
+from mdft_fast.heads import (
+    cached_head,
+    check_order,
+    class_names,
+    clip_config,
+    file_digest,
+    is_dataset,
+    load_clip,
+    prototype_head,
+    templates,
+    zero_shot_head,
+)
+from mdft_fast.model import build_backbone
+from mdft_fast.pool import Head, read_state
+
+if TYPE_CHECKING:
+    from mdft_fast.recipe import Recipe
+    from mdft_fast.recipe.sections import HeadSource, TaskRecipe
+
+_PLAIN_TEMPLATES = ("a photo of a {}.",)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Base:
+    """The pre-trained encoder that prototypes are features of.
+
+    Attributes:
+        load: returns a plain module in eval mode, on the device where it is to run. Called where
+            prototypes are asked for and are not in the cache.
+        identity: returns what tells its weights and its module from others.
+        preprocess: size, mean and standard deviation of its inputs.
+    """
+
+    load: Callable[[], nn.Module]
+    identity: Callable[[], str]
+    preprocess: Mapping[str, Any]
+
+    @staticmethod
+    def of_file(
+        file: str | os.PathLike[str],
+        spec: Mapping[str, Any],
+        preprocess: Mapping[str, Any],
+        device: torch.device,
+    ) -> Base:
+        """Returns the backbone with a checkpoint's weights."""
+        load = functools.cache(lambda: _load(file, spec).to(device))
+        return Base(load, lambda: f"{file_digest(file)} {dict(spec)}", preprocess)
+
+
+def _load(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> nn.Module:
+    """Builds a backbone with a checkpoint's weights; more than it needs may be in the file."""
+    module, state = build_backbone(spec), read_state(file)
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    if missing:
+        raise MdftError(
+            f"{file}: must hold the backbone's tensors, got none of {missing[:3]} ({len(missing)} "
+            f"of {len(own)} missing)"
+        )
+    for name, tensor in own.items():
+        if state[name].shape != tensor.shape:
+            raise MdftError(
+                f"{file}: {name!r} must be {list(tensor.shape)} as the backbone's, got "
+                f"{list(state[name].shape)}"
+            )
+    module.load_state_dict({name: state[name] for name in own})
+    return module
+
+
+def head_of(given: TaskRecipe, packed: Head | None, base: Base) -> Head:
+    """Returns the head that a recipe's task names, or else the pool's.
+
+    Args:
+        given: the task.
+        packed: its head in a packed pool, if there is one.
+        base: the pre-trained encoder.
+    """
+    head = given.head
+    if head is None:
+        if packed is None:
+            raise MdftError(f"task {given.name!r}: head must be given, got none in recipe or pool")
+        return packed
+    if head.file is not None:
+        return Head.from_file(head.file, normalize=bool(head.normalize))
+    try:
+        return _zero_shot(given, head) if head.zero_shot else _prototypes(given, head, base)
+    except MdftError as error:
+        raise MdftError(f"task {given.name!r}: {error}") from error
+
+
+def class_names_of(given: TaskRecipe) -> tuple[str, ...] | None:
+    """Returns the class names that a recipe or the file of its unlabelled samples holds."""
+    if given.class_names is None and "class_names" in npz_keys(given.adapt.npz):
+        return read_class_names(given.adapt.npz)
+    return given.class_names
+
+
+def prompts_of(given: TaskRecipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns class names and templates of a zero-shot head.
+
+    Raises:
+        MdftError: if there are no names, or a data set's are in another order than the task's.
+    """
+    assert given.head is not None
+    assert given.head.zero_shot is not None
+    wanted, own = given.head.zero_shot, class_names_of(given)
+    chosen = wanted.classes or (given.name if is_dataset(given.name) else own)
+    if chosen is None:
+        raise MdftError(
+            "head.zero_shot.classes must be a list of names or a data set's name, got none, and "
+            "the task has no class names"
+        )
+    prompts: str | tuple[str, ...] = _PLAIN_TEMPLATES
+    if isinstance(chosen, str):
+        if own is not None:
+            check_order(chosen, {name: i for i, name in enumerate(own)})
+        chosen, prompts = class_names(chosen), chosen
+    prompts = wanted.templates or prompts
+    return chosen, templates(prompts) if isinstance(prompts, str) else prompts
+
+
+def classes_of(given: TaskRecipe) -> int:
+    """Returns the number of classes of a task's head; nothing is computed."""
+    head = given.head
+    if head is None:
+        return 2
+    if head.file is not None:
+        return Head.from_file(head.file, normalize=False).classes
+    return len(prompts_of(given)[0] if head.zero_shot else _prototype_classes(given, head))
+
+
+def label_notes(recipe: Recipe) -> Iterator[str]:
+    """Yields what a reader of results must know of labels that made heads."""
+    names = [task.name for task in recipe.tasks if task.head and task.head.prototypes]
+    if names:
+        yield (
+            f"Labels made the heads of {', '.join(names)}: class means of labelled images that the "
+            f"recipe gives for that purpose. λ was neither learned from these labels nor chosen by "
+            f"them."
+        )
+
+
+def _zero_shot(given: TaskRecipe, head: HeadSource) -> Head:
+    wanted = head.zero_shot
+    assert wanted is not None
+    names, prompts = prompts_of(given)
+    ingredients = {
+        "kind": "zero_shot",
+        "model": wanted.model,
+        "config": clip_config(wanted.model),
+        "weights": file_digest(wanted.weights),
+        "classes": names,
+        "templates": prompts,
+    }
+
+    def make() -> Head:
+        model, tokenizer = load_clip(wanted.model, wanted.weights)
+        return zero_shot_head(model, tokenizer, names, prompts)
+
+    return cached_head(ingredients, make)
+
+
+def _prototypes(given: TaskRecipe, head: HeadSource, base: Base) -> Head:
+    shots = head.prototypes
+    assert shots is not None
+    names = _prototype_classes(given, head)
+    ingredients = {
+        "kind": "prototypes",
+        "base": base.identity(),
+        "preprocess": dict(base.preprocess),
+        "images": [file_digest(shots.npz), shots.x, shots.y],
+        "classes": len(names),
+        "scale": shots.scale,
+        "normalize": shots.normalize,
+    }
+
+    def make() -> Head:
+        source = NpzSource(shots.npz, shots.x, shots.y)
+        samples, labels = load_labelled(source, base.preprocess, len(names))
+        options = {"scale": shots.scale, "normalize": shots.normalize}
+        return prototype_head(base.load(), samples, labels, names, **options)
+
+    return cached_head(ingredients, make)
+
+
+def _prototype_classes(given: TaskRecipe, head: HeadSource) -> tuple[str, ...]:
+    """Returns the task's class names, or numbers up to the largest label."""
+    names = class_names_of(given)
+    if names is None:
+        shots = head.prototypes
+        assert shots is not None
+        labels = read_npz(shots.npz, shots.y)
+        count = int(labels.max()) + 1 if labels.dtype.kind in "ui" and labels.size else 0
+        names = tuple(str(c) for c in range(count))
+    return names
