@@ -53,9 +53,9 @@ def check_order(dataset: str, class_to_idx: Mapping[str, int]) -> None:
 
     Args:
         dataset: one of :data:`DATASETS`.
-        class_to_idx: class -> label, as torchvision's data sets and ``ImageFolder`` have it. A class
-            may be called as the data set or as the prompts call it (``AnnualCrop``, ``annual crop
-            land``); capitals and punctuation don't matter.
+        class_to_idx: class -> label, as torchvision's data sets and ``ImageFolder`` have it. A
+            class may be called as the data set or as the prompts call it (``AnnualCrop``, ``annual
+            crop land``); capitals and punctuation don't matter.
 
     Raises:
         MdftError: if a class is unknown or missing, or has another number; it names the first ones.
@@ -103,9 +103,8 @@ def _class(label: str) -> str:
 
 @functools.cache
 def _datasets() -> dict[str, str]:
-    return {
-        _plain(name): known for name, known in [*_OTHER_NAMES.items(), *zip(DATASETS, DATASETS)]
-    }
+    known = {name: name for name in DATASETS} | _OTHER_NAMES
+    return {_plain(name): dataset for name, dataset in known.items()}
 
 
 @functools.cache
