@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 CONFIG = {
-    "embed_dim": 24,
+    "embed_dim": 64,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
     "text_cfg": {
         "context_length": 77,

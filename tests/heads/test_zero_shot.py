@@ -33,7 +33,7 @@ def test_is_open_clips_classifier(
     head = zero_shot_head(*clip, NAMES, TEMPLATES, classes_at_once=at_once)
     theirs = open_clip.build_zero_shot_classifier(*clip, NAMES, TEMPLATES, theirs_at_once)
     torch.testing.assert_close(head.weight, theirs.T, **TOLERANCE)
-    x = torch.randn(5, 24)
+    x = torch.randn(5, 64)
     wanted = clip[0].logit_scale.exp() * F.normalize(x, dim=-1) @ theirs
     torch.testing.assert_close(head(x), wanted.detach(), rtol=1e-5, atol=1e-4)
 
@@ -106,7 +106,7 @@ def test_a_model_that_is_none_is_refused(clip: tuple[Any, Any]) -> None:
 
 def test_the_vocabularies_go_through(clip: tuple[Any, Any]) -> None:
     head = zero_shot_head(*clip, class_names("gtsrb"), templates("gtsrb"))
-    assert head.weight.shape == (43, 24)
+    assert head.weight.shape == (43, 64)
     assert len(head.weight.unique(dim=0)) == 43
 
 
@@ -194,7 +194,7 @@ def bad_files(state: dict[str, Any], folder: Path) -> dict[str, tuple[Callable[[
         ),
         "wide.pt": (
             lambda f: torch.save({**text, "text_projection": torch.ones(32, 5)}, f),
-            r"'text_projection' of mdft-test-clip must be \[32, 24\], got \[32, 5\]",
+            r"'text_projection' of mdft-test-clip must be \[32, 64\], got \[32, 5\]",
         ),
         "absent.pt": (lambda f: None, "no such file"),
     }
