@@ -126,15 +126,15 @@ def _checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state:
         raise MdftError(f"{path}: must hold a state dict, got {type(state).__name__}")
-    state = {str(key).removeprefix("module."): value for key, value in state.items()}
-    state = {key: value for key, value in state.items() if key not in _NO_WEIGHTS}
-    wrong = next((key for key, value in state.items() if not isinstance(value, Tensor)), None)
-    if wrong is not None:
-        raise MdftError(
-            f"{path}: a state dict maps names to tensors, got {type(state[wrong]).__name__} for "
-            f"{wrong!r}"
-        )
-    return state
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise MdftError(
+                f"{path}: a state dict maps names to tensors, got {type(value).__name__} for "
+                f"{key!r}"
+            )
+        tensors[str(key).removeprefix("module.")] = value
+    return {key: tensor for key, tensor in tensors.items() if key not in _NO_WEIGHTS}
 
 
 def _torch_file(path: str | os.PathLike[str]) -> Any:

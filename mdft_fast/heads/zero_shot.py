@@ -41,8 +41,9 @@ def zero_shot_head(
         A head with weight ``[C, D]``, float32 on the CPU (float64 for a float64 model).
 
     Raises:
-        MdftError: if there is no name or template, one is wrong, or the model is no CLIP in eval
-            mode or gives embeddings that are not finite.
+        MdftError: if there is no name or template, one is wrong, a prompt is longer than the
+            model reads, or the model is no CLIP in eval mode or gives embeddings that are not
+            finite.
     """
     names, prompts = _check_names(class_names), check_templates(templates)
     if classes_at_once < 1:
@@ -55,6 +56,7 @@ def zero_shot_head(
         )
     if model.training:
         raise MdftError("zero-shot head: model must be in eval mode, got training; call eval()")
+    _check_lengths(tokenizer, names, prompts)
     rows: Any = open_clip().build_zero_shot_classifier(
         model, tokenizer, names, prompts, classes_at_once, device=scale.device
     )
@@ -88,6 +90,20 @@ def _check_names(class_names: Iterable[str]) -> tuple[str, ...]:
             f"{twice!r} twice"
         )
     return names
+
+
+def _check_lengths(tokenizer: Any, names: Sequence[str], prompts: Sequence[str]) -> None:
+    """Refuses a prompt that the tokenizer would cut without a word, where it can be asked."""
+    encode, limit = getattr(tokenizer, "encode", None), getattr(tokenizer, "context_length", None)
+    if encode is None or limit is None:
+        return
+    for prompt in (prompt.replace("{}", name) for name in names for prompt in prompts):
+        count = len(encode(prompt)) + 2  # with the tokens of start and end
+        if count > limit:
+            raise MdftError(
+                f"zero-shot head: a prompt must have {limit} tokens or fewer, got {count}: "
+                f"{prompt[:60]!r}..."
+            )
 
 
 def _texts(given: Iterable[str], what: str) -> tuple[str, ...]:

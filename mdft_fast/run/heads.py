@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,7 @@ def _zero_shot(given: TaskRecipe, head: HeadSource) -> Head:
         "kind": "zero_shot",
         "model": wanted.model,
         "config": clip_config(wanted.model),
+        "open_clip": importlib.metadata.version("open_clip_torch"),
         "weights": file_digest(wanted.weights),
         "classes": names,
         "templates": prompts,
@@ -193,8 +195,8 @@ def _prototypes(given: TaskRecipe, head: HeadSource, base: Base) -> Head:
     def make() -> Head:
         source = NpzSource(shots.npz, shots.x, shots.y)
         samples, labels = load_labelled(source, base.preprocess, len(names))
-        options = {"scale": shots.scale, "normalize": shots.normalize}
-        return prototype_head(base.load(), samples, labels, names, **options)
+        encoder, scale, normalize = base.load(), shots.scale, shots.normalize
+        return prototype_head(encoder, samples, labels, names, scale=scale, normalize=normalize)
 
     return cached_head(ingredients, make)
 

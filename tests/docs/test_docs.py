@@ -115,6 +115,22 @@ def test_code_of_the_operators_page_runs() -> None:
     assert names["logits"][1].grad is not None
 
 
+def test_code_of_the_heads_page_runs() -> None:
+    names: dict[str, Any] = {}
+    for block in blocks(ROOT / "docs/heads.md", "python"):
+        exec(block, names)
+    assert len(names["templates"]("dtd")) == 8
+
+
+def test_names_of_the_heads_page_exist() -> None:
+    from mdft_fast import heads
+
+    cells = [row[0] for row in rows(ROOT / "docs/heads.md", "| name | what it gives |")]
+    named = [name for cell in cells for name in re.findall(r"`(\w+)\(", cell)]
+    assert len(named) > 6
+    assert all(hasattr(heads, name) for name in named), named
+
+
 def test_code_of_the_checkpoints_page_runs(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:

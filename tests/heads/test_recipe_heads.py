@@ -219,7 +219,7 @@ def test_a_report_says_which_labels_made_heads(
         ("{prototype: {npz: a}}", r"head.prototype: unknown key; did you mean 'prototypes'\?"),
         ("{zero_shot: {model: ViT-B-32}}", "zero_shot.weights: is missing"),
         ("{zero_shot: {weights: a}}", "zero_shot.model: is missing"),
-        ("{zero_shot: {model: a, weights: b, classes: []}}", r"classes: must be a data set's na"),
+        ("{zero_shot: {model: a, weights: b, classes: []}}", "classes: must be a data set's name"),
         ("{zero_shot: {model: a, weights: b, classes: [1]}}", r"or a list of text, got \[1\]"),
         ("{zero_shot: {model: a, weights: b, templates: 3}}", "templates: must be a data set's"),
         ("{zero_shot: ViT-B-32}", r"zero_shot: must be a mapping of \['model', 'weights'"),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from mdft_fast.errors import MdftError
-from mdft_fast.heads import class_names, load_clip, templates, zero_shot_head
+from mdft_fast.heads import DATASETS, class_names, load_clip, templates, zero_shot_head
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -110,12 +110,24 @@ def test_the_vocabularies_go_through(clip: tuple[Any, Any]) -> None:
     assert len(head.weight.unique(dim=0)) == 43
 
 
-def test_no_prompt_of_the_vocabularies_is_cut(clip: tuple[Any, Any]) -> None:
-    end = clip[1].eot_token_id
-    for dataset in ("sun397", "stanford_cars", "gtsrb", "resisc45", "eurosat"):
-        longest = max(templates(dataset), key=len)
-        tokens = clip[1]([longest.format(name) for name in class_names(dataset)])
-        assert (tokens[:, -1] != end).all(), dataset
+def test_a_prompt_that_would_be_cut_is_refused(clip: tuple[Any, Any]) -> None:
+    fits, cut = ("dog " * 74).strip(), ("dog " * 75).strip()
+    assert len(zero_shot_head(*clip, [fits], ["a {}"]).weight) == 1
+    with pytest.raises(MdftError, match=r"77 tokens or fewer, got 78: 'a dog dog .*"):
+        zero_shot_head(*clip, ["cat", cut], ["{}", "a {}"])
+    ends = clip[1]([f"a {fits}", f"a {cut}"])
+    assert (ends[:, -1] == clip[1].eot_token_id).all()  # the library says nothing
+
+
+def test_a_tokenizer_of_any_kind_will_do(clip: tuple[Any, Any]) -> None:
+    plain = zero_shot_head(clip[0], lambda texts: clip[1](texts), NAMES, TEMPLATES)
+    assert torch.equal(plain.weight, zero_shot_head(*clip, NAMES, TEMPLATES).weight)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_no_prompt_of_the_vocabularies_is_cut(clip: tuple[Any, Any], dataset: str) -> None:
+    texts = [t.format(name) for t in templates(dataset) for name in class_names(dataset)]
+    assert max(len(clip[1].encode(text)) for text in texts) + 2 <= 77
 
 
 # Loading a checkpoint.
