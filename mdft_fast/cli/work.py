@@ -17,6 +17,8 @@ from mdft_fast.recipe import Recipe
 if TYPE_CHECKING:
     from mdft_fast.pool import Pool
 
+_OF_STAGE_2 = ("specialize", "memory", "precision", "device", "deterministic", "seed")
+
 
 def load_recipe(path: Path, assignments: Sequence[str], output: Path | None = None) -> Recipe:
     """Reads a recipe; ``output``, from the command line, starts at the working folder."""
@@ -107,6 +109,11 @@ def specialize_run(folder: Path, task: str, assignments: Sequence[str], overwrit
     from mdft_fast.run import build, specialize_config
     from mdft_fast.stages import specialize
 
+    for assignment in assignments:
+        key = assignment.partition("=")[0].strip()
+        if key.partition(".")[0] not in _OF_STAGE_2:
+            raise MdftError(f"--set: must be a key of {list(_OF_STAGE_2)}, got {key!r}; the rest is "
+                            f"the run's")  # fmt: skip
     target = folder / "specialized" / task / "card.json"
     _refuse(target, overwrite)
     recipe = load_recipe(_inside(folder, "recipe.yaml"), assignments)

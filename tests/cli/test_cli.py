@@ -238,6 +238,11 @@ def test_doctor_notices_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         (["export", "{run}", "--to", "a.safetensors"], "must hold meta/card.json, got none"),
         (["export", "a.json", "--task", "b", "--to", "a.safetensors"], "--task: is for a run"),
         (["specialize", "{run}", "--task", "mnits"], "got 'mnits'; did you mean 'mnist'?"),
+        (
+            ["specialize", "{run}", "--task", "mnist", "--set", "construct.steps=5"],
+            "--set: must be a key of ['specialize', 'memory', 'precision', 'device', "
+            "'deterministic', 'seed'], got 'construct.steps'",
+        ),
         (["specialize", "{run}/none", "--task", "mnist"], "must hold recipe.yaml, got none"),
     ],
 )
