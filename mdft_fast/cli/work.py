@@ -112,8 +112,8 @@ def specialize_run(folder: Path, task: str, assignments: Sequence[str], overwrit
     for assignment in assignments:
         key = assignment.partition("=")[0].strip()
         if key.partition(".")[0] not in _OF_STAGE_2:
-            raise MdftError(f"--set: must be a key of {list(_OF_STAGE_2)}, got {key!r}; the rest is "
-                            f"the run's")  # fmt: skip
+            wanted = f"must be a key of {list(_OF_STAGE_2)}, got {key!r}; the rest is the run's"
+            raise MdftError(f"--set: {wanted}")
     target = folder / "specialized" / task / "card.json"
     _refuse(target, overwrite)
     recipe = load_recipe(_inside(folder, "recipe.yaml"), assignments)
