@@ -24,9 +24,11 @@ class Evaluation:
 
     Attributes:
         correct: task -> bool ``[n]``, one a test sample in the source's order.
+        predicted: task -> int64 ``[n]``, the class that the model says.
     """
 
     correct: Mapping[str, Tensor]
+    predicted: Mapping[str, Tensor]
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -85,11 +87,13 @@ def evaluate(
         raise MdftError("evaluate: the module must be in eval mode, got training mode")
     if preprocess is None and isinstance(model, MetaModel):
         preprocess = model.pool.preprocess
-    correct = {}
+    correct, predicted = {}, {}
     for given in tasks:
         test = given if isinstance(given, TestSet) else _load(given, preprocess)
-        correct[test.task.name] = _correct(model, test, batch or _BATCH)
-    return Evaluation(correct)
+        name = test.task.name
+        predicted[name] = _predict(model, test, batch or _BATCH)
+        correct[name] = predicted[name] == test.labels
+    return Evaluation(correct, predicted)
 
 
 def _load(task: Task, preprocess: Mapping[str, Any] | None) -> TestSet:
@@ -100,15 +104,36 @@ def _load(task: Task, preprocess: Mapping[str, Any] | None) -> TestSet:
     return load_test_sets([task], preprocess)[0]
 
 
-def _correct(model: MetaModel | nn.Module, test: TestSet, batch: int) -> Tensor:
+def _predict(model: MetaModel | nn.Module, test: TestSet, batch: int) -> Tensor:
     encode = model.encode if isinstance(model, MetaModel) else model
     device = next(iter(model.parameters())).device
     head = test.task.head.to(device)
-    hits = []
-    for indices in torch.arange(len(test.samples)).split(batch):
-        logits = head(encode(test.samples.batch(indices, device)))
-        hits.append(logits.argmax(-1).cpu() == test.labels[indices])
-    return torch.cat(hits)
+    classes = [
+        head(encode(test.samples.batch(indices, device))).argmax(-1).cpu()
+        for indices in torch.arange(len(test.samples)).split(batch)
+    ]
+    return torch.cat(classes)
+
+
+def confusion(test: TestSet, predicted: Tensor) -> dict[str, list[Any]]:
+    """Counts how often each class was taken for each, the right ones included.
+
+    Args:
+        test: the labelled samples.
+        predicted: int64 ``[n]``, a model's classes, see :class:`Evaluation`.
+
+    Returns:
+        ``classes``, their C names, and the pairs that occur, by true class, then predicted one:
+        ``true``, ``predicted`` and ``count``, lists of equal length.
+    """
+    pairs = torch.stack([test.labels, predicted])
+    (true, said), counts = torch.unique(pairs, dim=1, return_counts=True)
+    return {
+        "classes": list(test.task.class_names),
+        "true": true.tolist(),
+        "predicted": said.tolist(),
+        "count": counts.tolist(),
+    }
 
 
 def difference_interval(

@@ -37,6 +37,9 @@ class TaskCounts(TypedDict):
         kept: of ``learn``, those that pass the filter.
         kept_share: ``kept / learn``.
         test: labelled samples; 0 where there are none.
+        samples: SHA-256 of the unlabelled images.
+        entropy: of the teacher on ``learn``, as a share of log C: a histogram over equal bins of
+            [0, 1], the number of samples in each; the last bin holds 1 itself.
     """
 
     name: str
@@ -47,6 +50,38 @@ class TaskCounts(TypedDict):
     kept: int
     kept_share: float
     test: int
+    samples: NotRequired[str]
+    entropy: NotRequired[list[int]]
+
+
+class Filter(TypedDict):
+    """The filter of stage 1, equation (4).
+
+    Attributes:
+        enabled: whether samples are removed at all.
+        mu: samples are kept whose entropy, as a share of log C, is below this.
+        entropy_of: whose entropy.
+    """
+
+    enabled: bool
+    mu: float
+    entropy_of: Literal["teacher", "meta"]
+
+
+class Confusion(TypedDict):
+    """How often each class of a task was taken for each, sparse.
+
+    Attributes:
+        classes: C names.
+        true: class of the label, an index into ``classes``; one a pair of classes that occurs.
+        predicted: class that the model says, likewise.
+        count: test samples of that pair.
+    """
+
+    classes: list[str]
+    true: list[int]
+    predicted: list[int]
+    count: list[int]
 
 
 class PoolFacts(TypedDict):
@@ -141,6 +176,9 @@ class Result(TypedDict):
         holdout: label-free measure of stage 1, where samples were held out.
         phases: in the order of the run.
         warnings: one sentence each.
+        filter: of stage 1.
+        confusion: task -> what the meta-model takes for what on its test samples.
+        recipe: the whole recipe, YAML.
     """
 
     schema: Literal[1]
@@ -164,6 +202,9 @@ class Result(TypedDict):
     holdout: NotRequired[Holdout | None]
     phases: list[Phase]
     warnings: list[str]
+    filter: NotRequired[Filter]
+    confusion: NotRequired[dict[str, Confusion]]
+    recipe: NotRequired[str]
 
 
 class Metric(TypedDict):

@@ -35,6 +35,7 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Recipe, *, resume: bool) -> None:
         self.path, self.recipe, self.resume = path, recipe, resume
+        self.digests: dict[str, str] = {}
         written = path / "recipe.yaml"
         if path.exists() and not path.is_dir():
             raise MdftError(f"{path}: must be a folder, got a file")
@@ -58,11 +59,13 @@ class RunFolder:
         """Writes what the run starts from; a resumed run must start from the same.
 
         Args:
-            inputs: digests of the pool and of the samples, the splits; plain JSON values.
+            inputs: digests of the pool and of the samples, the splits; plain JSON values. The
+                samples' are kept in ``digests``, by task.
 
         Raises:
             MdftError: if a resumed run's inputs are not those that it was started with.
         """
+        self.digests = {task["name"]: task["samples"] for task in inputs["tasks"]}
         written = self.path / "splits.json"
         if self.resume and written.exists():
             before = json.loads(written.read_text(encoding="utf-8"))

@@ -6,13 +6,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from mdft_fast.evaluate import (
     Evaluation,
     TestSet,
+    confusion,
     difference_interval,
     evaluate,
     load_test_sets,
@@ -40,6 +41,7 @@ class Measured:
         curve: task -> stage 2's step -> accuracy on the task itself.
         others: task -> step -> mean accuracy on the other tasks, at the first and last step.
         tests: task -> number of test samples.
+        confusion: task -> which classes the meta-model takes for which.
     """
 
     accuracy: dict[str, dict[str, float]]
@@ -48,6 +50,7 @@ class Measured:
     curve: dict[str, dict[int, float]]
     others: dict[str, dict[int, float]]
     tests: dict[str, int]
+    confusion: dict[str, dict[str, list[Any]]]
 
 
 def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
@@ -55,7 +58,7 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
     tests = load_test_sets(built.tasks, built.pool.preprocess)
     sizes = {test.task.name: len(test.samples) for test in tests}
     if not tests:
-        return Measured({}, {}, {}, {}, {}, {})
+        return Measured({}, {}, {}, {}, {}, {}, {})
     check = functools.partial(evaluate, meta, batch=images_at_once(built.recipe))
     correct: dict[str, dict[str, Tensor]] = {}
     for method, value in (
@@ -64,7 +67,9 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
         ("meta", learned.construct.coefficients),
     ):
         with meta.using(value):
-            correct[method] = dict(check(tests).correct)
+            found = check(tests)  # the last one is the meta-model's
+        correct[method] = dict(found.correct)
+    confused = {test.task.name: confusion(test, found.predicted[test.task.name]) for test in tests}
     correct["individual"] = _each(
         meta, check, tests, {name: meta.individual(name) for name in built.pool.names}
     )
@@ -83,7 +88,9 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
         for name in final
         if len(sizes.keys() - {name})
     }
-    return Measured(accuracy, _intervals(correct), _comparisons(correct), curve, others, sizes)
+    return Measured(
+        accuracy, _intervals(correct), _comparisons(correct), curve, others, sizes, confused
+    )
 
 
 def _each(

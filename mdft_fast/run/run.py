@@ -25,6 +25,7 @@ from mdft_fast.run.build import (
     images_at_once,
     specialize_config,
 )
+from mdft_fast.run.facts import filter_facts, task_facts
 from mdft_fast.run.folder import RunFolder
 from mdft_fast.run.heads import label_notes
 from mdft_fast.run.measure import TASK_ARITHMETIC, Measured, measure
@@ -241,7 +242,9 @@ def _result(
             "parameters": pool.parameters,
             "tensors": len(pool.layout.slots),
             "left_out": dict(pool.left_out),
-            "tasks": [_task_facts(task, built, measured, folder) for task in taught],
+            "tasks": [
+                task_facts(task, recipe, measured.tests.get(task.name, 0), folder) for task in taught
+            ],
         },
         "trainable": first.coefficients.numel(),
         "columns": list(first.columns),
@@ -264,6 +267,9 @@ def _result(
             *pool.notes,
             *_resumed(folder),
         ],
+        "filter": filter_facts(recipe),
+        "confusion": measured.confusion,
+        "recipe": recipe.dump(),
     }
 
 
@@ -271,28 +277,6 @@ def _resumed(folder: RunFolder) -> list[str]:
     if not folder.resume:
         return []
     return ["This run was stopped and resumed: the phases' times are those since then."]
-
-
-def _task_facts(
-    task: TaughtTask, built: Built, measured: Measured, folder: RunFolder
-) -> dict[str, Any]:
-    chosen = built.recipe.construct.filter
-    kept = len(task.kept(chosen.mu)) if chosen.enabled else len(task.learn)
-    if chosen.enabled and chosen.entropy_of == "meta":  # another set each step: their mean
-        shares = [
-            line["kept"][task.name] for line in folder.lines() if line["stage"] == "construct"
-        ]
-        kept = round(len(task.learn) * sum(shares) / len(shares))
-    return {
-        "name": task.name,
-        "classes": task.classes,
-        "unlabelled": len(task.samples),
-        "learn": len(task.learn),
-        "holdout": len(task.holdout),
-        "kept": kept,
-        "kept_share": kept / len(task.learn),
-        "test": measured.tests.get(task.name, 0),
-    }
 
 
 def _curves(
