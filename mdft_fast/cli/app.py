@@ -169,9 +169,9 @@ def run(
 ) -> None:
     """Follows a recipe: learns, measures, writes a report.
 
-    The run folder gets recipe.yaml, metrics.jsonl, result.json, report.md with pictures/, meta/
-    and specialized/<task>/. The state is saved after every step: after Ctrl-C or a crash, the same
-    command with --resume goes on bit for bit.
+    The run folder gets recipe.yaml, metrics.jsonl, result.json, report.md with pictures/,
+    report.html, meta/ and specialized/<task>/. The state is saved after every step: after Ctrl-C
+    or a crash, the same command with --resume goes on bit for bit.
 
     Example: mdft run recipe.yaml --set construct.steps=50 --output runs/short
     """
@@ -243,6 +243,22 @@ def export(
 
     export_model(source, to, task, recipe, overwrite)
     say(f"wrote {to}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Writes a run's report again, from its results.
+
+    Replaces RUN/report.md, RUN/pictures/ and RUN/report.html. Reads result.json, metrics.jsonl and
+    recipe.yaml, and nothing else.
+
+    Example: mdft report runs/real
+    """
+    from mdft_fast.report import write_report
+
+    written = write_report(folder)
+    say(f"report: {written}")
+    say(f"page:   {written.with_suffix('.html')}")
 
 
 @app.command()

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mdft_fast.report.accuracy_pictures import LABELS, rows
 from mdft_fast.report.schema import Metric, Result
+from mdft_fast.report.series import step_times
 from mdft_fast.report.verdict import interval, points, title, verdict
 
 ABSENT = "\N{EN DASH}"
@@ -148,12 +148,7 @@ def _cost(result: Result, metrics: Sequence[Metric], pictures: Mapping[str, str]
     ]
     total = sum(phase["seconds"] for phase in result["phases"])
     yield table(["phase", "seconds", "peak MB"], [*body, ["**sum**", f"**{total:,.2f}**", ""]])
-    for stage, words in (("construct", "stage 1"), ("specialize", "stage 2")):
-        lines = [line for line in metrics if line["stage"] == stage]
-        if lines:
-            step = 1000 * statistics.median(line["seconds"] for line in lines)
-            rate = statistics.median(line["samples_per_s"] or 0.0 for line in lines)
-            yield f"A step of {words}: {step:,.1f} ms in the median, {rate:,.0f} samples a second."
+    yield from step_times(metrics)
 
 
 def _origin(result: Result, recipe: str) -> Iterator[str]:

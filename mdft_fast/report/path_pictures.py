@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mdft_fast.report.schema import Metric, Result, SpecializePoint
+from mdft_fast.report.series import finite, smooth
 from mdft_fast.report.style import BLUE, FAINT, GRAY, INK, ORANGE, VERMILION, heading, new_figure
 
 if TYPE_CHECKING:
@@ -104,19 +105,12 @@ def _panels(count: int, *, legend: bool = False) -> tuple[Figure, list[Axes]]:
 
 
 def _curve(axes: Axes, x: list[int], y: Sequence[float | None], color: str) -> None:
-    points = [(a, b) for a, b in zip(x, y, strict=True) if b is not None and math.isfinite(b)]
+    points = finite(x, y)
     if not points:
         axes.text(0.5, 0.5, "nothing kept", transform=axes.transAxes, ha="center", color=GRAY)
         return
-    steps, values = zip(*points, strict=True)
-    half = len(values) // 20  # 0, and so as it is, for a short run
-    smooth = [
-        math.fsum(values[max(0, i - half) : i + half + 1])
-        / len(values[max(0, i - half) : i + half + 1])
-        for i in range(len(values))
-    ]
-    axes.plot(steps, values, color=color, lw=0.8, alpha=0.3)
-    axes.plot(steps, smooth, color=color)
+    axes.plot(*zip(*points, strict=True), color=color, lw=0.8, alpha=0.3)
+    axes.plot(*zip(*smooth(points), strict=True), color=color)
 
 
 def _path(

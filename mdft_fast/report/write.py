@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the report into a run folder."""
+"""Writes the report into a run folder, as Markdown with pictures and as a page."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from pathlib import Path
 
 from mdft_fast.files import write_text
 from mdft_fast.report.markdown import markdown
+from mdft_fast.report.page import page
 from mdft_fast.report.pictures import write_pictures
 from mdft_fast.report.schema import read_metrics, read_result
 
 REPORT = "report.md"
+PAGE = "report.html"
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
-    """Writes ``report.md`` and ``pictures/`` from a run folder's results.
+    """Writes ``report.md``, ``pictures/`` and ``report.html`` from a run folder's results.
 
     Args:
         folder: holds ``result.json`` and, if they were written, ``metrics.jsonl`` and
             ``recipe.yaml``.
 
     Returns:
-        The report's path. An older report is replaced, each file whole or not at all.
+        The path of ``report.md``. An older report is replaced, each file whole or not at all.
 
     Raises:
         MdftError: if the results are not there or not as :mod:`mdft_fast.report.schema` says.
@@ -32,6 +34,8 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     recipe = folder / "recipe.yaml"
     text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
     pictures = write_pictures(folder, result, metrics)
+    html = page(result, metrics, text)
     path = folder / REPORT
     write_text(path, markdown(result, metrics, pictures, text))
+    write_text(folder / PAGE, html)
     return path

@@ -243,7 +243,8 @@ def _result(
             "tensors": len(pool.layout.slots),
             "left_out": dict(pool.left_out),
             "tasks": [
-                task_facts(task, recipe, measured.tests.get(task.name, 0), folder) for task in taught
+                task_facts(task, recipe, measured.tests.get(task.name, 0), folder)
+                for task in taught
             ],
         },
         "trainable": first.coefficients.numel(),

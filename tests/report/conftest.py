@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,30 @@ def _path(rng: random.Random, start: float, end: float) -> list[dict[str, Any]]:
     ]
 
 
+def _entropy(rng: random.Random, share: float) -> list[int]:
+    """Returns a histogram of 384 samples: ``share`` of them below 0.4, the 16th of 40 bins."""
+    low = round(384 * share)
+    counts = [0] * 40
+    for i in range(384):
+        counts[int(16 * rng.random() ** 2) if i < low else 16 + int(24 * rng.random() ** 1.5)] += 1
+    return counts
+
+
+def _confusion(rng: random.Random, name: str, classes: int, right: float) -> dict[str, Any]:
+    pairs: Counter[tuple[int, int]] = Counter()
+    for _ in range(400):
+        true = rng.randrange(classes)
+        near = (true + rng.choice([1, 1, 1, 2, 5])) % classes
+        pairs[true, true if rng.random() < right else near] += 1
+    known = sorted(pairs)
+    return {
+        "classes": [f"{name} {i}" for i in range(classes)],
+        "true": [true for true, _ in known],
+        "predicted": [said for _, said in known],
+        "count": [pairs[key] for key in known],
+    }
+
+
 def make_result() -> dict[str, Any]:
     rng = random.Random(0)
     individual = {name: facts[2] for name, facts in TASKS.items()}
@@ -85,6 +110,8 @@ def make_result() -> dict[str, Any]:
                     "kept": round(384 * share),
                     "kept_share": share,
                     "test": 400,
+                    "samples": name.encode().hex().ljust(64, "0"),
+                    "entropy": _entropy(rng, share),
                 }
                 for name, (classes, _, _, share) in TASKS.items()
             ],
@@ -118,6 +145,11 @@ def make_result() -> dict[str, Any]:
             {"name": "evaluate", "seconds": 20.3, "peak_mb": None},
         ],
         "warnings": [],
+        "filter": {"enabled": True, "mu": 0.4, "entropy_of": "teacher"},
+        "confusion": {
+            name: _confusion(rng, name, facts[0], meta[name]) for name, facts in TASKS.items()
+        },
+        "recipe": "version: 1\npreset: default\n",
     }
 
 
