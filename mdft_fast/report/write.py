@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from mdft_fast.files import write_text
+from mdft_fast.report.html import page
 from mdft_fast.report.markdown import markdown
-from mdft_fast.report.page import page
 from mdft_fast.report.pictures import write_pictures
 from mdft_fast.report.schema import read_metrics, read_result
 

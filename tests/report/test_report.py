@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mdft_fast.errors import MdftError
-from mdft_fast.report import read_metrics, read_result, write_report
+from mdft_fast.report import page, read_metrics, read_result, write_report
 from mdft_fast.report.coefficient_pictures import groups
 
 Write = Callable[..., Path]
@@ -67,6 +67,8 @@ def test_every_picture_is_there_and_of_a_sensible_size(
 
 def test_a_report_can_be_written_again(result: dict[str, Any], folder: Write) -> None:
     path = write_report(folder(result))
+    html = page(read_result(path.parent), read_metrics(path.parent))
+    assert (path.parent / "report.html").read_text(encoding="utf-8") == html
     before = {file: file.read_bytes() for file in path.parent.rglob("*") if file.is_file()}
     write_report(path.parent)
     after = {file: file.read_bytes() for file in path.parent.rglob("*") if file.is_file()}

@@ -31,6 +31,14 @@
     show(text, box.left + box.width / 2, box.top, element);
   }
 
+  // A page that scrolls under a still pointer makes events too; they must not hide the focus's tip.
+  let last = [-1, -1];
+  function moved(event) {
+    const [x, y] = last;
+    last = [event.clientX, event.clientY];
+    return event.pointerType === "touch" || x !== event.clientX || y !== event.clientY;
+  }
+
   const nameOf = (head) => head.abbr || head.textContent.trim();
 
   function cellText(cell) {
@@ -70,7 +78,9 @@
     chart.tips = JSON.parse(chart.dataset.tips);
     chart.index = 0;
     if (!chart.tips.length) continue;
-    chart.addEventListener("pointermove", (event) => showPlace(chart, nearest(chart, event.clientX)));
+    chart.addEventListener("pointermove", (event) => {
+      if (moved(event)) showPlace(chart, nearest(chart, event.clientX));
+    });
     chart.addEventListener("pointerdown", (event) => showPlace(chart, nearest(chart, event.clientX)));
     chart.addEventListener("focus", () => showPlace(chart, chart.index));
     chart.addEventListener("keydown", (event) => {
@@ -130,11 +140,14 @@
   }
 
   document.addEventListener("pointerover", (event) => {
+    if (!moved(event)) return;
     const cell = event.target.closest("table.grid tbody td");
+    const chart = event.target.closest("svg[data-tips]");
     const told = event.target.closest("[data-tip]:not(table)");
     if (cell) showAt(cell, cellText(cell));
     else if (told) showAt(told, told.dataset.tip);
-    else if (!event.target.closest("svg[data-tips]")) hide();
+    else if (chart && chart.tips.length) showPlace(chart, nearest(chart, event.clientX));
+    else hide();
   });
   document.addEventListener("focusout", hide);
   document.addEventListener("wheel", hide, { passive: true });

@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 from mdft_fast.report.accuracy_pictures import LABELS, rows
-from mdft_fast.report.page.panels import Axis
+from mdft_fast.report.html.panels import Axis
 from mdft_fast.report.schema import Method, Result
 from mdft_fast.report.verdict import Z, compare, points
 

@@ -5,6 +5,6 @@ Whatever a result holds may come from strangers, so every string of it is escape
 own policy lets a browser run nothing but the script that is written here.
 """
 
-from mdft_fast.report.page.render import page
+from mdft_fast.report.html.render import page
 
 __all__ = ["page"]

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from mdft_fast.report.series import Point
 
 WIDTH, HEIGHT = 280, 158
-LEFT, RIGHT, TOP, BOTTOM = 40, 272, 10, 132  # edges of the plot inside the panel
+LEFT, RIGHT, TOP, BOTTOM = 40, 266, 10, 132  # edges of the plot inside the panel
 DRAWN = 300  # points of a line; more would be closer than a pixel
 TOLD = 120  # places of a panel that tell their values
 

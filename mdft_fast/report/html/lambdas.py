@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mdft_fast.report.coefficient_pictures import groups
-from mdft_fast.report.page.colors import DIVERGING, level
-from mdft_fast.report.page.panels import number
+from mdft_fast.report.html.colors import DIVERGING, level
+from mdft_fast.report.html.panels import number
 from mdft_fast.report.schema import Result
 
 ACROSS = 880  # pixels that the columns share

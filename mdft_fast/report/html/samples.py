@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mdft_fast.report.page.panels import BOTTOM, LEFT, RIGHT, TOP, Axis, Bar, Panel
+from mdft_fast.report.html.panels import BOTTOM, LEFT, RIGHT, TOP, Axis, Bar, Panel
 from mdft_fast.report.schema import Filter, Result
 
 

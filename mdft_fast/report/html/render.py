@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from mdft_fast.report.page import accuracy, confusion, cost, course, lambdas, samples
-from mdft_fast.report.page.colors import stylesheet
+from mdft_fast.report.html import accuracy, confusion, cost, course, lambdas, samples
+from mdft_fast.report.html.colors import stylesheet
 from mdft_fast.report.schema import Metric, Result
 from mdft_fast.report.verdict import title, verdict
 
@@ -85,7 +85,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("mdft_fast.report.page"),
+        loader=PackageLoader("mdft_fast.report.html"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

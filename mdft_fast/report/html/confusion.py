@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mdft_fast.errors import MdftError
-from mdft_fast.report.page.colors import RIGHT, WRONG, level
+from mdft_fast.report.html.colors import RIGHT, WRONG, level
 from mdft_fast.report.schema import Confusion, Result
 
 MATRIX = 24  # classes that a matrix with numbers can hold

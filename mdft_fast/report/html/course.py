@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mdft_fast.report.page.panels import Panel, Series, curves, number
+from mdft_fast.report.html.panels import Panel, Series, curves, number
 from mdft_fast.report.schema import Metric, Result
 from mdft_fast.report.series import Point, finite, smooth
 
