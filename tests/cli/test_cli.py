@@ -16,8 +16,9 @@ import mdft_fast.run
 from mdft_fast.cli import app, work
 from mdft_fast.errors import MdftError
 from mdft_fast.recipe import Recipe
+from tests.report.conftest import make_result
 
-COMMANDS = ("init", "pack", "run", "eval", "specialize", "export", "doctor", "demo")
+COMMANDS = ("init", "pack", "run", "eval", "specialize", "export", "report", "doctor", "demo")
 RECIPE = """
 version: 1
 pool: {folder: packed}
@@ -210,6 +211,21 @@ def test_init_of_no_pool(tmp_path: Path) -> None:
     assert shown.exit_code == 1
     assert "must hold one base*.safetensors" in shown.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_report_writes_the_report_again(tmp_path: Path) -> None:
+    shown = call("report", tmp_path)
+    assert shown.exit_code == 1
+    assert "result.json: not readable" in shown.output
+    assert list(tmp_path.iterdir()) == [], "nothing is half-written"
+    result = make_result()
+    result.update(specialize={}, phases=[], accuracy={}, intervals={}, comparisons={})
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    shown = call("report", tmp_path)
+    assert shown.exit_code == 0, shown.output
+    assert f"page:   {tmp_path / 'report.html'}" in shown.output
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert (tmp_path / "report.md").exists()
 
 
 def test_doctor() -> None:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
 from mdft_fast import MdftError, Task, evaluate
-from mdft_fast.evaluate import difference_interval
+from mdft_fast.evaluate import confusion, difference_interval, load_test_sets
 from tests.world import PREPROCESS, make_world
 
 
@@ -20,6 +22,25 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
     assert result.accuracy["letters"] == pytest.approx(0.8)
     assert result.correct["letters"].tolist() == [i % 5 != 0 for i in range(40)]
     assert result.average == pytest.approx(sum(result.accuracy.values()) / 3)
+
+
+def test_confusion_counts_every_sample_once() -> None:
+    world = make_world()
+    meta = world.meta()
+    tests = load_test_sets(world.tasks, PREPROCESS)
+    with meta.using(meta.individual("letters")):
+        found = evaluate(meta, tests)
+    (test,) = [test for test in tests if test.task.name == "letters"]
+    counted = confusion(test, found.predicted["letters"])
+    assert counted["classes"] == list(test.task.class_names)
+    pairs = list(zip(counted["true"], counted["predicted"], strict=True))
+    assert pairs == sorted(set(pairs))
+    labels, said = test.labels.tolist(), found.predicted["letters"].tolist()
+    assert dict(zip(pairs, counted["count"], strict=True)) == Counter(
+        zip(labels, said, strict=True)
+    )
+    right = sum(n for (a, b), n in zip(pairs, counted["count"], strict=True) if a == b)
+    assert right == int(found.correct["letters"].sum()) == 32
 
 
 def test_a_plain_module_is_measured_the_same_way() -> None:

@@ -4,7 +4,17 @@
 import subprocess
 import sys
 
-LATER = ["matplotlib", "open_clip", "pydantic", "rich", "timm", "torchvision", "typer", "yaml"]
+LATER = [
+    "jinja2",
+    "matplotlib",
+    "open_clip",
+    "pydantic",
+    "rich",
+    "timm",
+    "torchvision",
+    "typer",
+    "yaml",
+]
 
 
 def test_import_loads_only_what_it_needs() -> None:

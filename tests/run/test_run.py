@@ -28,10 +28,10 @@ def card(folder: Path, name: str = "meta") -> torch.Tensor:
 
 
 def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
-    summary = run(make_recipe(), progress=False)
+    summary = run(make_recipe("construct.filter.enabled=true"), progress=False)
     written = {str(p.relative_to(summary.folder)) for p in summary.folder.rglob("*") if p.is_file()}
     assert {
-        "recipe.yaml", "splits.json", "metrics.jsonl", "result.json", "report.md",
+        "recipe.yaml", "splits.json", "metrics.jsonl", "result.json", "report.md", "report.html",
         "meta/card.json", "meta/model.safetensors",
         "specialized/shapes/card.json", "specialized/letters/card.json",
     } <= written  # fmt: skip
@@ -47,6 +47,26 @@ def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
         assert gap["low"] <= gap["difference"] <= gap["high"]
     assert result["trainable"] == 2 * len(result["columns"])
     assert result["kernels"]["cpu"] in ("avx2", "portable")
+    for task in result["pool"]["tasks"]:
+        counts, learn = task["entropy"], task["learn"]
+        assert sum(counts) == learn
+        assert sum(counts[:38]) == task["kept"], "μ = 0.95 is the edge of the 38th of 40 bins"
+        confused = result["confusion"][task["name"]]
+        assert sum(confused["count"]) == task["test"]
+        right = sum(
+            n for a, b, n in zip(
+                confused["true"], confused["predicted"], confused["count"], strict=True
+            ) if a == b
+        )  # fmt: skip
+        assert right / task["test"] == result["accuracy"]["meta"][task["name"]]
+        assert confused["classes"][0] == "c0"
+    splits = json.loads((summary.folder / "splits.json").read_text())["tasks"]
+    assert [t["samples"] for t in splits] == [t["samples"] for t in result["pool"]["tasks"]]
+    assert result["filter"] == {"enabled": True, "mu": 0.95, "entropy_of": "teacher"}
+    assert result["recipe"] == (summary.folder / "recipe.yaml").read_text()
+    page = (summary.folder / "report.html").read_text(encoding="utf-8")
+    assert '<section id="confusion">' in page
+    assert "μ = 0.95" in page
     curve = result["specialize"]["shapes"]
     assert [point["step"] for point in curve] == [0, 1, 2, 3]
     assert curve[0]["accuracy"] == result["accuracy"]["meta"]["shapes"]
