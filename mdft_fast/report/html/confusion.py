@@ -23,7 +23,7 @@ class Pair(NamedTuple):
 
     true: str
     predicted: str
-    count: int
+    samples: int
     total: int
 
 
@@ -75,17 +75,17 @@ def _task(name: str, given: Confusion) -> dict[str, Any]:
 
 
 def _counts(name: str, given: Confusion) -> dict[Key, int]:
-    true, said, counts, classes = (given[k] for k in ("true", "predicted", "count", "classes"))
+    true, said, counts = given["true"], given["predicted"], given["count"]
+    size = len(given["classes"])
     if not len(true) == len(said) == len(counts):
         raise MdftError(
             f"result.json: confusion.{name}: true, predicted and count must be equally long, got "
             f"{len(true)}, {len(said)} and {len(counts)}"
         )
     for index in (*true, *said):
-        if not 0 <= index < len(classes):
+        if not 0 <= index < size:
             raise MdftError(
-                f"result.json: confusion.{name}: classes must lie in [0, {len(classes)}), got "
-                f"{index}"
+                f"result.json: confusion.{name}: classes must lie in [0, {size}), got {index}"
             )
     if any(count < 1 for count in counts):
         raise MdftError(f"result.json: confusion.{name}: counts must be at least 1")

@@ -15,7 +15,7 @@ def section(result: Result, metrics: Sequence[Metric]) -> dict[str, Any]:
     """Returns what the template shows; lists are empty where there is nothing to draw."""
     first = [line for line in metrics if line["stage"] == "construct"]
     names = [task["name"] for task in result["pool"]["tasks"]]
-    kept = {name: _column(first, "kept", name) for name in names}
+    kept = {name: _column(first, [line["kept"].get(name) for line in first]) for name in names}
     return {
         "steps": len(first),
         "losses": _losses(first, names),
@@ -26,15 +26,16 @@ def section(result: Result, metrics: Sequence[Metric]) -> dict[str, Any]:
     }
 
 
-def _column(lines: Sequence[Metric], key: str, name: str) -> list[Point]:
-    values = {"losses": [x["losses"] for x in lines], "kept": [x["kept"] for x in lines]}[key]
-    return finite([line["step"] for line in lines], [value.get(name) for value in values])
+def _column(lines: Sequence[Metric], values: Sequence[float | None]) -> list[Point]:
+    return finite([line["step"] for line in lines], values)
 
 
 def _losses(lines: Sequence[Metric], names: Sequence[str]) -> list[Panel]:
-    total = finite([line["step"] for line in lines], [line["loss"] for line in lines])
+    total = _column(lines, [line["loss"] for line in lines])
     found = [("sum over tasks", total)] if len(names) > 1 else []
-    found += [(name, _column(lines, "losses", name)) for name in names]
+    found += [
+        (name, _column(lines, [line["losses"].get(name) for line in lines])) for name in names
+    ]
     return [_loss(name, points) for name, points in found if points]
 
 
@@ -79,7 +80,7 @@ def _second_losses(metrics: Sequence[Metric], names: Sequence[str]) -> list[Pane
     found = []
     for name in names:
         lines = [x for x in metrics if x["stage"] == "specialize" and x["task"] == name]
-        points = finite([x["step"] for x in lines], [x["loss"] for x in lines])
+        points = _column(lines, [line["loss"] for line in lines])
         if points:
             found.append(_loss(name, points))
     return found
