@@ -66,7 +66,7 @@ def test_every_part_is_there_and_the_verdict_comes_first(result: Any) -> None:
     text = " ".join(read.text.split())
     assert text.index("better than the individual models") < text.index("Top-1 in per cent")
     assert "1,216 numbers were learned: 8 task vectors × 152 columns of λ, in 100 steps." in text
-    assert "21 of 384 kept, 5.5 %" in text
+    assert "omniglot242 21 of 384 kept" in text
     assert "samples were drawn from those that pass the filter" in text
     assert "A step of stage 1: 480.0 ms in the median, 266 samples a second." in text
     assert "ab" * 32 in text
@@ -200,6 +200,7 @@ def test_the_filters_bars_change_at_the_threshold(result: Any) -> None:
     text = page(result, [])
     assert panel(text, "filter", "mnist").count('<rect class="kept"') == 4
     assert "The filter was off" in text
+    assert "μ = 0.39, not applied" in panel(text, "filter", "mnist")
 
 
 def test_a_filter_on_the_meta_model_says_so_and_shows_its_course(result: Any) -> None:

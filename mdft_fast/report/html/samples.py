@@ -36,14 +36,16 @@ def _histogram(
         for start, end, style in _parts(low, high, mu) if count else ():
             x, y = across.at(start), up.at(count)
             bars.append(Bar(x, y, round(across.at(end) - x, 1), round(BOTTOM - y, 1), style))
-    note = f"{kept:,} of {learn:,} kept, {100 * kept / max(learn, 1):.1f} %"
-    mark = None if mu is None or mu > 1 else (across.at(mu), f"μ = {mu:g}", _side(mu))
+    note = f"{kept:,} of {learn:,} kept"
+    mark = _mark(chosen, across) if chosen and chosen["mu"] <= 1 else None
     return Panel(name, note, across.ticks(5), up.ticks(3, whole=True), bars=bars, mark=mark,
                  tips=tips)  # fmt: skip
 
 
-def _side(mu: float) -> str:
-    return "end" if mu > 0.7 else "start"
+def _mark(chosen: Filter, across: Axis) -> tuple[float, str, str]:
+    """Returns the threshold's place, its text, and where the text is anchored."""
+    mu, off = chosen["mu"], "" if chosen["enabled"] else ", not applied"
+    return across.at(mu), f"μ = {mu:g}{off}", "end" if mu > 0.6 else "start"
 
 
 def _parts(low: float, high: float, mu: float | None) -> list[tuple[float, float, str]]:
