@@ -156,12 +156,13 @@ def test_tables_name_their_rows_and_columns(result: Any) -> None:
 
 
 def test_the_heat_map_holds_every_value(result: Any) -> None:
-    result["coefficients"]["construct"][1][2] = -1.25
+    result["coefficients"]["construct"][1][2:4] = [-1.25, -0.0001]
     text = page(result, [])
     (table,) = re.findall(r"<table class=\"heat grid\".*?</table>", text, re.S)
     heads = re.findall(r'<th scope="col">(.*?)</th>', table)
     assert heads == ["task", *result["columns"]]
     assert len(re.findall(r"<td class=\"d\d+", table)) == 8 * 152
+    assert ">0.000</td>" in table, "and not minus zero"
     assert '<td class="d0">−1.250</td>' in table, "the farthest value has the scale's end"
     assert "Without color: 0.3, where every λ started." in text
     result["coefficients"]["start"] = [[0.1 * k] * 152 for k in range(8)]

@@ -56,7 +56,8 @@ def _lines(
 ) -> list[tuple[str, list[tuple[str, str]]]]:
     def cell(value: float) -> tuple[str, str]:
         share = 0.5 + 0.5 * (value - center) / reach
-        return level(DIVERGING, share), f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+        text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
+        return level(DIVERGING, share), text.replace("-", "\N{MINUS SIGN}")
 
     return [(name, [cell(v) for v in row]) for name, row in zip(names, matrix, strict=True)]
 
