@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the folder of those that can be made again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+def cache_folder() -> Path:
+    """Returns where what can be made again lies: ``$MDFT_CACHE``, else the user's cache folder."""
+    own = os.environ.get("MDFT_CACHE")
+    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own) if own else Path(users) / "mdft_fast"
 
 
 @contextlib.contextmanager

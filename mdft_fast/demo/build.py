@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from mdft_fast.demo import files, train
 from mdft_fast.demo.images import SIZE
 from mdft_fast.demo.tasks import TASKS, DemoTask, draw_plain, split_images
 from mdft_fast.errors import MdftError
+from mdft_fast.files import cache_folder
 
 VERSION = 1  # raise it with every change of what is built: the folder's name and stamp hold it
 TASK_ARITHMETIC = 0.3  # the usual coefficient of the baseline
@@ -73,9 +73,7 @@ class DemoSizes:
 
 def default_folder() -> Path:
     """Returns where the demo lies: below ``$MDFT_CACHE``, else the user's cache folder."""
-    own = os.environ.get("MDFT_CACHE")
-    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(own) if own else Path(users) / "mdft_fast") / f"demo-v{VERSION}"
+    return cache_folder() / f"demo-v{VERSION}"
 
 
 def stamp(sizes: DemoSizes) -> dict[str, Any]:
