@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mdft_fast.data import NpzSource, Task, check_npz_keys, npz_keys, read_class_names
+from mdft_fast.data import Task
 from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel, Mode, build_backbone
 from mdft_fast.model.pieces import names_of
-from mdft_fast.pool import Head, Pool
+from mdft_fast.pool import Head, Pool, as_preprocess
+from mdft_fast.run.data import class_names_of, sources_of
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
 
 if TYPE_CHECKING:
@@ -79,7 +80,11 @@ def build(recipe: Recipe) -> Built:
         pool.check_finite(recipe.pool.folder)
         backbone = _without_weights(_agreed_backbone(recipe, pool), pool)
         _check_agrees(recipe, pool)
-        tasks = tuple(_task(t, pool.heads.get(t.name)) for t in recipe.tasks)
+        named = {task.name: task.class_names for task in pool.tasks}
+        tasks = tuple(
+            _task(t, recipe.transductive, pool.heads.get(t.name), named.get(t.name))
+            for t in recipe.tasks
+        )
         if recipe.memory.codec != "fp32":  # what was packed narrower gains nothing from fp32
             pool = pool.encode(recipe.memory.codec)
     else:
@@ -113,7 +118,7 @@ def _sources(recipe: Recipe) -> dict[str, Any]:
     models, spec = recipe.pool.models, spec_of(recipe)
     if spec is None or recipe.preprocess is None or models is None:
         raise MdftError("recipe: backbone, preprocess and pool.models must be given, got none")
-    tasks = [_task(task, None) for task in recipe.tasks]
+    tasks = [_task(task, recipe.transductive) for task in recipe.tasks]
     with torch.device("meta"):  # shapes and names are all that is read of it
         backbone = build_backbone(spec)
     return {
@@ -121,7 +126,7 @@ def _sources(recipe: Recipe) -> dict[str, Any]:
         "checkpoints": {task.name: models / f"{task.name}.safetensors" for task in tasks},
         "tasks": tasks,
         "backbone": backbone,
-        "preprocess": recipe.preprocess.model_dump(),
+        "preprocess": recipe.preprocess.said(),
         "backbone_spec": spec,
     }
 
@@ -150,22 +155,19 @@ def _without_weights(spec: Mapping[str, Any], pool: Pool) -> nn.Module:
     return module
 
 
-def _task(given: TaskRecipe, head: Head | None) -> Task:
+def _task(
+    given: TaskRecipe,
+    transductive: bool,
+    head: Head | None = None,
+    known: tuple[str, ...] | None = None,
+) -> Task:
     if given.head is not None:
         head = Head.from_file(given.head.file, normalize=given.head.normalize)
     if head is None:
         raise MdftError(f"task {given.name!r}: head.file must be given, got none in recipe or pool")
-    names = given.class_names
-    if names is None and "class_names" in npz_keys(given.adapt.npz):
-        names = read_class_names(given.adapt.npz)
-    if names is None:
-        names = tuple(str(c) for c in range(head.classes))
-    labelled = None
-    if given.evaluate is not None:
-        # Names alone: no label is opened before λ is learned.
-        check_npz_keys(given.evaluate.npz, given.evaluate.x, given.evaluate.y)
-        labelled = NpzSource(given.evaluate.npz, given.evaluate.x, given.evaluate.y)
-    return Task(given.name, names, head, NpzSource(given.adapt.npz, given.adapt.x), labelled)
+    adapt, labelled = sources_of(given, transductive=transductive)
+    names = class_names_of(given, adapt, labelled, head.classes, known)
+    return Task(given.name, names, head, adapt, labelled)
 
 
 def spec_of(recipe: Recipe) -> dict[str, Any] | None:
@@ -185,11 +187,9 @@ def _agreed_backbone(recipe: Recipe, pool: Pool) -> dict[str, Any]:
 
 
 def _check_agrees(recipe: Recipe, pool: Pool) -> None:
-    from mdft_fast.pool import as_preprocess
-
     if recipe.preprocess is None:
         return
-    said = as_preprocess(recipe.preprocess.model_dump())
+    said = as_preprocess({**pool.preprocess, **recipe.preprocess.said()})
     if said != pool.preprocess:
         raise MdftError(f"recipe: preprocess must be the pool's {pool.preprocess}, got {said}")
 
