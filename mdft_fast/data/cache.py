@@ -100,7 +100,7 @@ def digests_of(images: Array) -> Array:
             for row in part
         ]
 
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(threads()) as pool:
         parts = pool.map(rows, range(0, len(images), _ROWS))
         found = b"".join(digest for part in parts for digest in part)
     return np.frombuffer(found, np.uint8).reshape(-1, DIGEST_BYTES)
@@ -112,9 +112,18 @@ def _key(listing: Listing, preprocess: Preprocess | None = None) -> str:
     if preprocess is None:
         made["labels"] = _state(listing.label_files)
     else:
-        made |= {key: preprocess[key] for key in ("size", "resize", "interpolation")}  # type: ignore[literal-required]
-        made["channels"] = listing.channels
+        made["pixels"] = _pixels(listing, preprocess)
     return _checksum(made)[:32]
+
+
+def _pixels(listing: Listing, preprocess: Preprocess) -> dict[str, Any]:
+    """Returns all that the pixels depend on, but the files."""
+    return {
+        "size": preprocess["size"],
+        "resize": preprocess["resize"],
+        "interpolation": preprocess["interpolation"],
+        "channels": listing.channels,
+    }
 
 
 def _state(files: Sequence[Path]) -> list[tuple[str, int, int]]:
@@ -184,7 +193,7 @@ def _build(entry: Path, listing: Listing, preprocess: Preprocess, watch: Watch |
             "format": _FORMAT,
             "source": listing.origin,
             "count": opened.count,
-            "preprocess": dict(preprocess),
+            "pixels": _pixels(listing, preprocess),
             "digests": hashlib.sha256(digests.tobytes()).hexdigest(),
         }
         write_json(work / "entry.json", facts)
@@ -204,7 +213,7 @@ def _decode_all(
             images[i] = fit(opened.image(i), preprocess, images.shape[3])
         return stop - start
 
-    pool = ThreadPoolExecutor(_threads())
+    pool = ThreadPoolExecutor(threads())
     try:
         for count in pool.map(work, range(0, opened.count, _ROWS)):
             tell(count)
@@ -273,6 +282,12 @@ def _shown(watch: Watch | None, words: str, total: int) -> Iterator[Callable[[in
         yield lambda count: bars.advance(bar, count)
 
 
-def _threads() -> int:
+def forget() -> None:
+    """Forgets what was verified, so that every entry is read again as in a new process."""
+    _verified.clear()
+
+
+def threads() -> int:
+    """Returns how many threads decode and compare: one a core that this process may use."""
     counted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(counted or 1, 32)
