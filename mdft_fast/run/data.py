@@ -145,20 +145,28 @@ def load_data(
             tests = load_test_images(task.evaluate, preprocess, watch=shown.count)
             mine, theirs = shared_images(samples, tests)
             about["evaluate"] = _origin(task.evaluate, len(tests), "test")
-            about["shared"] = {"adapt": mine, "evaluate": theirs}
+            about["shared"] = {"adapt": len(mine), "evaluate": len(theirs)}
             words = (
-                f"task {task.name!r}: {mine:,} of {len(samples):,} unlabelled images are among "
+                f"task {task.name!r}: {len(mine):,} of {len(samples):,} unlabelled images are among "
                 f"the {len(tests):,} test images"
             )
             if mine and not transductive:
+                first = _named(about["adapt"], mine[:3])
                 raise MdftError(
-                    f"{words}, pixel for pixel; take them out, or say `transductive: true`"
+                    f"{words}, pixel for pixel ({first}{', ...' if len(mine) > 3 else ''}); take "
+                    "them out, or say `transductive: true`"
                 )
             if mine:
                 notes.append(f"Transductive: {words}.")
         splits.append(about)
         loaded.append(Task(task.name, task.class_names, task.head, samples))
     return LoadedData(loaded, splits, notes)
+
+
+def _named(about: dict[str, Any], indices: Sequence[int]) -> str:
+    """Returns images as an error names them: by file, or by number."""
+    files = about.get("files")
+    return ", ".join(files[i] if files else f"number {i}" for i in indices)
 
 
 def _origin(source: Source | LabelledSource, count: int, role: str = "train") -> dict[str, Any]:

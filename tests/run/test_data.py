@@ -81,7 +81,10 @@ def test_test_images_among_the_unlabelled_are_counted_and_refused(
         source = images / "circle" / f"circle_00{i}.jpg"
         shutil.copy(source, tmp_path / "test" / "square" / f"copy{i}.jpg")
     recipe = on_folder(images, tmp_path / "test")
-    wanted = r"task 'shapes': 3 of 30 unlabelled images are among the 9 test images, pixel for"
+    wanted = (
+        r"task 'shapes': 3 of 30 unlabelled images are among the 9 test images, pixel for pixel "
+        r"\(circle/circle_001.jpg, circle/circle_002.jpg, circle/circle_003.jpg\); take them out"
+    )
     with pytest.raises(MdftError, match=wanted):
         run(recipe, progress=False)
     assert not recipe.output.exists()
