@@ -13,6 +13,7 @@ from mdft_fast.data import (
     LabelledSource,
     ListedSource,
     NpzSource,
+    Samples,
     Source,
     Task,
     TorchvisionSource,
@@ -147,8 +148,8 @@ def load_data(
             about["evaluate"] = _origin(task.evaluate, len(tests), "test")
             about["shared"] = {"adapt": len(mine), "evaluate": len(theirs)}
             words = (
-                f"task {task.name!r}: {len(mine):,} of {len(samples):,} unlabelled images are among "
-                f"the {len(tests):,} test images"
+                f"task {task.name!r}: {len(mine):,} of {len(samples):,} unlabelled images are "
+                f"among the {len(tests):,} test images"
             )
             if mine and not transductive:
                 first = _named(about["adapt"], mine[:3])
@@ -169,7 +170,9 @@ def _named(about: dict[str, Any], indices: Sequence[int]) -> str:
     return ", ".join(files[i] if files else f"number {i}" for i in indices)
 
 
-def _origin(source: Source | LabelledSource, count: int, role: str = "train") -> dict[str, Any]:
+def _origin(
+    source: Source | Samples | LabelledSource, count: int, role: str = "train"
+) -> dict[str, Any]:
     """Returns what a source is, and its files by name where a split of ours chose them."""
     if isinstance(source, NpzSource):
         return {"npz": str(source.path), "x": source.x, "count": count}
