@@ -3,7 +3,7 @@
 
 from mdft_fast.data.folders import SPLITS, FolderSource, listed
 from mdft_fast.data.hf import HfSource
-from mdft_fast.data.listing import ListedSource, Listing, check_class_names
+from mdft_fast.data.listing import ListedSource, Listing, check_class_names, compare_class_names
 from mdft_fast.data.order import BatchOrder, split
 from mdft_fast.data.overlap import shared_images
 from mdft_fast.data.samples import Samples, load_labelled, load_samples, load_test_images
@@ -36,6 +36,7 @@ __all__ = [
     "TorchvisionSource",
     "check_class_names",
     "check_npz_keys",
+    "compare_class_names",
     "listed",
     "load_labelled",
     "load_samples",

@@ -89,17 +89,24 @@ def check_class_names(listing: Listing, names: Sequence[str], where: str) -> Non
         names: one name a class.
         where: whose names these are, for the error.
     """
-    known = listing.class_names
-    if known is None or list(names) == [str(i) for i in range(len(names))]:
+    if listing.class_names is not None:
+        compare_class_names(listing.class_names, listing.name, names, where)
+
+
+def compare_class_names(
+    known: Sequence[str], source: str, names: Sequence[str], where: str
+) -> None:
+    """Refuses class names that are not ``known``, those of ``source``; see above."""
+    if list(names) == [str(i) for i in range(len(names))]:
         return
     if len(known) != len(names):
         raise MdftError(
-            f"{where}: class names must be the {len(known)} of {listing.name}, got {len(names)}"
+            f"{where}: class names must be the {len(known)} of {source}, got {len(names)}"
         )
     for i, (theirs, mine) in enumerate(zip(known, names, strict=True)):
         if not _forms(theirs) & _forms(mine):
             raise MdftError(
-                f"{where}: class {i} must be {theirs!r} as in {listing.name}, got {mine!r}; "
+                f"{where}: class {i} must be {theirs!r} as in {source}, got {mine!r}; "
                 "the order of class names is the order of the labels"
             )
 

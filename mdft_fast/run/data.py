@@ -17,8 +17,8 @@ from mdft_fast.data import (
     Source,
     Task,
     TorchvisionSource,
-    check_class_names,
     check_npz_keys,
+    compare_class_names,
     load_samples,
     load_test_images,
     npz_keys,
@@ -28,6 +28,7 @@ from mdft_fast.data import (
 from mdft_fast.errors import MdftError
 
 if TYPE_CHECKING:
+    from mdft_fast.data.listing import Role
     from mdft_fast.pool import Preprocess
     from mdft_fast.recipe.data import AdaptData, EvaluateData
     from mdft_fast.recipe.sections import TaskRecipe
@@ -106,18 +107,32 @@ def class_names_of(
     """
     numbers = tuple(str(c) for c in range(classes))
     data: tuple[str, ...] | None = None
-    for source, role in ((test, "test"), (adapt, "train")):
-        if isinstance(source, ListedSource):
-            listing = source.listing("test" if role == "test" else "train")
-            for whose, names in (("recipe", given.class_names), ("pool", packed)):
-                if names is not None and (role == "test" or test is None):
-                    check_class_names(listing, names, f"task {given.name!r}: {whose}")
-            data = data or listing.class_names
-        elif source is not None and data is None and "class_names" in npz_keys(source.path):
-            data = read_class_names(source.path)
+    for source, known in (
+        (test, _known_names(test, "test")),
+        (adapt, _known_names(adapt, "train")),
+    ):
+        # Only the order of a source whose labels are read matters; else that of what there is.
+        if known is None or (source is adapt and test is not None and data is not None):
+            continue
+        name, data = known
+        for whose, names in (("recipe", given.class_names), ("pool", packed)):
+            if names is not None:
+                compare_class_names(data, name, names, f"task {given.name!r}: {whose}")
     if packed == numbers:
         packed = None
     return given.class_names or packed or data or numbers
+
+
+def _known_names(
+    source: NpzSource | ListedSource | None, role: Role
+) -> tuple[str, tuple[str, ...]] | None:
+    """Returns what a source is called and its class names, where it knows them."""
+    if isinstance(source, ListedSource):
+        listing = source.listing(role)
+        return (listing.name, listing.class_names) if listing.class_names else None
+    if source is None or "class_names" not in npz_keys(source.path):
+        return None
+    return str(source.path), read_class_names(source.path)
 
 
 def load_data(

@@ -115,6 +115,11 @@ def test_class_names_in_another_order_are_refused_before_anything_is_packed(
     with pytest.raises(MdftError, match=wanted):
         build(wrong)
     assert build(on_folder(images, images)).tasks[0].class_names == CLASSES
+    npz = "tasks[1].class_names=[c0, c2, c1, c3, c4, c5, c6]"
+    with pytest.raises(
+        MdftError, match=r"task 'letters': recipe: class 1 must be 'c1' as in .*npz"
+    ):
+        build(on_folder(images, images, npz))
     shutil.rmtree(images / "square")
     with pytest.raises(MdftError, match=r"task 'shapes': head must have one row for each of 2"):
         build(on_folder(images, images))
