@@ -24,6 +24,7 @@ sys.path.append(str(ROOT))  # an installed mdft_fast wins
 os.environ["MDFT_STRICT"] = "1"  # the reference must not race in the kernels' place
 
 from benchmarks import (  # noqa: E402
+    bench_data,
     bench_debiased_entropy,
     bench_memory,
     bench_merge,
@@ -99,9 +100,19 @@ def scaling(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str
         yield row | {"busy": load()[1]}
 
 
+def data(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """What loading gives and what an encoder takes, in images a second."""
+    every = list(bench_step.MODELS)[:2]
+    models, images, rounds = (every[:1], 24, 1) if args.quick else (every, 1024, args.rounds)
+    for row in bench_data.run(models, device, images, rounds):
+        print(bench_data.table(row), flush=True)
+        yield row | {"busy": load()[1]}
+
+
 WATCHES: dict[str, Callable[[argparse.Namespace, torch.device], Iterator[dict[str, Any]]]] = {
     "memory": memory,
     "scaling": scaling,
+    "data": data,
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.data import Samples, Task, load_labelled
+from mdft_fast.data import Samples, Task, check_class_names, listed, load_labelled
 from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel
 
@@ -53,11 +53,16 @@ class TestSet:
 
 def load_test_sets(tasks: Sequence[Task], preprocess: Mapping[str, Any]) -> list[TestSet]:
     """Loads the labelled samples of the tasks that have any."""
-    return [
-        TestSet(task, *load_labelled(task.evaluate, preprocess, len(task.class_names)))
-        for task in tasks
-        if task.evaluate is not None
-    ]
+    tests = []
+    for task in tasks:
+        if task.evaluate is not None:
+            on_disk = listed(task.evaluate)
+            if on_disk is not None:
+                names = task.class_names
+                check_class_names(on_disk.listing("test"), names, f"task {task.name!r}")
+            labelled = load_labelled(task.evaluate, preprocess, len(task.class_names))
+            tests.append(TestSet(task, *labelled))
+    return tests
 
 
 @torch.no_grad()

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mdft_fast.data.cache import Watch, cached_images, cached_labels, digests_of
+from mdft_fast.data.folders import listed
+from mdft_fast.data.listing import Listing
 from mdft_fast.data.sources import (
     Array,
     LabelledSource,
@@ -34,10 +37,12 @@ class Samples:
         x: uint8 ``[n, H, W, c]``, normalised in :meth:`batch`, or float32 ``[n, c, H, W]``, taken
             as already normalised; c is 1 or 3.
         preprocess: size, mean and standard deviation.
+        known_digests: uint8 ``[n, 16]`` where a cache has them; see :meth:`digests`.
     """
 
     x: Tensor
     preprocess: Preprocess
+    known_digests: Array | None = None
 
     def __len__(self) -> int:
         """Returns the number of samples."""
@@ -64,7 +69,13 @@ class Samples:
 
     def to(self, device: torch.device | str) -> Samples:
         """Returns the same samples held on a device, so that batches need no transfer."""
-        return Samples(self.x.to(device), self.preprocess)
+        return dataclasses.replace(self, x=self.x.to(device))
+
+    def digests(self) -> Array:
+        """Returns what tells the images apart, uint8 ``[n, 16]``; equal images, equal rows."""
+        if self.known_digests is not None:
+            return self.known_digests
+        return digests_of(self.x.cpu().numpy())
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._made:
@@ -79,18 +90,30 @@ class Samples:
         return {}
 
 
-def load_samples(source: Source, preprocess: Mapping[str, Any]) -> Samples:
+def load_samples(
+    source: Source | Samples, preprocess: Mapping[str, Any], *, watch: Watch | None = None
+) -> Samples:
     """Reads a task's unlabelled images. A label, where the source has one, is never touched.
 
     Args:
         source: uint8 ``[n, H, W, 3]`` or ``[n, H, W]``; float ``[n, 3, H, W]``, taken as already
-            normalised; an :class:`NpzSource` of either; or a dataset, see
-            :func:`~mdft_fast.data.sources.stack_images`. Arrays are kept, not copied.
-        preprocess: ``size``, ``mean``, ``std``. Images of another size are refused, never resized.
+            normalised; an :class:`NpzSource` of either; a source on disk, decoded once into the
+            cache: a :class:`FolderSource`, :class:`TorchvisionSource`, :class:`HfSource` or a
+            plain ``ImageFolder``; any other data set, see
+            :func:`~mdft_fast.data.sources.stack_images`; or samples loaded before. Arrays are
+            kept, not copied.
+        preprocess: see :class:`~mdft_fast.pool.Preprocess`. Arrays of another size are refused,
+            never resized.
+        watch: told how far decoding is; None: a bar where standard error is a terminal.
 
     Raises:
         MdftError: if there is no image, or one of the wrong form; it names file and key.
     """
+    if isinstance(source, Samples):
+        return _again(source, as_preprocess(preprocess))
+    on_disk = listed(source)
+    if on_disk is not None:
+        return _from_cache(on_disk.listing("train"), preprocess, watch)
     if isinstance(source, NpzSource):
         return _samples(read_npz(source.path, source.x), _label(source, source.x), preprocess)
     label = _label(source, "")
@@ -102,7 +125,39 @@ def load_samples(source: Source, preprocess: Mapping[str, Any]) -> Samples:
         raise MdftError(
             "samples: must be images alone, got a tuple; a labelled source is evaluate's"
         )
-    return _samples(stack_images(source, label), label, preprocess)
+    return _samples(stack_images(source, label, as_preprocess(preprocess)), label, preprocess)
+
+
+def load_test_images(
+    source: LabelledSource, preprocess: Mapping[str, Any], *, watch: Watch | None = None
+) -> Samples:
+    """Reads the images of a labelled source, and no label: to compare them with others.
+
+    Args:
+        source: as in :func:`load_labelled`.
+        preprocess: as in :func:`load_samples`.
+        watch: as in :func:`load_samples`.
+    """
+    on_disk = listed(source)
+    if on_disk is not None:
+        return _from_cache(on_disk.listing("test"), preprocess, watch)
+    return load_samples(source[0] if isinstance(source, tuple) else source, preprocess)
+
+
+def _from_cache(
+    listing: Listing, preprocess: Mapping[str, Any], watch: Watch | None = None
+) -> Samples:
+    checked = as_preprocess(preprocess)
+    images, digests = cached_images(listing, checked, watch)
+    return Samples(as_tensor(images, listing.name), checked, digests)
+
+
+def _again(samples: Samples, preprocess: Preprocess) -> Samples:
+    if samples.preprocess != preprocess:
+        raise MdftError(
+            f"samples: their preprocess must be the pool's {preprocess}, got {samples.preprocess}"
+        )
+    return samples
 
 
 def load_labelled(
@@ -111,15 +166,21 @@ def load_labelled(
     """Reads labelled images, for evaluation alone.
 
     Args:
-        source: an :class:`NpzSource` with ``y``; a tuple ``(x, y)`` of arrays; or a dataset of
-            items ``(image, label)``.
+        source: an :class:`NpzSource` with ``y``; a tuple ``(x, y)`` of arrays; a source on disk;
+            or a dataset of items ``(image, label)``.
         preprocess: as in :func:`load_samples`.
         classes: ``C``; labels must lie in [0, C).
 
     Returns:
         The images, and their labels int64 ``[n]``.
     """
-    if isinstance(source, NpzSource):
+    on_disk = listed(source)
+    if on_disk is not None:
+        listing = on_disk.listing("test")
+        samples = _from_cache(listing, preprocess)
+        label = f"{listing.name}: labels"
+        labels = torch.tensor(cached_labels(listing))
+    elif isinstance(source, NpzSource):
         if source.y is None:
             raise MdftError(f"{source.path}: no key of labels is given; use NpzSource(path, x, y)")
         samples = load_samples(NpzSource(source.path, source.x), preprocess)

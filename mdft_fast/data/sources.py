@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mdft_fast.data.images import fit, is_pil
+from mdft_fast.data.listing import ListedSource
 from mdft_fast.errors import MdftError, nearest
+from mdft_fast.pool import Preprocess
 
 Array = npt.NDArray[Any]
 
@@ -37,8 +40,8 @@ class NpzSource:
     y: str | None = None
 
 
-Source = Array | Tensor | NpzSource | Dataset[Any] | Sequence[Any]
-LabelledSource = NpzSource | tuple[Array | Tensor, Array | Tensor] | Dataset[Any]
+Source = Array | Tensor | NpzSource | ListedSource | Dataset[Any] | Sequence[Any]
+LabelledSource = NpzSource | ListedSource | tuple[Array | Tensor, Array | Tensor] | Dataset[Any]
 
 
 def read_npz(path: str | os.PathLike[str], key: str) -> Array:
@@ -110,16 +113,18 @@ def as_tensor(array: Array | Tensor, label: str) -> Tensor:
         return torch.from_numpy(array)
 
 
-def stack_images(dataset: Any, label: str) -> Tensor:
+def stack_images(dataset: Any, label: str, preprocess: Preprocess) -> Tensor:
     """Decodes every image of a dataset once, into one tensor.
 
     Of an item that is a tuple or a list only the first entry, the image, is touched.
 
     Args:
         dataset: has ``len`` and ``[i]``; items are images or begin with one. An image is a PIL
-            image, a uint8 array ``[H, W]``, ``[H, W, 3]`` or tensor ``[3, H, W]``, or a float
-            tensor ``[3, H, W]`` that the user's transform has already normalised.
+            image, which is resized and cropped; a uint8 array ``[H, W]``, ``[H, W, 3]`` or tensor
+            ``[3, H, W]``; or a float tensor ``[3, H, W]`` that the user's transform has already
+            normalised.
         label: what an error calls it.
+        preprocess: how PIL images are resized.
 
     Returns:
         uint8 ``[n, H, W, c]`` or float32 ``[n, c, H, W]``.
@@ -133,7 +138,8 @@ def stack_images(dataset: Any, label: str) -> Tensor:
     stacked: Tensor | None = None
     for i in range(count):
         item = dataset[i]
-        image = _image(item[0] if isinstance(item, (tuple, list)) else item, f"{label}: item {i}")
+        image = item[0] if isinstance(item, (tuple, list)) else item
+        image = _image(fit(image, preprocess) if is_pil(image) else image, f"{label}: item {i}")
         if stacked is None:
             stacked = torch.empty((count, *image.shape), dtype=image.dtype)
         if image.shape != stacked.shape[1:] or image.dtype != stacked.dtype:
@@ -148,8 +154,6 @@ def stack_images(dataset: Any, label: str) -> Tensor:
 
 
 def _image(image: Any, label: str) -> Tensor:
-    if hasattr(image, "convert"):  # PIL, which need not be installed
-        image = np.array(image.convert("RGB"))
     if not isinstance(image, (np.ndarray, Tensor)):
         raise MdftError(f"{label} must be an image or begin with one, got {type(image).__name__}")
     is_tensor = isinstance(image, Tensor)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from mdft_fast.data.samples import Samples
 from mdft_fast.data.sources import LabelledSource, Source
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Head
@@ -21,14 +22,14 @@ class Task:
         name: unique within a pool.
         class_names: one name a class, in the order of the head's rows.
         head: the classifier.
-        adapt: unlabelled samples, see :func:`~mdft_fast.data.load_samples`.
+        adapt: unlabelled samples, loaded or not, see :func:`~mdft_fast.data.load_samples`.
         evaluate: labelled samples, read by evaluation alone, or None.
     """
 
     name: str
     class_names: tuple[str, ...]
     head: Head
-    adapt: Source
+    adapt: Source | Samples
     evaluate: LabelledSource | None
 
     def __init__(
@@ -36,7 +37,7 @@ class Task:
         name: str,
         class_names: Iterable[str],
         head: Head | Tensor,
-        adapt: Source,
+        adapt: Source | Samples,
         evaluate: LabelledSource | None = None,
     ) -> None:
         """States a task; nothing is read yet.

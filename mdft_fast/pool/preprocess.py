@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an image becomes the backbone's input: size, mean and standard deviation."""
+"""How an image becomes the backbone's input: size, resizing, mean and standard deviation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from mdft_fast.errors import MdftError, nearest
 
-_KEYS = ("size", "mean", "std")
+Resize = Literal["shortest", "squash"]
+Interpolation = Literal["bicubic", "bilinear"]
+
+_NEEDED = ("size", "mean", "std")
+# What CLIP's own evaluation does. Pools from before these keys existed mean the same.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "resize": get_args(Resize),
+    "interpolation": get_args(Interpolation),
+}
+_KEYS = (*_NEEDED, *_CHOICES)
 
 
 class Preprocess(TypedDict):
@@ -19,18 +28,24 @@ class Preprocess(TypedDict):
         size: ``[H, W]`` in pixels.
         mean: one number a channel, on the scale [0, 1].
         std: one number a channel, on the scale [0, 1]; above 0.
+        resize: how an image of another size comes to this one. "shortest" (the default): its
+            shortest edge does, and the center is cut out. "squash": both edges do.
+        interpolation: of the resizing, antialiased: "bicubic" (the default) or "bilinear".
     """
 
     size: list[int]
     mean: list[float]
     std: list[float]
+    resize: Resize
+    interpolation: Interpolation
 
 
 def as_preprocess(given: Mapping[str, Any]) -> Preprocess:
-    """Returns ``size``, ``mean`` and ``std`` in full, or says what is wrong with them.
+    """Returns every key of a preprocess in full, or says what is wrong with one.
 
     Args:
-        given: ``size``: one number or [H, W]; ``mean`` and ``std``: one number or three.
+        given: ``size``: one number or [H, W]; ``mean`` and ``std``: one number or three;
+            ``resize`` and ``interpolation``: see :class:`Preprocess`; may be left out.
     """
     if not isinstance(given, Mapping):
         raise MdftError(f"preprocess: must be a mapping with keys {list(_KEYS)}, got {given!r}")
@@ -39,7 +54,7 @@ def as_preprocess(given: Mapping[str, Any]) -> Preprocess:
             raise MdftError(
                 f"preprocess: keys must be {list(_KEYS)}, got {key!r}{nearest(str(key), _KEYS)}"
             )
-    for key in _KEYS:
+    for key in _NEEDED:
         if key not in given:
             raise MdftError(f"preprocess: {key!r} is missing, got {sorted(given)}")
     size = _numbers(given["size"], 2, "size")
@@ -49,7 +64,24 @@ def as_preprocess(given: Mapping[str, Any]) -> Preprocess:
     if any(value <= 0 for value in std):
         raise MdftError(f"preprocess: 'std' must be above 0, got {given['std']!r}")
     mean = _numbers(given["mean"], 3, "mean")
-    return {"size": [int(value) for value in size], "mean": mean, "std": std}
+    resize: Any = _choice(given, "resize")
+    interpolation: Any = _choice(given, "interpolation")
+    return {
+        "size": [int(value) for value in size],
+        "mean": mean,
+        "std": std,
+        "resize": resize,
+        "interpolation": interpolation,
+    }
+
+
+def _choice(given: Mapping[str, Any], key: str) -> str:
+    known = _CHOICES[key]
+    value = given.get(key, known[0])
+    if value not in known:
+        hint = nearest(str(value), known)
+        raise MdftError(f"preprocess: {key!r} must be one of {list(known)}, got {value!r}{hint}")
+    return str(value)
 
 
 def _numbers(value: Any, count: int, key: str) -> list[float]:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipe: one YAML file that says what a run reads, does and writes."""
 
+from mdft_fast.recipe.data import AdaptData, EvaluateData, HfData, TorchvisionData
 from mdft_fast.recipe.messages import RecipeError
 from mdft_fast.recipe.presets import PRESETS
 from mdft_fast.recipe.recipe import Recipe
 from mdft_fast.recipe.sections import (
-    AdaptData,
     Backbone,
     Construct,
-    EvaluateData,
     Filter,
     HeadSource,
     Memory,
@@ -28,6 +27,7 @@ __all__ = [
     "EvaluateData",
     "Filter",
     "HeadSource",
+    "HfData",
     "Memory",
     "Objective",
     "Optimizer",
@@ -37,4 +37,5 @@ __all__ = [
     "RecipeError",
     "Specialize",
     "TaskRecipe",
+    "TorchvisionData",
 ]

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mdft_fast.errors import nearest
-from mdft_fast.recipe.fields import Device, FilePath, PerVector, choice
+from mdft_fast.recipe.data import AdaptData, EvaluateData
+from mdft_fast.recipe.fields import Device, FilePath, PerVector, Section, choice
 from mdft_fast.recipe.presets import PRESETS
 from mdft_fast.recipe.sections import (
     Backbone,
@@ -22,7 +23,6 @@ from mdft_fast.recipe.sections import (
     PoolSource,
     Precision,
     Preprocess,
-    Section,
     Specialize,
     TaskRecipe,
 )
@@ -113,10 +113,8 @@ def _task_problems(recipe: Keys) -> Iterator[str]:
         if task.name in first:
             yield f"tasks[{i}].name: {task.name!r} is tasks[{first[task.name]}]'s; must be unique"
         first.setdefault(task.name, i)
-        test, adapt = task.evaluate, task.adapt
         yield from _head_problems(f"tasks[{i}].head", task)
-        same = test is not None and (test.npz, test.x) == (adapt.npz, adapt.x)
-        if same and not recipe.transductive:
+        if task.evaluate and _same_images(task.adapt, task.evaluate) and not recipe.transductive:
             yield f"tasks[{i}].adapt: these are the test images; say `transductive: true` to do so"
     chosen = recipe.specialize.tasks
     for i, name in enumerate(() if isinstance(chosen, str) else chosen):
@@ -140,6 +138,17 @@ def _head_problems(key: str, task: TaskRecipe) -> Iterator[str]:
     shots = head.prototypes
     if shots and test and (shots.npz, shots.x) == (test.npz, test.x):
         yield f"{key}.prototypes: these are the test images, and a head may not know their labels"
+
+
+def _same_images(adapt: AdaptData, test: EvaluateData) -> bool:
+    """Tells whether two sources are the same images, as far as their keys say."""
+    if adapt.place() != test.place():
+        return False
+    if adapt.folder:  # without splits, each takes its own part
+        return adapt.split is not None
+    parts = [(adapt.torchvision or adapt.hf, "train"), (test.torchvision or test.hf, "test")]
+    chosen = [part.split or usual for part, usual in parts if part]
+    return len(set(chosen)) < 2
 
 
 def _method_problems(recipe: Keys) -> Iterator[str]:

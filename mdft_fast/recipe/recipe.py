@@ -102,13 +102,13 @@ class Recipe(Keys):
             ("pool.folder", self.pool.folder, "folder"),
         ]
         for i, task in enumerate(self.tasks):
-            wanted += [
-                *_head_files(f"tasks[{i}].head", task.head),
-                (f"tasks[{i}].adapt.npz", task.adapt.npz, "file"),
-                (f"tasks[{i}].evaluate.npz", task.evaluate.npz if task.evaluate else None, "file"),
-            ]
+            wanted += _head_files(f"tasks[{i}].head", task.head)
+            for part, data in (("adapt", task.adapt), ("evaluate", task.evaluate)):
+                places = data.places() if data else ()
+                wanted += [(f"tasks[{i}].{part}.{key}", path, kind) for key, kind, path in places]
+        there = {"file": Path.is_file, "folder": Path.is_dir, "file or folder": Path.exists}
         for key, path, kind in wanted:
-            if path and not (path.is_file() if kind == "file" else path.is_dir()):
+            if path and not there[kind](path):
                 yield key, kind, path
 
 

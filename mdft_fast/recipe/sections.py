@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from mdft_fast.recipe.data import AdaptData, EvaluateData
 from mdft_fast.recipe.fields import (
     Bytes,
     FilePath,
@@ -14,6 +15,7 @@ from mdft_fast.recipe.fields import (
     Number,
     PerChannel,
     PixelSize,
+    Section,
     TaskName,
     Text,
     WhichTasks,
@@ -24,12 +26,6 @@ from mdft_fast.recipe.fields import (
 Schedule = Annotated[Literal["constant", "cosine"], choice("constant", "cosine")]
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[Number, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A mapping of the recipe: frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class PoolSource(Section):
@@ -61,17 +57,27 @@ class Backbone(Section):
 
 
 class Preprocess(Section):
-    """How a stored uint8 image becomes an input.
+    """How an image becomes an input.
 
     Attributes:
         size: pixels, one number or [height, width].
         mean: on the scale [0, 1], one number or one a channel.
         std: on the scale [0, 1], one number or one a channel.
+        resize: how images of another size come to this one; null: the pool's, else shortest.
+        interpolation: of the resizing; null: the pool's, else bicubic.
     """
 
     size: PixelSize
     mean: PerChannel
     std: PerChannel
+    resize: Annotated[Literal["shortest", "squash"], choice("shortest", "squash")] | None = None
+    interpolation: (
+        Annotated[Literal["bicubic", "bilinear"], choice("bicubic", "bilinear")] | None
+    ) = None
+
+    def said(self) -> dict[str, Any]:
+        """Returns the keys that are not null."""
+        return self.model_dump(exclude_none=True)
 
 
 class ZeroShot(Section):
@@ -126,27 +132,6 @@ class HeadSource(Section):
     prototypes: Prototypes | None = None
 
 
-class AdaptData(Section):
-    """Unlabelled samples: array ``x`` of an npz file, uint8 [n, H, W, 3]."""
-
-    npz: FilePath
-    x: Text = "x"
-
-
-class EvaluateData(Section):
-    """Labelled test samples, read by the evaluation alone.
-
-    Attributes:
-        npz: the file.
-        x: its array of images.
-        y: its array of labels.
-    """
-
-    npz: FilePath
-    x: Text = "x"
-    y: Text = "y"
-
-
 class TaskRecipe(Section):
     """One task.
 
@@ -155,7 +140,7 @@ class TaskRecipe(Section):
         head: the classifier; may be left out where a packed pool holds it.
         adapt: unlabelled samples.
         evaluate: labelled test samples, if there are any.
-        class_names: one name a class; where left out, the data file's or plain numbers.
+        class_names: one name a class; where left out, the data's own or plain numbers.
     """
 
     name: TaskName

@@ -71,9 +71,16 @@ def _accuracy(result: Result, pictures: Mapping[str, str]) -> Iterator[str]:
     yield "## Accuracy"
     yield "Top-1 in per cent on each task's test set; its labels were read here and nowhere else."
     yield table(["task", *(LABELS[m] for m in used)], body)
+    yield from _transductive(result)
     if any(name != "average" and len(values) < len(used) for name, values in lines):
         yield "An average is left out where a method was not measured on every task above."
     yield from _picture(pictures, "accuracy", "accuracy of every method by task")
+
+
+def _transductive(result: Result) -> Iterator[str]:
+    """Gives what stands below every table of accuracies or samples."""
+    if result["transductive"]:
+        yield "**Transductive**: unlabelled samples are test images."
 
 
 def _stage_1(
@@ -113,6 +120,7 @@ def _stage_2(result: Result, pictures: Mapping[str, str]) -> Iterator[str]:
             "Distance: L2 of λ − e_k, where λ = e_k is the individual model itself. Others: mean "
             "accuracy of the specialized model on the other tasks."
         )
+        yield from _transductive(result)
     yield from _picture(pictures, "accuracy_path", "accuracy over the steps of stage 2")
     yield from _picture(pictures, "distance_path", "distance of λ to the individual model's")
     yield from _picture(pictures, "mixture", "mean λ of each task vector in each model")
@@ -127,10 +135,8 @@ def _samples(result: Result) -> Iterator[str]:
     ]  # fmt: skip
     header = ["task", "classes", "unlabelled", "to learn", "held out", "kept", "share kept", "test"]
     yield table(header, body)
-    yield (
-        "Kept: samples to learn from whose entropy passes the filter (equation 4)."
-        + " **Transductive**: unlabelled samples are test images." * result["transductive"]
-    )
+    yield "Kept: samples to learn from whose entropy passes the filter (equation 4)."
+    yield from _transductive(result)
 
 
 def _cost(result: Result, metrics: Sequence[Metric], pictures: Mapping[str, str]) -> Iterator[str]:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mdft_fast.data import NpzSource, Task, check_npz_keys
+from mdft_fast.data import Task
 from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel, Mode, build_backbone
 from mdft_fast.model.pieces import names_of
-from mdft_fast.pool import Head, Pool
-from mdft_fast.run.heads import Base, class_names_of, head_of, prompts_of
+from mdft_fast.pool import Head, Pool, as_preprocess
+from mdft_fast.run.data import class_names_of, sources_of
+from mdft_fast.run.heads import Base, head_of, prompts_of
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
 
 if TYPE_CHECKING:
@@ -82,7 +83,11 @@ def build(recipe: Recipe) -> Built:
         backbone = _without_weights(_agreed_backbone(recipe, pool), pool)
         _check_agrees(recipe, pool)
         base = _packed_base(recipe, pool, backbone)
-        tasks = tuple(_task(t, pool.heads.get(t.name), base) for t in recipe.tasks)
+        named = {task.name: task.class_names for task in pool.tasks}
+        tasks = tuple(
+            _task(t, base, recipe.transductive, pool.heads.get(t.name), named.get(t.name))
+            for t in recipe.tasks
+        )
         if recipe.memory.codec != "fp32":  # what was packed narrower gains nothing from fp32
             pool = pool.encode(recipe.memory.codec)
     else:
@@ -121,9 +126,9 @@ def _sources(recipe: Recipe) -> dict[str, Any]:
         raise MdftError("recipe: backbone, preprocess and pool.models must be given, got none")
     file = recipe.pool.base
     assert file is not None
-    preprocess = recipe.preprocess.model_dump()
+    preprocess = recipe.preprocess.said()
     base = Base.of_file(file, spec, preprocess, choose_device(recipe.device))
-    tasks = [_task(task, None, base) for task in recipe.tasks]
+    tasks = [_task(task, base, recipe.transductive) for task in recipe.tasks]
     with torch.device("meta"):  # shapes and names are all that is read of it
         backbone = build_backbone(spec)
     return {
@@ -170,19 +175,20 @@ def _packed_base(recipe: Recipe, pool: Pool, backbone: nn.Module) -> Base:
     return Base(functools.cache(load), lambda: identity, pool.preprocess)
 
 
-def _task(given: TaskRecipe, packed: Head | None, base: Base) -> Task:
-    head = head_of(given, packed, base)
-    names = class_names_of(given)
+def _task(
+    given: TaskRecipe,
+    base: Base,
+    transductive: bool,
+    packed: Head | None = None,
+    known: tuple[str, ...] | None = None,
+) -> Task:
+    adapt, labelled = sources_of(given, transductive=transductive)
+    names = class_names_of(given, adapt, labelled, known)
+    head = head_of(given, packed, base, names)
     if names is None and given.head is not None and given.head.zero_shot is not None:
-        names = prompts_of(given)[0]
-    if names is None:
-        names = tuple(str(c) for c in range(head.classes))
-    labelled = None
-    if given.evaluate is not None:
-        # Names alone: no label is opened before λ is learned.
-        check_npz_keys(given.evaluate.npz, given.evaluate.x, given.evaluate.y)
-        labelled = NpzSource(given.evaluate.npz, given.evaluate.x, given.evaluate.y)
-    return Task(given.name, names, head, NpzSource(given.adapt.npz, given.adapt.x), labelled)
+        names = prompts_of(given, names)[0]
+    names = names or tuple(str(c) for c in range(head.classes))
+    return Task(given.name, names, head, adapt, labelled)
 
 
 def spec_of(recipe: Recipe) -> dict[str, Any] | None:
@@ -202,11 +208,9 @@ def _agreed_backbone(recipe: Recipe, pool: Pool) -> dict[str, Any]:
 
 
 def _check_agrees(recipe: Recipe, pool: Pool) -> None:
-    from mdft_fast.pool import as_preprocess
-
     if recipe.preprocess is None:
         return
-    said = as_preprocess(recipe.preprocess.model_dump())
+    said = as_preprocess({**pool.preprocess, **recipe.preprocess.said()})
     if said != pool.preprocess:
         raise MdftError(f"recipe: preprocess must be the pool's {pool.preprocess}, got {said}")
 

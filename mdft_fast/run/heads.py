@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mdft_fast.data import NpzSource, load_labelled, npz_keys, read_class_names, read_npz
+from mdft_fast.data import NpzSource, load_labelled, read_npz
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import (
     cached_head,
@@ -29,6 +29,7 @@ from mdft_fast.heads import (
 )
 from mdft_fast.model import build_backbone
 from mdft_fast.pool import Head, read_state
+from mdft_fast.run.data import class_names_of, sources_of
 
 if TYPE_CHECKING:
     from mdft_fast.recipe import Recipe
@@ -84,13 +85,16 @@ def _load(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def head_of(given: TaskRecipe, packed: Head | None, base: Base) -> Head:
+def head_of(
+    given: TaskRecipe, packed: Head | None, base: Base, names: tuple[str, ...] | None
+) -> Head:
     """Returns the head that a recipe's task names, or else the pool's.
 
     Args:
         given: the task.
         packed: its head in a packed pool, if there is one.
         base: the pre-trained encoder.
+        names: its class names, if anybody says them.
     """
     head = given.head
     if head is None:
@@ -100,27 +104,28 @@ def head_of(given: TaskRecipe, packed: Head | None, base: Base) -> Head:
     if head.file is not None:
         return Head.from_file(head.file, normalize=bool(head.normalize))
     try:
-        return _zero_shot(given, head) if head.zero_shot else _prototypes(given, head, base)
+        if head.zero_shot:
+            return _zero_shot(given, head, names)
+        return _prototypes(head, base, names)
     except MdftError as error:
         raise MdftError(f"task {given.name!r}: {error}") from error
 
 
-def class_names_of(given: TaskRecipe) -> tuple[str, ...] | None:
-    """Returns the class names that a recipe or the file of its unlabelled samples holds."""
-    if given.class_names is None and "class_names" in npz_keys(given.adapt.npz):
-        return read_class_names(given.adapt.npz)
-    return given.class_names
-
-
-def prompts_of(given: TaskRecipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def prompts_of(
+    given: TaskRecipe, own: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns class names and templates of a zero-shot head.
+
+    Args:
+        given: the task.
+        own: its class names, if anybody says them.
 
     Raises:
         MdftError: if there are no names, or a data set's are in another order than the task's.
     """
     assert given.head is not None
     assert given.head.zero_shot is not None
-    wanted, own = given.head.zero_shot, class_names_of(given)
+    wanted = given.head.zero_shot
     chosen = wanted.classes or (given.name if is_dataset(given.name) else own)
     if chosen is None:
         raise MdftError(
@@ -143,7 +148,8 @@ def classes_of(given: TaskRecipe) -> int:
         return 2
     if head.file is not None:
         return Head.from_file(head.file, normalize=False).classes
-    return len(prompts_of(given)[0] if head.zero_shot else _prototype_classes(given, head))
+    own = class_names_of(given, *sources_of(given, transductive=True))
+    return len(prompts_of(given, own)[0] if head.zero_shot else _prototype_classes(head, own))
 
 
 def label_notes(recipe: Recipe) -> Iterator[str]:
@@ -157,10 +163,10 @@ def label_notes(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _zero_shot(given: TaskRecipe, head: HeadSource) -> Head:
+def _zero_shot(given: TaskRecipe, head: HeadSource, own: tuple[str, ...] | None) -> Head:
     wanted = head.zero_shot
     assert wanted is not None
-    names, prompts = prompts_of(given)
+    names, prompts = prompts_of(given, own)
     ingredients = {
         "kind": "zero_shot",
         "model": wanted.model,
@@ -178,10 +184,10 @@ def _zero_shot(given: TaskRecipe, head: HeadSource) -> Head:
     return cached_head(ingredients, make)
 
 
-def _prototypes(given: TaskRecipe, head: HeadSource, base: Base) -> Head:
+def _prototypes(head: HeadSource, base: Base, own: tuple[str, ...] | None) -> Head:
     shots = head.prototypes
     assert shots is not None
-    names = _prototype_classes(given, head)
+    names = _prototype_classes(head, own)
     ingredients = {
         "kind": "prototypes",
         "base": base.identity(),
@@ -201,13 +207,12 @@ def _prototypes(given: TaskRecipe, head: HeadSource, base: Base) -> Head:
     return cached_head(ingredients, make)
 
 
-def _prototype_classes(given: TaskRecipe, head: HeadSource) -> tuple[str, ...]:
+def _prototype_classes(head: HeadSource, own: tuple[str, ...] | None) -> tuple[str, ...]:
     """Returns the task's class names, or numbers up to the largest label."""
-    names = class_names_of(given)
-    if names is None:
-        shots = head.prototypes
-        assert shots is not None
-        labels = read_npz(shots.npz, shots.y)
-        count = int(labels.max()) + 1 if labels.dtype.kind in "ui" and labels.size else 0
-        names = tuple(str(c) for c in range(count))
-    return names
+    if own is not None:
+        return own
+    shots = head.prototypes
+    assert shots is not None
+    labels = read_npz(shots.npz, shots.y)
+    count = int(labels.max()) + 1 if labels.dtype.kind in "ui" and labels.size else 0
+    return tuple(str(c) for c in range(count))

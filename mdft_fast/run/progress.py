@@ -54,6 +54,14 @@ class Progress:
             self._tasks[name] = self._bars.add_task(name, total=record.steps, note="")
         self._bars.update(self._tasks[name], completed=record.step, note=_note(record))
 
+    def count(self, words: str, done: int, total: int) -> None:
+        """Shows how many of a number of things are done."""
+        if self._bars is None:
+            return
+        if words not in self._tasks:
+            self._tasks[words] = self._bars.add_task(words, total=total, note="")
+        self._bars.update(self._tasks[words], completed=done)
+
 
 def _note(record: StepRecord) -> str:
     values = record.as_dict()

@@ -25,6 +25,7 @@ from mdft_fast.run.build import (
     images_at_once,
     specialize_config,
 )
+from mdft_fast.run.data import LoadedData, load_data
 from mdft_fast.run.facts import filter_facts, task_facts
 from mdft_fast.run.folder import RunFolder
 from mdft_fast.run.heads import label_notes
@@ -102,13 +103,20 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
             _check_fits(recipe, planned, shown)
         with phases.phase("load and pack"):
             built = build(recipe)
+        with phases.phase("samples"):
+            data = load_data(
+                built.tasks,
+                built.pool.preprocess,
+                transductive=recipe.transductive,
+                shown=shown,
+            )
         with deterministic(recipe.deterministic, built.device), explained(recipe):
             meta = built.meta_model(planned.chosen.mode)
-            learned, taught = _learn(built, meta, folder, phases, shown)
+            learned, taught = _learn(built, data, meta, folder, phases, shown)
             _save(built, meta, folder, learned)
             with phases.phase("evaluate"):
                 measured = measure(built, meta, learned)
-        result = _result(built, learned, taught, measured, phases, folder)
+        result = _result(built, data, learned, taught, measured, phases, folder)
         write_json(folder.path / "result.json", result)
         from mdft_fast.report import write_report
 
@@ -129,17 +137,21 @@ def _check_fits(recipe: Recipe, planned: MemoryPlan, shown: Progress) -> None:
 
 
 def _learn(
-    built: Built, meta: MetaModel, folder: RunFolder, phases: Phases, shown: Progress
+    built: Built,
+    data: LoadedData,
+    meta: MetaModel,
+    folder: RunFolder,
+    phases: Phases,
+    shown: Progress,
 ) -> tuple[Learned, list[TaughtTask]]:
     recipe = built.recipe
     config, special = construct_config(recipe), specialize_config(recipe)
     batch = images_at_once(recipe)
     with phases.phase("teachers"):
-        taught = teach(
-            meta, built.unlabelled, holdout=config.holdout, seed=config.seed, batch=batch
-        )
+        taught = teach(meta, data.tasks, holdout=config.holdout, seed=config.seed, batch=batch)
         start = holdout_cross_entropy(meta, taught, batch=batch)
-    folder.begin({"pool": built.pool.checksum, "tasks": [_inputs(task) for task in taught]})
+    inputs = [_inputs(task, about) for task, about in zip(taught, data.splits, strict=True)]
+    folder.begin({"pool": built.pool.checksum, "tasks": inputs})
     chosen = [task for task in taught if task.name in recipe.specialized]
     _trim(folder, [task.name for task in chosen])
     with phases.phase("stage 1"):
@@ -207,12 +219,11 @@ def _save(built: Built, meta: MetaModel, folder: RunFolder, learned: Learned) ->
         card.save(folder.path / "specialized" / name / "card.json")
 
 
-def _inputs(task: TaughtTask) -> dict[str, Any]:
-    """Returns which samples a task learns from: their digest and their split."""
-    images = task.samples.x.contiguous()
+def _inputs(task: TaughtTask, about: dict[str, Any]) -> dict[str, Any]:
+    """Returns which samples a task learns from: their source, their digest and their split."""
     return {
-        "name": task.name,
-        "samples": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+        **about,
+        "samples": hashlib.sha256(task.samples.digests().tobytes()).hexdigest(),
         "learn": task.learn.tolist(),
         "holdout": task.holdout.tolist(),
     }
@@ -220,6 +231,7 @@ def _inputs(task: TaughtTask) -> dict[str, Any]:
 
 def _result(
     built: Built,
+    data: LoadedData,
     learned: Learned,
     taught: Sequence[TaughtTask],
     measured: Measured,
@@ -263,6 +275,7 @@ def _result(
         "holdout": learned.holdout,
         "phases": phases.list,
         "warnings": [
+            *data.notes,
             *label_notes(recipe),
             *first.warnings,
             *pool.notes,

@@ -148,6 +148,26 @@ def test_code_of_the_recipes_page_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert names["recipe"].construct.steps == 50
 
 
+def test_code_and_message_of_the_data_page() -> None:
+    from mdft_fast.data import compare_class_names
+    from mdft_fast.recipe.text import parse
+
+    page, names = ROOT / "docs/data.md", dict[str, Any]()
+    (block,) = blocks(page, "python")
+    exec(block, names)
+    with pytest.raises(MdftError, match=r"data must hold stanford_cars/devkit/cars_meta.mat"):
+        names["cars"].listing("train")
+    for line in blocks(page, "yaml")[0].splitlines():
+        task = {"name": "a", **parse(line)}
+        Recipe.from_mapping(
+            {"version": 1, "pool": {"folder": "p"}, "tasks": [task], "output": "run"}
+        )
+    given = ("airplane", "airport"), "resisc45", ("airplane", "baseball diamond")
+    with pytest.raises(MdftError) as found:
+        compare_class_names(*given, "task 'resisc45': recipe")
+    assert blocks(page, "text") == [f"{found.value}\n"]
+
+
 @functools.cache
 def notebook() -> list[dict[str, Any]]:
     cells: list[dict[str, Any]] = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]

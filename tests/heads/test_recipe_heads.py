@@ -156,21 +156,21 @@ def test_a_data_sets_vocabulary(
         content = dict(arrays)
     del content["class_names"]
     np.savez(tmp_path / "bare.npz", **content)
-    bare = f"tasks[0].adapt.npz={tmp_path / 'bare.npz'}"
+    bare = [f"tasks[0].{part}.npz={tmp_path / 'bare.npz'}" for part in ("adapt", "evaluate")]
     wanted = zero_shot_head(*clip, class_names("eurosat"), templates("eurosat"))
-    recipe = make_recipe(zero_shot(weights, classes="EuroSAT"), bare)
+    recipe = make_recipe(zero_shot(weights, classes="EuroSAT"), *bare)
     built = build(recipe)
     assert torch.equal(built.tasks[0].head.weight, wanted.weight)
     assert built.tasks[0].class_names == class_names("eurosat")
-    mixed = make_recipe(zero_shot(weights, classes="eurosat", templates="resisc45"), bare)
+    mixed = make_recipe(zero_shot(weights, classes="eurosat", templates="resisc45"), *bare)
     other = zero_shot_head(*clip, class_names("eurosat"), templates("resisc45"))
     assert torch.equal(build(mixed).tasks[0].head.weight, other.weight)
-    nothing = make_recipe(zero_shot(weights), bare)
+    nothing = make_recipe(zero_shot(weights), *bare)
     with pytest.raises(MdftError, match=r"task 'shapes': head.zero_shot.classes must be a list"):
         build(nothing)
     # The data file's own names must agree with the vocabulary's order.
     labels = ["Forest", "AnnualCrop", *list(class_names("eurosat"))[2:]]
-    turned = [f"tasks[0].class_names={json.dumps(labels)}", bare]
+    turned = [f"tasks[0].class_names={json.dumps(labels)}", *bare]
     with pytest.raises(MdftError, match=r"task 'shapes': eurosat: class_to_idx must number"):
         build(make_recipe(zero_shot(weights, classes="eurosat"), *turned))
 

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether what a task adapts to and what it is tested on have images in common."""
+
+from __future__ import annotations
+
+from mdft_fast.data.samples import Samples
+
+
+def shared_images(adapt: Samples, test: Samples) -> tuple[list[int], list[int]]:
+    """Finds the images that two sets share, by content: equal pixels after resizing.
+
+    Args:
+        adapt: unlabelled samples.
+        test: the test set's.
+
+    Returns:
+        The indices of ``adapt`` whose image is in ``test``, and of ``test`` whose is in ``adapt``.
+    """
+    mine, theirs = ([row.tobytes() for row in samples.digests()] for samples in (adapt, test))
+    first, second = set(mine), set(theirs)
+    return (
+        [i for i, row in enumerate(mine) if row in second],
+        [i for i, row in enumerate(theirs) if row in first],
+    )

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe's samples: where they are, what they are called, and that no test image is learned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mdft_fast.data import (
+    FolderSource,
+    HfSource,
+    LabelledSource,
+    ListedSource,
+    NpzSource,
+    Samples,
+    Source,
+    Task,
+    TorchvisionSource,
+    check_npz_keys,
+    compare_class_names,
+    load_samples,
+    load_test_images,
+    npz_keys,
+    read_class_names,
+    shared_images,
+)
+from mdft_fast.errors import MdftError
+
+if TYPE_CHECKING:
+    from mdft_fast.data.listing import Role
+    from mdft_fast.pool import Preprocess
+    from mdft_fast.recipe.data import AdaptData, EvaluateData
+    from mdft_fast.recipe.sections import TaskRecipe
+    from mdft_fast.run.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedData:
+    """What a run learns from.
+
+    Attributes:
+        tasks: without labelled samples; their unlabelled ones are loaded.
+        splits: for each task what it adapts to and is evaluated on, as JSON values.
+        notes: what a reader of results should know, a sentence each.
+    """
+
+    tasks: list[Task]
+    splits: list[dict[str, Any]]
+    notes: list[str]
+
+
+def sources_of(
+    given: TaskRecipe, *, transductive: bool
+) -> tuple[NpzSource | ListedSource, NpzSource | ListedSource | None]:
+    """Returns where a task's unlabelled and labelled samples are; no image, no label is read.
+
+    A folder that both name without a split, and that brings none, is split: a fifth of it is for
+    the evaluation.
+    """
+    adapt, test = given.adapt, given.evaluate
+    first = _source(adapt, None)
+    if test is None:
+        return first, None
+    second = _source(test, test.y)
+    if isinstance(first, FolderSource) and isinstance(second, FolderSource) and not transductive:
+        same = adapt.place() == test.place() and adapt.split is None
+        if same and not first.brings_splits():
+            first = dataclasses.replace(first, split="train")
+            second = dataclasses.replace(second, split="test")
+    if isinstance(second, NpzSource) and test.npz:
+        # Names alone: no label is opened before λ is learned.
+        check_npz_keys(test.npz, test.x, test.y)
+    return first, second
+
+
+def _source(given: AdaptData | EvaluateData, y: str | None) -> NpzSource | ListedSource:
+    if given.folder:
+        return FolderSource(given.folder, given.split)
+    if given.torchvision:
+        return TorchvisionSource(**dict(given.torchvision))
+    if given.hf:
+        return HfSource(**dict(given.hf))
+    if given.npz is None:
+        raise MdftError("recipe: samples must have a source, got none")
+    return NpzSource(given.npz, given.x, y)
+
+
+def class_names_of(
+    given: TaskRecipe,
+    adapt: NpzSource | ListedSource,
+    test: NpzSource | ListedSource | None,
+    packed: tuple[str, ...] | None = None,
+) -> tuple[str, ...] | None:
+    """Returns a task's class names: the recipe's, the pool's or the data's; None: nobody says.
+
+    Args:
+        given: the task.
+        adapt: its unlabelled samples.
+        test: its labelled samples.
+        packed: the class names of a packed pool; plain numbers say nothing.
+
+    Raises:
+        MdftError: if the data know their class names and these are others.
+    """
+    data: tuple[str, ...] | None = None
+    for source, known in (
+        (test, _known_names(test, "test")),
+        (adapt, _known_names(adapt, "train")),
+    ):
+        # Only the order of a source whose labels are read matters; else that of what there is.
+        if known is None or (source is adapt and test is not None and data is not None):
+            continue
+        name, data = known
+        for whose, names in (("recipe", given.class_names), ("pool", packed)):
+            if names is not None:
+                compare_class_names(data, name, names, f"task {given.name!r}: {whose}")
+    if packed == tuple(str(c) for c in range(len(packed or ()))):  # nobody said when it was packed
+        packed = None
+    return given.class_names or packed or data
+
+
+def _known_names(
+    source: NpzSource | ListedSource | None, role: Role
+) -> tuple[str, tuple[str, ...]] | None:
+    """Returns what a source is called and its class names, where it knows them."""
+    if isinstance(source, ListedSource):
+        listing = source.listing(role)
+        return (listing.name, listing.class_names) if listing.class_names else None
+    if source is None or "class_names" not in npz_keys(source.path):
+        return None
+    return str(source.path), read_class_names(source.path)
+
+
+def load_data(
+    tasks: Sequence[Task], preprocess: Preprocess, *, transductive: bool, shown: Progress
+) -> LoadedData:
+    """Decodes what is not in the cache yet, and refuses tasks that adapt to test images.
+
+    Images are compared by their content; a label is read nowhere.
+
+    Args:
+        tasks: the recipe's.
+        preprocess: the pool's.
+        transductive: whether tasks may adapt to test images.
+        shown: told how far decoding is.
+
+    Raises:
+        MdftError: if a test image is among the unlabelled samples and ``transductive`` is false.
+    """
+    loaded: list[Task] = []
+    splits: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for task in tasks:
+        samples = load_samples(task.adapt, preprocess, watch=shown.count)
+        about: dict[str, Any] = {"name": task.name, "adapt": _origin(task.adapt, len(samples))}
+        if task.evaluate is not None:
+            tests = load_test_images(task.evaluate, preprocess, watch=shown.count)
+            mine, theirs = shared_images(samples, tests)
+            about["evaluate"] = _origin(task.evaluate, len(tests), "test")
+            about["shared"] = {"adapt": len(mine), "evaluate": len(theirs)}
+            words = (
+                f"task {task.name!r}: {len(mine):,} of {len(samples):,} unlabelled images are "
+                f"among the {len(tests):,} test images"
+            )
+            if mine and not transductive:
+                first = _named(about["adapt"], mine[:3])
+                raise MdftError(
+                    f"{words}, pixel for pixel ({first}{', ...' if len(mine) > 3 else ''}); take "
+                    "them out, or say `transductive: true`"
+                )
+            if mine:
+                notes.append(f"Transductive: {words}.")
+        splits.append(about)
+        loaded.append(Task(task.name, task.class_names, task.head, samples))
+    return LoadedData(loaded, splits, notes)
+
+
+def _named(about: dict[str, Any], indices: Sequence[int]) -> str:
+    """Returns images as an error names them: by file, or by number."""
+    files = about.get("files")
+    return ", ".join(files[i] if files else f"number {i}" for i in indices)
+
+
+def _origin(
+    source: Source | Samples | LabelledSource, count: int, role: str = "train"
+) -> dict[str, Any]:
+    """Returns what a source is, and its files by name where a split of ours chose them."""
+    if isinstance(source, NpzSource):
+        return {"npz": str(source.path), "x": source.x, "count": count}
+    if not isinstance(source, ListedSource):
+        return {"kind": type(source).__name__, "count": count}
+    listing = source.listing("test" if role == "test" else "train")
+    about = {**listing.origin, "count": count}
+    if len(listing.files) == count:
+        about["files"] = [_below(file, listing.origin) for file in listing.files]
+    return about
+
+
+def _below(file: Any, origin: dict[str, Any]) -> str:
+    root = origin.get("folder") or origin.get("root") or ""
+    return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)

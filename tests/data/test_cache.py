@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache of decoded images: made once, whole, and made again where it is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mdft_fast.data import FolderSource, Samples, cache, load_labelled, load_samples, shared_images
+from mdft_fast.errors import MdftError
+from tests.data.on_disk import noise, write_folders
+
+PREPROCESS = {"size": 12, "mean": 0.5, "std": 0.5}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))
+    write_folders(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the sources that were decoded; what was verified before is forgotten."""
+    made: list[str] = []
+    build = cache._build
+
+    def counted(entry: Any, listing: Any, *rest: Any) -> None:
+        made.append(listing.name)
+        build(entry, listing, *rest)
+
+    monkeypatch.setattr(cache, "_build", counted)
+    monkeypatch.setattr(cache, "_verified", set())
+    return made
+
+
+def load(folder: Path, **changes: Any) -> Samples:
+    return load_samples(FolderSource(folder), {**PREPROCESS, **changes})
+
+
+def entries() -> list[Path]:
+    return sorted((Path(os.environ["MDFT_CACHE"]) / "images").iterdir())
+
+
+def test_images_are_decoded_once_and_mapped(folder: Path, builds: list[str]) -> None:
+    first, second = load(folder), load(folder)
+    assert len(builds) == 1
+    assert torch.equal(first.x, second.x)
+    assert first.x.shape == (15, 12, 12, 3)
+    (entry,) = entries()
+    mapped = Path("/proc/self/maps")
+    if mapped.exists():
+        assert str(entry / "images.npy") in mapped.read_text()
+    assert sorted(file.name for file in entry.iterdir()) == [
+        *("digests.npy", "entry.json", "images.npy")
+    ]
+
+
+def test_mean_and_std_share_an_entry_and_sizes_do_not(folder: Path, builds: list[str]) -> None:
+    load(folder, mean=0.1, std=0.2)
+    load(folder)
+    assert len(builds) == 1
+    shapes = {load(folder, size=size).x.shape for size in (12, 14, [12, 14])}
+    load(folder, resize="squash")
+    load(folder, interpolation="bilinear")
+    assert len(builds) == 5
+    assert len(shapes) == 3
+
+
+def test_a_changed_file_is_decoded_again(folder: Path, builds: list[str]) -> None:
+    before = load(folder).x.clone()
+    file = folder / "airplane" / "airplane_002.jpg"
+    Image.fromarray(noise(np.random.default_rng(9), 40, 40)).save(file)
+    after = load(folder).x
+    assert len(builds) == 2
+    assert [i for i in range(15) if not torch.equal(before[i], after[i])] == [1]
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("name", ["images.npy", "digests.npy", "entry.json"])
+@pytest.mark.parametrize("damage", [flip, cut, empty, Path.unlink])
+def test_a_damaged_entry_is_made_again(
+    name: str,
+    damage: Callable[[Path], None],
+    folder: Path,
+    builds: list[str],
+) -> None:
+    wanted = load(folder).x.clone()
+    (entry,) = entries()
+    damage(entry / name)
+    cache.forget()
+    assert torch.equal(load(folder).x, wanted)
+    harmless = name == "entry.json" and damage is flip  # a byte that nobody reads
+    assert len(builds) == 2 or harmless
+    assert entries() == [entry]
+
+
+def test_an_entry_appears_whole_or_not_at_all(folder: Path) -> None:
+    shutil.copy(folder / "wetland" / "wetland_001.jpg", folder / "wetland" / "z.jpg")
+    (folder / "wetland" / "z.jpg").write_bytes(b"damaged")
+    with pytest.raises(MdftError, match=r"z.jpg: not a readable image"):
+        load(folder)
+    assert entries() == []
+
+
+def test_what_dead_processes_left_is_removed(folder: Path) -> None:
+    stray = Path(os.environ["MDFT_CACHE"]) / "images" / ".abc.999999999.part"
+    mine = stray.with_name(f".abc.{os.getpid()}.part")
+    for path in (stray, mine):
+        path.mkdir(parents=True)
+    load(folder)
+    assert not stray.exists()
+    assert mine.exists()
+
+
+def test_a_full_disk_is_said_before_anything_is_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(folder)._replace(free=1000)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(MdftError, match=r"0.0 GB for 15 images.*MDFT_CACHE names another folder"):
+        load(folder)
+    assert entries() == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(MdftError, match=r"cannot be written.*MDFT_CACHE names another folder"):
+        load(folder)
+
+
+def test_labels_lie_apart_and_come_only_with_an_evaluation(folder: Path) -> None:
+    load(folder)
+    labels = Path(os.environ["MDFT_CACHE"]) / "labels"
+    assert not labels.exists()
+    _, wanted = load_labelled(FolderSource(folder), PREPROCESS, 3)
+    (file,) = labels.iterdir()
+    file.write_text(file.read_text().replace("0", "1"))
+    assert torch.equal(load_labelled(FolderSource(folder), PREPROCESS, 3)[1], wanted)
+    content = json.loads(file.read_text())
+    assert content["labels"] == wanted.tolist()  # made again
+
+
+def test_progress_is_told_and_quiet_without_a_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    watch = lambda *now: told.append(now)  # noqa: E731
+    load_samples(FolderSource(folder), PREPROCESS, watch=watch)
+    assert told[-1] == (f"decoding {folder}", 15, 15)
+    load(folder, size=9)
+    assert capsys.readouterr().err == ""
+
+
+def test_shared_images_are_found_by_content(folder: Path, tmp_path: Path) -> None:
+    write_folders(tmp_path / "other", seed=5)
+    other = load(tmp_path / "other")
+    assert shared_images(load(folder), other) == ([], [])
+    shutil.copy(folder / "airplane" / "airplane_001.jpg", tmp_path / "other" / "wetland" / "x.jpg")
+    shutil.copy(folder / "airplane" / "airplane_001.jpg", tmp_path / "other" / "wetland" / "y.jpg")
+    assert shared_images(load(folder), load(tmp_path / "other")) == ([0], [15, 16])
+
+
+def test_digests_do_not_depend_on_where_images_came_from(folder: Path) -> None:
+    samples = load(folder)
+    array = load_samples(samples.x.numpy(), PREPROCESS)
+    assert array.known_digests is None
+    assert np.array_equal(array.digests(), samples.digests())
+    gray = samples.x[..., :1]
+    color = gray.expand(-1, -1, -1, 3)
+    digests = [load_samples(x.numpy(), PREPROCESS).digests() for x in (gray, color)]
+    assert np.array_equal(*digests)
+    floats = samples.batch(torch.arange(15))
+    assert len({row.tobytes() for row in load_samples(floats, PREPROCESS).digests()}) == 15
+
+
+def test_samples_may_be_given_again(folder: Path) -> None:
+    samples = load(folder)
+    assert load_samples(samples, PREPROCESS) is samples
+    with pytest.raises(MdftError, match=r"samples: their preprocess must be the pool's"):
+        load_samples(samples, {**PREPROCESS, "mean": 0.4})
+
+
+def test_a_data_set_of_pil_images_is_resized_in_memory(folder: Path) -> None:
+    class Pictures(torch.utils.data.Dataset[Any]):
+        def __init__(self) -> None:
+            self.files = FolderSource(folder).listing("train").files
+
+        def __len__(self) -> int:
+            return len(self.files)
+
+        def __getitem__(self, index: int) -> Any:
+            return Image.open(self.files[index]), 0
+
+    assert torch.equal(load_samples(Pictures(), PREPROCESS).x, load(folder).x)
+    wrong = np.zeros((2, 9, 9, 3), np.uint8)
+    with pytest.raises(MdftError, match=r"12 x 12 pixels as the pool's .*got 9 x 9; resize them"):
+        load_samples(wrong, PREPROCESS)

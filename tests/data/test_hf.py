@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets of Hugging Face's ``datasets``, from the disk."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mdft_fast.data import HfSource, load_labelled, load_samples
+from mdft_fast.errors import MdftError
+from tests.data.on_disk import noise
+
+PREPROCESS = {"size": 12, "mean": 0.5, "std": 0.5}
+NAMES = ["cat", "dog"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """saved/: a data set with two splits; parquet/: the same as files; one.parquet."""
+    datasets: Any = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    folder = tmp_path_factory.mktemp("hf")
+    rng = np.random.default_rng(0)
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
+    )
+    (folder / "parquet").mkdir()
+    parts = {}
+    for split, count in (("train", 5), ("test", 4)):
+        rows = {
+            "image": [Image.fromarray(noise(rng, 30, 20 + i)) for i in range(count)],
+            "label": [i % 2 for i in range(count)],
+        }
+        parts[split] = datasets.Dataset.from_dict(rows, features=features)
+        parts[split].to_parquet(str(folder / "parquet" / f"{split}-00000-of-00001.parquet"))
+    datasets.DatasetDict(parts).save_to_disk(str(folder / "saved"))
+    parts["test"].save_to_disk(str(folder / "alone"))
+    return folder
+
+
+def test_saved_and_parquet_agree(saved: Path) -> None:
+    one = load_samples(HfSource(saved / "saved"), PREPROCESS)
+    other = load_samples(HfSource(saved / "parquet"), PREPROCESS)
+    assert one.x.shape == (5, 12, 12, 3)
+    assert torch.equal(one.x, other.x)
+    for source in (
+        HfSource(saved / "saved"),
+        HfSource(saved / "alone"),
+        HfSource(saved / "parquet"),
+        HfSource(saved / "parquet" / "test-00000-of-00001.parquet"),
+    ):
+        samples, labels = load_labelled(source, PREPROCESS, 2)
+        assert labels.tolist() == [0, 1, 0, 1]
+        assert source.listing("test").class_names == ("cat", "dog")
+        assert len(samples) == 4
+
+
+def test_mistakes_are_named(saved: Path) -> None:
+    with pytest.raises(MdftError, match=r"split must be one of \['test', 'train'\], got 'tst'"):
+        HfSource(saved / "saved", "tst").listing("test")
+    with pytest.raises(MdftError, match=r"column 'img' is missing, got \['image', 'label'\]"):
+        HfSource(saved / "saved", image="img").listing("test")
+    with pytest.raises(MdftError, match=r"column 'y' is missing"):
+        load_labelled(HfSource(saved / "saved", label="y"), PREPROCESS, 2)
+    assert len(load_samples(HfSource(saved / "saved", label="y"), PREPROCESS)) == 5
+    with pytest.raises(MdftError, match=r"must hold val-\*.parquet, got \['test-00000"):
+        HfSource(saved / "parquet", "val").listing("test")
+
+
+def test_a_path_with_nothing_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MdftError, match=r"none: must be a folder of datasets' save_to_disk or"):
+        HfSource(tmp_path / "none").listing("test")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="datasets is there")
+def test_the_missing_package_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MdftError, match=r"needs datasets; pip install 'mdft-fast\[hf\]'"):
+        HfSource(tmp_path).listing("test")

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cached pixels, normalized, are what open_clip's and torchvision's transforms make."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mdft_fast.data import FolderSource, load_samples
+from mdft_fast.data.images import decode, fit
+from mdft_fast.errors import MdftError
+from mdft_fast.pool import as_preprocess
+from tests.data.on_disk import noise
+
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+# (x / 255 - mean) / std: three roundings of float32 of values up to 4, in either order.
+ROUND_OFF = 4e-6
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Writes a file of every kind: odd sizes, modes, and one turned by EXIF."""
+    rng = np.random.default_rng(0)
+    color = Image.fromarray(noise(rng, 47, 31))
+    alpha = Image.fromarray(np.dstack([noise(rng, 33, 50), noise(rng, 33, 50, 1)]), "RGBA")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees; torchvision's loader does not
+    made: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        ("tall.png", color, {}),
+        ("wide.png", Image.fromarray(noise(rng, 29, 101)), {}),
+        ("small.png", Image.fromarray(noise(rng, 7, 5)), {}),
+        ("exact.png", Image.fromarray(noise(rng, 24, 24)), {}),
+        ("line.png", Image.fromarray(noise(rng, 3, 64)), {}),
+        ("gray.png", color.convert("L"), {}),
+        ("palette.png", color.quantize(17), {}),
+        ("palette.gif.png", color.convert("P", palette=Image.Palette.ADAPTIVE), {}),
+        ("alpha.png", alpha, {}),
+        ("gray_alpha.png", alpha.convert("LA"), {}),
+        ("one_bit.png", color.convert("1"), {}),
+        ("cmyk.jpg", color.convert("CMYK"), {}),
+        ("turned.jpg", color, {"exif": turned}),
+        ("plain.webp", color, {}),
+    ]
+    folder.mkdir()
+    for name, image, options in made:
+        image.save(folder / name, **options)
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return pictures(tmp_path_factory.mktemp("pictures") / "flat")
+
+
+def cached(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **how: Any) -> Any:
+    monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))
+    samples = load_samples(FolderSource(files[0].parent), {"mean": MEAN, "std": STD, **how})
+    return samples.batch(torch.arange(len(samples)))
+
+
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [24, 17])
+def test_the_cached_path_is_open_clips(
+    size: int,
+    interpolation: str,
+    resize: str,
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    from torchvision.datasets.folder import default_loader
+
+    transform = open_clip.image_transform(
+        size, is_train=False, mean=MEAN, std=STD, resize_mode=resize, interpolation=interpolation
+    )
+    wanted = torch.stack([transform(default_loader(str(file))) for file in files])
+    how = {"size": size, "resize": resize, "interpolation": interpolation}
+    ours = cached(files, tmp_path, monkeypatch, **how)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=ROUND_OFF)
+
+
+def test_other_shapes_than_squares_are_open_clips(files: list[Path]) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    transform = open_clip.image_transform((20, 30), is_train=False, mean=MEAN, std=STD)
+    preprocess = as_preprocess({"size": [20, 30], "mean": MEAN, "std": STD})
+    for file in files:
+        wanted = transform(decode(file)) * torch.tensor(STD).view(3, 1, 1)
+        wanted = (wanted + torch.tensor(MEAN).view(3, 1, 1)) * 255
+        ours = torch.from_numpy(fit(decode(file), preprocess)).permute(2, 0, 1)
+        assert torch.equal(ours, wanted.round().to(torch.uint8)), file.name
+
+
+def test_bilinear_is_timms_and_torchvisions(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm = pytest.importorskip("timm")
+    from torchvision import transforms
+    from torchvision.datasets.folder import default_loader
+
+    transform = timm.data.create_transform(
+        (3, 24, 24), interpolation="bilinear", mean=MEAN, std=STD, crop_pct=1.0
+    )
+    resize = transforms.Compose([transforms.Resize(24), transforms.CenterCrop(24)])  # bilinear
+    preprocess = as_preprocess({"size": 24, "mean": MEAN, "std": STD, "interpolation": "bilinear"})
+    ours = cached(files, tmp_path, monkeypatch, size=24, interpolation="bilinear")
+    for file, mine in zip(files, ours, strict=True):
+        image = default_loader(str(file))
+        torch.testing.assert_close(mine, transform(image), rtol=0, atol=ROUND_OFF)
+        assert np.array_equal(fit(image, preprocess), np.asarray(resize(image)))
+
+
+def test_interpolations_and_ways_of_resizing_differ(files: list[Path]) -> None:
+    image = decode(next(file for file in files if file.name == "wide.png"))
+    given = {"size": 24, "mean": 0.5, "std": 0.5}
+    made = {
+        fit(image, as_preprocess({**given, "resize": r, "interpolation": i})).tobytes()
+        for r in ("shortest", "squash")
+        for i in ("bicubic", "bilinear")
+    }
+    assert len(made) == 4
+
+
+def test_gray_may_stay_gray() -> None:
+    image = Image.fromarray(noise(np.random.default_rng(1), 28, 28, 1)[..., 0])
+    preprocess = as_preprocess({"size": 19, "mean": 0.5, "std": 0.5})
+    gray, color = fit(image, preprocess, channels=1), fit(image, preprocess)
+    assert gray.shape == (19, 19, 1)
+    assert np.array_equal(np.repeat(gray, 3, axis=-1), color)
+
+
+def test_broken_files_are_named(files: list[Path], tmp_path: Path) -> None:
+    content = next(file for file in files if file.name == "turned.jpg").read_bytes()
+    for name, part in {"empty.jpg": b"", "cut.jpg": content[:400], "text.png": b"hello"}.items():
+        (tmp_path / name).write_bytes(part)
+        with pytest.raises(MdftError, match=rf"{name}: not a readable image"):
+            decode(tmp_path / name)
+    with pytest.raises(MdftError, match=r"row 3: not a readable image"):
+        decode(io.BytesIO(b"hello"), "row 3")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resize": "longest"}, r"'resize' must be one of \['shortest', 'squash'\], got 'longest'"),
+        ({"interpolation": "cubic"}, r"'interpolation' must be .*got 'cubic'; did you mean 'bic"),
+        ({"resise": "squash"}, r"keys must be .*got 'resise'; did you mean 'resize'"),
+    ],
+)
+def test_wrong_preprocesses_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(MdftError, match=message):
+        as_preprocess({"size": 8, "mean": 0.5, "std": 0.5, **change})
+
+
+def test_an_old_pools_preprocess_means_the_defaults() -> None:
+    old = {"size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3}
+    said = {"size": 8, "mean": 0.5, "std": 0.5, "resize": "shortest", "interpolation": "bicubic"}
+    assert as_preprocess(old) == as_preprocess(said)
+    assert as_preprocess({**said, "resize": "squash"}) != as_preprocess(old)

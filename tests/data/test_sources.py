@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sources on disk: every data set in its own format, splits, class names, labels left alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mdft_fast.data import (
+    TORCHVISION_SETS,
+    FolderSource,
+    Head,
+    ListedSource,
+    Task,
+    TorchvisionSource,
+    check_class_names,
+    load_labelled,
+    load_samples,
+    shared_images,
+)
+from mdft_fast.errors import MdftError
+from mdft_fast.evaluate import load_test_sets
+from tests.data.on_disk import EUROSAT, WRITERS, write_folders, write_mnist, write_svhn
+
+pytest.importorskip("torchvision")
+pytest.importorskip("scipy")
+PREPROCESS = {"size": 12, "mean": 0.5, "std": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("MDFT_CACHE", str(folder))
+    return folder
+
+
+def reference(name: str, root: Path, split: str) -> Any:
+    """Returns torchvision's own data set where it has this split."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    if name == "MNIST":
+        return kind(str(root), train=split == "train")
+    return None if name in ("SUN397", "EuroSAT", "SVHN") else kind(str(root), split=split)
+
+
+@pytest.mark.parametrize("name", TORCHVISION_SETS)
+def test_every_data_set_reads_as_it_lies_on_disk(name: str, tmp_path: Path) -> None:
+    from torchvision import transforms
+    from torchvision.transforms import InterpolationMode
+
+    labels = WRITERS[name](tmp_path / "data")
+    resize = transforms.Resize(12, interpolation=InterpolationMode.BICUBIC)
+    for split in ("train", "test"):
+        source = TorchvisionSource(name, tmp_path / "data", split)
+        samples, read = load_labelled(source, PREPROCESS, 10)
+        if name != "EuroSAT":  # it comes without splits
+            assert read.tolist() == labels[split]
+        theirs = reference(name, tmp_path / "data", split)
+        for i in range(0 if theirs is None else len(theirs)):
+            image, label = theirs[i]
+            wanted = np.asarray(transforms.CenterCrop(12)(resize(image.convert("RGB"))))
+            assert np.array_equal(samples.x[i].expand(-1, -1, 3), wanted)
+            assert int(read[i]) == label
+    adapt = load_samples(TorchvisionSource(name, tmp_path / "data"), PREPROCESS)
+    test, _ = load_labelled(TorchvisionSource(name, tmp_path / "data"), PREPROCESS, 10)
+    assert shared_images(adapt, test) == ([], [])  # train for the one, test for the other
+
+
+def test_svhn_holds_its_pixels_and_its_tens_are_zeros(tmp_path: Path) -> None:
+    from scipy.io import loadmat
+
+    write_svhn(tmp_path)
+    given = {**PREPROCESS, "size": 32}
+    samples, labels = load_labelled(TorchvisionSource("SVHN", tmp_path, "test"), given, 10)
+    stored = loadmat(tmp_path / "test_32x32.mat")
+    assert np.array_equal(samples.x.numpy(), stored["X"].transpose(3, 0, 1, 2))
+    assert labels.tolist() == (stored["y"].ravel() % 10).tolist()
+
+
+def test_sun397_follows_the_first_partition(tmp_path: Path) -> None:
+    from torchvision.datasets import SUN397
+
+    WRITERS["SUN397"](tmp_path)
+    listing = TorchvisionSource("SUN397", tmp_path).listing("test")
+    assert listing.class_names == tuple(SUN397(str(tmp_path)).classes)
+    lines = (tmp_path / "SUN397" / "Testing_01.txt").read_text().split()
+    assert [f"/{path.relative_to(tmp_path / 'SUN397')}" for path in listing.files] == lines
+
+
+def test_eurosat_is_split_for_good(tmp_path: Path) -> None:
+    from torchvision.datasets import EuroSAT
+
+    WRITERS["EuroSAT"](tmp_path, each=4)
+    parts = {}
+    for split in ("train", "val", "test"):
+        listing = TorchvisionSource("EuroSAT", tmp_path, split).listing("train")
+        assert listing.class_names == tuple(EuroSAT(str(tmp_path)).classes) == EUROSAT
+        named = [EUROSAT.index(path.parent.name) for path in listing.files]
+        assert listing.open().labels() == named
+        parts[split] = set(listing.files)
+    assert {name: len(part) for name, part in parts.items()} == {"train": 32, "val": 4, "test": 4}
+    assert len(set.union(*parts.values())) == 40
+    again = TorchvisionSource("EuroSAT", tmp_path, "test").listing("train")
+    assert set(again.files) == parts["test"]
+
+
+@pytest.mark.parametrize("name", TORCHVISION_SETS)
+def test_what_is_missing_is_said_with_its_place(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(MdftError) as caught:
+        TorchvisionSource(name, tmp_path / "data").listing("test")
+    text = str(caught.value)
+    assert text.startswith(f"{name}, split test: {tmp_path / 'data'} must hold ")
+    assert "missing: " in text
+    assert "Nothing is downloaded" in text
+    assert "\n" not in text
+    assert list((tmp_path / "data").iterdir()) == []
+    with pytest.raises(MdftError, match=rf"{name}: split must be one of .*got 'tset'"):
+        TorchvisionSource(name, tmp_path / "data", "tset").listing("test")
+
+
+def test_a_data_set_of_another_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MdftError, match=r"got 'MNST'; did you mean 'MNIST'\?"):
+        TorchvisionSource("MNST", tmp_path).listing("train")
+
+
+@pytest.mark.parametrize("name", ["SVHN", "MNIST", "StanfordCars", "SUN397"])
+def test_damaged_files_are_one_clear_error(name: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path)
+    files = {
+        "SVHN": "test_32x32.mat", "MNIST": "MNIST/raw/t10k-images-idx3-ubyte",
+        "StanfordCars": "stanford_cars/cars_test_annos_withlabels.mat",
+        "SUN397": "SUN397/Testing_01.txt",
+    }  # fmt: skip
+    (tmp_path / files[name]).write_bytes(b"/x/none.jpg damaged")
+    with pytest.raises(MdftError, match=r"not readable"):
+        load_labelled(TorchvisionSource(name, tmp_path), PREPROCESS, 10)
+
+
+def test_labels_of_what_is_adapted_to_may_be_anything(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "good")
+    write_mnist(tmp_path / "bad")
+    file = tmp_path / "bad" / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    content = file.read_bytes()
+    file.write_bytes(content[:8] + bytes([255] * (len(content) - 8)))
+    good, bad = (TorchvisionSource("MNIST", tmp_path / name, "train") for name in ("good", "bad"))
+    assert torch.equal(load_samples(good, PREPROCESS).x, load_samples(bad, PREPROCESS).x)
+    with pytest.raises(MdftError, match=r"labels: must lie in \[0, 10\), got 255"):
+        load_labelled(bad, PREPROCESS, 10)
+
+
+class Poisoned(ListedSource):
+    """A source whose labels raise."""
+
+    def __init__(self, source: ListedSource) -> None:
+        self.source = source
+
+    def listing(self, role: Any) -> Any:
+        import dataclasses
+
+        def poison() -> Any:
+            raise AssertionError("a label was read")
+
+        listing = self.source.listing(role)
+        opened = listing.open()
+        return dataclasses.replace(listing, open=lambda: dataclasses.replace(opened, labels=poison))
+
+
+def test_loading_reads_no_label(tmp_path: Path, cache: Path) -> None:
+    write_folders(tmp_path / "data")
+    source = Poisoned(FolderSource(tmp_path / "data"))
+    assert len(load_samples(source, PREPROCESS)) == 15
+    assert not (cache / "labels").exists()
+    with pytest.raises(AssertionError, match="a label was read"):
+        load_labelled(source, PREPROCESS, 3)
+
+
+# Folders.
+
+
+def test_a_folder_is_torchvisions_image_folder(tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    labels = write_folders(tmp_path)["all"]
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "airplane" / "notes.txt").write_text("no image")
+    samples, read = load_labelled(FolderSource(tmp_path), PREPROCESS, 3)
+    (tmp_path / ".hidden").rmdir()
+    plain = ImageFolder(str(tmp_path))
+    theirs, their_labels = load_labelled(plain, PREPROCESS, 3)
+    assert read.tolist() == labels == their_labels.tolist() == plain.targets
+    assert torch.equal(samples.x, theirs.x)
+    turned = ImageFolder(str(tmp_path), transform=lambda image: image.rotate(180))
+    assert not torch.equal(load_samples(turned, PREPROCESS).x, samples.x)  # not our files' cache
+
+
+def test_folders_of_splits(tmp_path: Path) -> None:
+    write_folders(tmp_path / "train", seed=1)
+    write_folders(tmp_path / "test", each=2, seed=2)
+    assert len(load_samples(FolderSource(tmp_path), PREPROCESS)) == 15
+    assert len(load_labelled(FolderSource(tmp_path), PREPROCESS, 3)[0]) == 6
+    assert len(load_labelled(FolderSource(tmp_path, "train"), PREPROCESS, 3)[0]) == 15
+    with pytest.raises(MdftError, match=r"split 'val' must be a folder val/ or a list val.txt"):
+        FolderSource(tmp_path, "val").listing("test")
+
+
+@pytest.mark.parametrize("form", ["name", "path"])
+def test_lists_of_splits(form: str, tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    wanted = ["wetland/wetland_002.jpg", "airplane/airplane_001.jpg"]
+    lines = [line.split("/")[1] if form == "name" else line for line in wanted]
+    (tmp_path / "test.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "train.txt").write_text("baseball_diamond_001.jpg\n")
+    test = FolderSource(tmp_path).listing("test")
+    assert [str(path.relative_to(tmp_path)) for path in test.files] == wanted
+    assert test.open().labels() == [2, 0]
+    assert len(FolderSource(tmp_path).listing("train").files) == 1
+    (tmp_path / "test.txt").write_text("nobody_001.jpg\n")
+    with pytest.raises(MdftError, match=r"test.txt: every line must name an image .*nobody_001"):
+        FolderSource(tmp_path).listing("test")
+
+
+def test_a_folder_without_splits_is_split_by_a_fixed_seed(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    train, test = (FolderSource(tmp_path, split).listing("train") for split in ("train", "test"))
+    assert (len(train.files), len(test.files)) == (12, 3)
+    assert not set(train.files) & set(test.files)
+    shutil.copytree(tmp_path, tmp_path.with_name("copy"))  # the same names, another place
+    other = FolderSource(tmp_path.with_name("copy"), "test").listing("train")
+    assert [path.name for path in other.files] == [path.name for path in test.files]
+
+
+def test_images_without_classes_can_be_adapted_to(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    flat = FolderSource(tmp_path / "airplane")
+    assert len(load_samples(flat, PREPROCESS)) == 5
+    with pytest.raises(MdftError, match=r"airplane: labels need folders of classes"):
+        load_labelled(flat, PREPROCESS, 3)
+
+
+def test_folders_that_hold_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MdftError, match=r"none: must be a folder of images, <class>/<image>"):
+        FolderSource(tmp_path / "none").listing("train")
+    with pytest.raises(MdftError, match=r"must hold images as <class>/<image>, got none"):
+        FolderSource(tmp_path).listing("train")
+    with pytest.raises(MdftError, match=r"split must be one of .*got 'tests'"):
+        FolderSource(tmp_path, "tests").listing("train")
+
+
+# Class names.
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("airplane", "baseball_diamond", "wetland"),
+        ("Airplane", "baseball diamond", "wetland"),
+        ("0", "1", "2"),
+    ],
+)
+def test_class_names_may_be_written_otherwise(names: tuple[str, ...], tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    check_class_names(FolderSource(tmp_path).listing("test"), names, "task 'a'")
+
+
+def test_the_first_class_in_another_order_is_named(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    names = ("airplane", "wetland", "baseball diamond")
+    with pytest.raises(MdftError, match=r"class 1 must be 'baseball_diamond' as in .*got 'wetland"):
+        check_class_names(FolderSource(tmp_path).listing("test"), names, "task 'a'")
+    with pytest.raises(MdftError, match=r"class names must be the 3 of .*, got 2"):
+        check_class_names(FolderSource(tmp_path).listing("test"), names[:2], "task 'a'")
+    task = Task("a", names, Head(torch.ones(3, 4)), FolderSource(tmp_path), FolderSource(tmp_path))
+    with pytest.raises(MdftError, match=r"task 'a': class 1 must be 'baseball_diamond'"):
+        load_test_sets([task], PREPROCESS)
+
+
+def test_prompts_names_of_eurosat_and_mnist_fit(tmp_path: Path) -> None:
+    WRITERS["EuroSAT"](tmp_path)
+    write_mnist(tmp_path)
+    prompts = [
+        *("annual crop land", "forest", "brushland or shrubland", "highway or road"),
+        *("industrial buildings or commercial buildings", "pasture land", "permanent crop land"),
+        *("residential buildings or homes or apartments", "river", "lake or sea"),
+    ]
+    check_class_names(TorchvisionSource("EuroSAT", tmp_path).listing("test"), prompts, "recipe")
+    mnist = TorchvisionSource("MNIST", tmp_path).listing("test")
+    check_class_names(mnist, ["zero", "1", *[f"{i}" for i in range(2, 10)]], "recipe")
+    with pytest.raises(MdftError, match=r"class 0 must be '0 - zero'"):
+        check_class_names(mnist, ["9", *[f"{i}" for i in range(1, 9)], "0"], "recipe")
