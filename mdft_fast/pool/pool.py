@@ -52,6 +52,7 @@ class Pool:
         errors: tensor -> what rounding its task vectors to the codec cost, measured when they
             were packed; an upper bound where that was done more than once. Empty: nothing was
             rounded, or it was not recorded.
+        activation: the backbone's, "quick_gelu", "gelu" or "gelu_tanh"; None: unknown.
     """
 
     layout: Layout
@@ -67,6 +68,7 @@ class Pool:
     checksum: str
     notes: tuple[str, ...] = ()
     errors: Mapping[str, CodecError] = dataclasses.field(default_factory=dict)
+    activation: str | None = None
 
     def __repr__(self) -> str:
         """Returns one line."""
@@ -264,7 +266,7 @@ class Pool:
             f"pool of {self.K} tasks, {len(self.layout.slots)} tensors, {self.parameters:,} "
             f"parameters ({self.N:,} with padding)",
             f"backbone  {spec.get('library', '?')} {spec.get('name', '?')}, "
-            f"images {size[0]} x {size[1]}",
+            f"images {size[0]} x {size[1]}, activation {self.activation or 'unknown'}",
             f"codec     {self.codec}, {self.vectors.bytes / 1e6:,.1f} MB of task vectors, "
             f"{self._describe_error()}",
             f"checksum  {self.checksum}",
