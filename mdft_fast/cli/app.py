@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mdft_fast.cli.checkpoints import convert, inspect
 from mdft_fast.cli.console import Group, complain, say, show_codec_errors, show_table
 
 app = typer.Typer(
@@ -154,6 +155,10 @@ def pack(
     say(pool.describe())
     show_codec_errors(pool.errors, all_tensors)
     say(f"wrote {folder}")
+
+
+app.command()(inspect)
+app.command()(convert)
 
 
 @app.command()

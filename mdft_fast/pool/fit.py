@@ -69,9 +69,7 @@ def _prefixes(state: State, inventory: Inventory, spelling: Mapping[str, str]) -
             yield prefix
 
 
-def _behind(
-    state: State, inventory: Inventory, prefix: str, spelling: Mapping[str, str]
-) -> State:
+def _behind(state: State, inventory: Inventory, prefix: str, spelling: Mapping[str, str]) -> State:
     own = {prefix + spelling.get(name, name): name for name in inventory.names}
     names: dict[str, str] = {}
     left_out = dict(state.left_out)
@@ -86,9 +84,7 @@ def _behind(
         return state
     back = {old: new for new, old in names.items()}
     formed = frozenset(back[name] for name in state.formed if name in back)
-    return replace(
-        state, tensors=renamed(state.tensors, names), left_out=left_out, formed=formed
-    )
+    return replace(state, tensors=renamed(state.tensors, names), left_out=left_out, formed=formed)
 
 
 def _why_not(key: str, prefix: str, inventory: Inventory) -> str | None:

@@ -96,7 +96,7 @@ class Recipe(Keys):
 
     def _absent(self) -> Iterator[tuple[str, str, Path]]:
         wanted: list[tuple[str, Path | None, str]] = [
-            ("pool.base", self.pool.base, "file"),
+            ("pool.base", self.pool.base, "file or folder"),
             ("pool.models", self.pool.models, "folder"),
             ("pool.folder", self.pool.folder, "folder"),
         ]
@@ -107,5 +107,6 @@ class Recipe(Keys):
                 (f"tasks[{i}].evaluate.npz", task.evaluate.npz if task.evaluate else None, "file"),
             ]
         for key, path, kind in wanted:
-            if path and not (path.is_file() if kind == "file" else path.is_dir()):
+            there = {"file": Path.is_file, "folder": Path.is_dir}.get(kind, Path.exists)
+            if path and not there(path):
                 yield key, kind, path

@@ -35,8 +35,9 @@ class PoolSource(Section):
     """Where the models are: a base and a folder of checkpoints, or a packed pool.
 
     Attributes:
-        base: the pre-trained model's file.
-        models: folder that holds ``<task>.safetensors`` for every task.
+        base: the pre-trained model's file or folder.
+        models: folder that holds ``<task>.safetensors``, ``<task>.pt``, ``<task>/finetuned.pt`` or
+            a folder ``<task>`` for every task.
         folder: a packed pool, in place of the two.
     """
 
@@ -49,7 +50,7 @@ class Backbone(Section):
     """The module whose parameters are merged.
 
     Attributes:
-        library: who builds it, ``timm`` or ``open_clip``.
+        library: who builds it, ``timm``, ``open_clip`` or ``transformers``.
         name: the library's name of the model.
         kwargs: further arguments of the library's builder.
     """
@@ -77,12 +78,12 @@ class HeadFile(Section):
     """A task's classifier.
 
     Attributes:
-        file: safetensors file with ``weight`` [C, D] and maybe ``bias`` [C].
-        normalize: whether the features are divided by their norm first.
+        file: file with ``weight`` [C, D] and maybe ``bias`` [C]; a pickled ``head_<Task>.pt`` too.
+        normalize: whether the features are divided by their norm first; None: the file says so.
     """
 
     file: FilePath
-    normalize: bool
+    normalize: bool | None = None
 
 
 class AdaptData(Section):

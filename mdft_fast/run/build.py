@@ -16,6 +16,7 @@ from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel, Mode, build_backbone
 from mdft_fast.model.pieces import names_of
 from mdft_fast.pool import Head, Pool
+from mdft_fast.pool.places import find_checkpoint
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _sources(recipe: Recipe) -> dict[str, Any]:
         backbone = build_backbone(spec)
     return {
         "base": recipe.pool.base,
-        "checkpoints": {task.name: models / f"{task.name}.safetensors" for task in tasks},
+        "checkpoints": {task.name: find_checkpoint(models, task.name) for task in tasks},
         "tasks": tasks,
         "backbone": backbone,
         "preprocess": recipe.preprocess.model_dump(),

@@ -144,8 +144,8 @@ def _subject(recipe: Recipe) -> Subject:
         given = preprocess.size
         height, width = (given, given) if isinstance(given, int) else given
         classes = [
-            Head.from_file(task.head.file, normalize=False).classes if task.head else 2
-            for task in recipe.tasks
+            Head.from_file(head.file, normalize=head.normalize).classes if head else 2
+            for head in (task.head for task in recipe.tasks)
         ]
     with torch.device("meta"):
         backbone = build_backbone(spec)

@@ -108,6 +108,25 @@ def to_base_dtype(state: State, base: State | None) -> State:
     return replace(state, tensors=LazyTensors({n: maker(n) for n in state.tensors}))
 
 
+def describe_adapter(folder: Path, read: Callable[[Path], State]) -> str:
+    """Returns what an adapter is, as text; its base is not needed."""
+    config = read_json(folder / ADAPTER)
+    if not isinstance(config, dict):
+        raise MdftError(f"{folder / ADAPTER}: must be a JSON object, got {type(config).__name__}")
+    adapter = read(weights_of(folder, "adapter"))
+    lines = [f"format    PEFT adapter, {config.get('peft_type')!r}, {adapter.format}"]
+    shown = ("base_model_name_or_path", "r", "lora_alpha", "use_rslora", "target_modules")
+    lines += [f"says      {key}: {config[key]!r}" for key in shown if config.get(key)]
+    try:
+        _check_kind(folder / ADAPTER, config)
+        pairs, whole = _sort(folder, config, adapter)
+    except MdftError as error:
+        return "\n".join([*lines, f"refused   {error}"])
+    scalings = sorted({pair.scaling for pair in pairs.values()})
+    lines.append(f"tensors   B·A for {len(pairs)} weights, times {scalings}; {len(whole)} whole")
+    return "\n".join([*lines, "needs     the base that it was trained on"])
+
+
 def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
         raise MdftError(

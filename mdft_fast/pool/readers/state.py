@@ -33,7 +33,7 @@ class State:
     tensors: Mapping[str, Tensor]
     format: str = "state dict"
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    facts: SourceFacts = SourceFacts()
+    facts: SourceFacts = dataclasses.field(default_factory=SourceFacts)
     formed: frozenset[str] = frozenset()
     normalize: bool | None = None
 

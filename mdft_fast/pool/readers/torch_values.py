@@ -145,7 +145,7 @@ def _size(items: Any = ()) -> tuple[Any, ...]:
 def _ordered(pairs: Any = ()) -> dict[Any, Any]:
     if not all(isinstance(p, (list, tuple)) and len(p) == 2 and type(p[0]) is str for p in pairs):
         raise PickleRefused("an OrderedDict is not made of names and values")
-    return {key: value for key, value in pairs}
+    return dict(pairs)
 
 
 def _is_count(value: Any) -> bool:
