@@ -28,6 +28,8 @@ _FORMATS = (
     "safetensors (one file, or *.index.json), torch.save (zip or legacy), a transformers or "
     "open_clip folder, a PEFT adapter's folder"
 )
+_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")  # of pickle, in its second byte
+_OLD_MAGIC = b"L119547037146038801333356L"  # torch's number in protocols before 2
 _OTHERS = {  # first bytes -> what that is
     b"version https://git-lfs": "a git-lfs pointer; the file itself was not downloaded",
     b"<": "a web page or XML, not the file behind a link",
@@ -53,7 +55,7 @@ def sniff(path: Path) -> Kind:
     size = path.stat().st_size
     if start[:4] == b"PK\x03\x04":
         return "torch zip"
-    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+    if (start[:1] == b"\x80" and start[1:2] in _PROTOCOLS) or start.startswith(_OLD_MAGIC):
         return "torch legacy"
     if start[8:9] == b"{" and 0 < int.from_bytes(start[:8], "little") <= size:
         return "safetensors"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,11 +55,12 @@ def read_torch(path: Path, *, legacy: bool) -> State:
     found = _find(path, root)
     kind = "torch, legacy" if legacy else "torch"
     facts, normalize = SourceFacts(), None
-    if found.module is not None:
-        kind += f", pickled {found.module.kind}"
-        found = _tower_alone(found)
-        facts = facts_of(found.module, found.kinds)
-        said = found.module.attributes.get("normalize") if found.module else None
+    module = found.module
+    if module is not None:
+        kind += f", pickled {module.kind}"
+        found = _tower_alone(found, module)
+        facts = facts_of(module, found.kinds)
+        said = module.attributes.get("normalize")
         normalize = said if isinstance(said, bool) else None
     if not found.tensors:
         raise MdftError(f"{path}: must hold tensors by name, got a {kind_of(root)} without any")
@@ -83,15 +84,11 @@ def without_wrapper(names: Mapping[str, Any]) -> dict[str, str]:
 
 def _lazy(refs: Mapping[str, TensorRef], elements: Elements) -> LazyTensors:
     names = without_wrapper(refs)
-    return LazyTensors({new: _Reading(refs[old], elements) for new, old in names.items()})
 
+    def maker(ref: TensorRef) -> Callable[[], Tensor]:
+        return lambda: ref.read(elements)
 
-class _Reading(NamedTuple):
-    ref: TensorRef
-    elements: Elements
-
-    def __call__(self) -> Tensor:
-        return self.ref.read(self.elements)
+    return LazyTensors({new: maker(refs[old]) for new, old in names.items()})
 
 
 def _find(path: Path, root: Any) -> Found:
@@ -182,11 +179,10 @@ def _unsaved(module: StandIn) -> set[Any]:
     return {n for n in names if isinstance(n, str)} if isinstance(names, (list, set)) else set()
 
 
-def _tower_alone(found: Found) -> Found:
+def _tower_alone(found: Found, module: StandIn) -> Found:
     """Of task_vectors' ImageEncoder, keeps what its forward uses: CLIP's image tower."""
-    assert found.module is not None
     tower = {n.removeprefix(_TOWER): t for n, t in found.tensors.items() if n.startswith(_TOWER)}
-    if found.module.kind.rpartition(".")[2] != "ImageEncoder" or not tower:
+    if module.kind.rpartition(".")[2] != "ImageEncoder" or not tower:
         return found
     why = "an image encoder's forward does not use it"
     dead = {
@@ -195,4 +191,4 @@ def _tower_alone(found: Found) -> Found:
         if not name.startswith(_TOWER)
     }
     kinds = {n.removeprefix(_TOWER): k for n, k in found.kinds.items() if n.startswith(_TOWER)}
-    return Found(tower, {**found.left_out, **dead}, kinds, found.module)
+    return Found(tower, {**found.left_out, **dead}, kinds, module)
