@@ -82,10 +82,13 @@ def clip_transform(size: int = SIZE) -> Any:
     return T.Compose([*steps, T.ToTensor(), T.Normalize(mean=MEAN, std=STD)])
 
 
-def save_encoder(path: Path, model: nn.Module, *, legacy: bool = False, size: int = SIZE) -> None:
+def save_encoder(
+    path: Path, model: nn.Module, *, legacy: bool = False, size: int = SIZE, poison: Any = None
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with task_vectors_code() as code:
         encoder = code.ImageEncoder(copy.deepcopy(model), clip_transform(size))
+        encoder.poison = poison
         torch.save(encoder, path, _use_new_zipfile_serialization=not legacy)
 
 

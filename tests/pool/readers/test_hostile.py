@@ -48,7 +48,7 @@ def python() -> str:
 
 def _loader() -> Any:
     torch.save(Call(os.system, touch()), "inner.pt")
-    return Call(torch.load, "inner.pt", None, pickle)
+    return Call(functools.partial(torch.load, weights_only=False), "inner.pt")
 
 
 def _from_bytes() -> Any:
@@ -136,10 +136,11 @@ RAW = {
     "persistent call": b"\x80\x02cos\nsystem\nU\x0ctouch canary\x85RQ.",
     "rebuild with a call": (
         b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(cos\nsystem\ncos\nsystem\n"
-        b"U\x0ctouch canary\x85Nt\x52."
+        b"U\x0ctouch canary\x85NtR."
     ),
     "a parameter of a call": (
-        b"\x80\x02ctorch._utils\n_rebuild_parameter\n(cos\nsystem\nU\x0ctouch canary\x85R\x88Nt\x52."
+        b"\x80\x02ctorch._utils\n_rebuild_parameter\n"
+        b"(cos\nsystem\nU\x0ctouch canary\x85R\x88NtR."
     ),
     "an ordered dict of calls": (
         b"\x80\x02ccollections\nOrderedDict\ncos\nsystem\nU\x0ctouch canary\x85R\x85R."
@@ -324,8 +325,7 @@ def test_a_poisoned_encoder_is_read_without_the_poison(tmp_path: Path) -> None:
     """Beside the tensors a module may hold anything: it is not run, and not missed."""
     pytest.importorskip("open_clip")
     model = tiny_clip()
-    model.poison = Call(os.system, touch())
-    save_encoder(tmp_path / "finetuned.pt", model)
+    save_encoder(tmp_path / "finetuned.pt", model, poison=Call(os.system, touch()))
     tower = model.visual.state_dict()
     state = open_state(tmp_path / "finetuned.pt")
     assert all(torch.equal(state.tensors[name], value) for name, value in tower.items())
