@@ -17,7 +17,18 @@ from mdft_fast.cli import app, work
 from mdft_fast.errors import MdftError
 from mdft_fast.recipe import Recipe
 
-COMMANDS = ("init", "pack", "run", "eval", "specialize", "export", "doctor", "demo")
+COMMANDS = (
+    "init",
+    "pack",
+    "inspect",
+    "convert",
+    "run",
+    "eval",
+    "specialize",
+    "export",
+    "doctor",
+    "demo",
+)
 RECIPE = """
 version: 1
 pool: {folder: packed}

@@ -232,6 +232,7 @@ def _match(
             leading = ends[0][: ends[0].index(f".{first}") + 1]
         if all(m.startswith(prefix) for m in modules):
             found = {m: _found(known, leading + m[away:]) for m in modules}
+            _no_attention(folder, found)
             if all(found.values()):
                 return {m: name for m, name in found.items() if name}
     missing = next((m for m in modules if not _found(known, m)), first)
@@ -239,6 +240,16 @@ def _match(
         f"{folder}: {base.label} has no weight of the adapter's module {missing!r} "
         f"({len(modules)} modules){nearest(missing + '.weight', known)}"
     )
+
+
+def _no_attention(folder: Path, found: Mapping[str, str | None]) -> None:
+    for module, name in found.items():
+        if name is not None and name.endswith(_LEAVES[1]):
+            raise MdftError(
+                f"{folder}: {module!r} is an nn.MultiheadAttention, to whose out_proj peft adds "
+                f"B·A twice (seen in 0.21.2), in training and in merging; merge it with the peft "
+                f"that trained it and save the whole model"
+            )
 
 
 _LEAVES = (".weight", ".in_proj_weight")  # the second: of nn.MultiheadAttention

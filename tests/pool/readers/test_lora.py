@@ -58,7 +58,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "conv": {"target_modules": ["stem"]},
     "embedding": {"target_modules": ["position"]},
-    "attention": {"target_modules": ["attention"]},
     "modules to save": {"target_modules": ["q_proj"], "modules_to_save": ["head"]},
     "bias": {"target_modules": ["q_proj"], "bias": "all"},
 }
@@ -140,6 +139,18 @@ def test_what_is_no_plain_lora_is_refused(
     save_file(base, tmp_path / "base.safetensors")
     _config(tmp_path / "adapter", **changes)
     with pytest.raises(MdftError, match=message):
+        open_state(tmp_path / "adapter", base=open_state(tmp_path / "base.safetensors"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_multihead_attention_is_refused(tmp_path: Path) -> None:
+    base, merged = adapter(tmp_path / "adapter", target_modules=["attention"])
+    files = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    b, a = (next(t for n, t in files.items() if f"out_proj.lora_{x}" in n) for x in "BA")
+    added = merged["attention.out_proj.weight"] - base["attention.out_proj.weight"]
+    torch.testing.assert_close(added, 2 * 1.5 * b @ a)  # why it is refused; once: read it then
+    save_file(base, tmp_path / "base.safetensors")
+    with pytest.raises(MdftError, match=r"is an nn.MultiheadAttention, to whose out_proj peft"):
         open_state(tmp_path / "adapter", base=open_state(tmp_path / "base.safetensors"))
 
 
