@@ -20,7 +20,7 @@ from mdft_fast.pool.finite import PIECE, describe_not_finite, largest
 from mdft_fast.pool.fit import fit, other_names
 from mdft_fast.pool.inventory import check_forms, differs, fetch, match_keys, take_inventory
 from mdft_fast.pool.pool import Buffers, Pool, pool_checksum
-from mdft_fast.pool.preprocess import as_preprocess
+from mdft_fast.pool.preprocess import Preprocess, as_preprocess
 from mdft_fast.pool.readers import State, StateSource, as_state
 from mdft_fast.pool.readers.facts import check_preprocess, gather
 from mdft_fast.pool.tasks import TaskInfo, TaskLike, align, check_features, check_tasks
@@ -88,6 +88,9 @@ class Packing:
         self._activation = activation_of(backbone) or facts.activation
         if isinstance(preprocess, Mapping):
             check_preprocess(facts, who, preprocess)
+            known = Preprocess.__annotations__.keys()
+            said = {key: value for key, value in facts.preprocess().items() if key in known}
+            preprocess = said | dict(preprocess)
         self._preprocess = as_preprocess(preprocess)
 
     @property

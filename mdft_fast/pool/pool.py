@@ -168,7 +168,8 @@ class Pool:
             tasks: K tasks; their names, class names and heads are read, never their data.
             backbone: the module whose parameters these are. It gives names, shapes, ties,
                 buffers and what is frozen (``requires_grad=False``); its values are not used.
-            preprocess: ``size``, ``mean`` and ``std``, see :func:`as_preprocess`.
+            preprocess: ``size``, ``mean`` and ``std``, see :func:`as_preprocess`; what the
+                checkpoints say may be left out, and must not be contradicted.
             buffers: "same": tensors that are not merged must be equal over the pool.
                 "base": where they differ the base's are used, and a note says so.
             ignore: glob patterns of keys that the checkpoints hold and the backbone does not.

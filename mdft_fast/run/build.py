@@ -15,7 +15,7 @@ from mdft_fast.data import NpzSource, Task, check_npz_keys, npz_keys, read_class
 from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel, Mode, build_backbone
 from mdft_fast.model.pieces import names_of
-from mdft_fast.pool import Head, Pool
+from mdft_fast.pool import Head, Pool, Preprocess, open_state
 from mdft_fast.pool.places import find_checkpoint
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
 
@@ -112,8 +112,8 @@ def _from_checkpoints(recipe: Recipe) -> tuple[nn.Module, tuple[Task, ...], Pool
 def _sources(recipe: Recipe) -> dict[str, Any]:
     """Returns the arguments of ``Pool.from_checkpoints`` and ``Pool.pack``."""
     models, spec = recipe.pool.models, spec_of(recipe)
-    if spec is None or recipe.preprocess is None or models is None:
-        raise MdftError("recipe: backbone, preprocess and pool.models must be given, got none")
+    if spec is None or models is None:
+        raise MdftError("recipe: backbone and pool.models must be given, got none")
     tasks = [_task(task, None) for task in recipe.tasks]
     with torch.device("meta"):  # shapes and names are all that is read of it
         backbone = build_backbone(spec)
@@ -122,9 +122,21 @@ def _sources(recipe: Recipe) -> dict[str, Any]:
         "checkpoints": {task.name: find_checkpoint(models, task.name) for task in tasks},
         "tasks": tasks,
         "backbone": backbone,
-        "preprocess": recipe.preprocess.model_dump(),
+        "preprocess": preprocess_of(recipe),
         "backbone_spec": spec,
     }
+
+
+def preprocess_of(recipe: Recipe) -> dict[str, Any]:
+    """Returns a recipe's preprocess, or where it has none what its base says."""
+    if recipe.preprocess is not None:
+        return recipe.preprocess.model_dump()
+    base = recipe.pool.base
+    said = {} if base is None else open_state(base).facts.preprocess()
+    missing = [key for key in ("size", "mean", "std") if key not in said]
+    if missing:
+        raise MdftError(f"recipe: preprocess must be given, as {base} does not say {missing}")
+    return {key: value for key, value in said.items() if key in Preprocess.__annotations__}
 
 
 def _without_weights(spec: Mapping[str, Any], pool: Pool) -> nn.Module:
