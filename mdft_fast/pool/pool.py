@@ -49,9 +49,8 @@ class Pool:
         preprocess: image size, mean and standard deviation.
         checksum: sha256 of names, shapes, codec, base, task vectors and buffers.
         notes: what a reader of results should know, one sentence each.
-        errors: tensor -> what rounding its task vectors to the codec cost, measured when they
-            were packed; an upper bound where that was done more than once. Empty: nothing was
-            rounded, or it was not recorded.
+        errors: tensor -> what the codec cost its task vectors, as packing measured it; an upper
+            bound where that was done more than once. Empty: nothing rounded, or not recorded.
         activation: the backbone's, "quick_gelu", "gelu" or "gelu_tanh"; None: unknown.
     """
 
@@ -168,12 +167,11 @@ class Pool:
             tasks: K tasks; their names, class names and heads are read, never their data.
             backbone: the module whose parameters these are. It gives names, shapes, ties,
                 buffers and what is frozen (``requires_grad=False``); its values are not used.
-            preprocess: ``size``, ``mean`` and ``std``, see :func:`as_preprocess`; what the
-                checkpoints say may be left out, and must not be contradicted.
+            preprocess: see :func:`as_preprocess`; what the checkpoints say may be left out.
             buffers: "same": tensors that are not merged must be equal over the pool.
                 "base": where they differ the base's are used, and a note says so.
             ignore: glob patterns of keys that the checkpoints hold and the backbone does not.
-            backbone_spec: library, name and arguments that build the backbone; kept as given.
+            backbone_spec: what builds the backbone; kept as given.
             codec: how to store the task vectors.
 
         Returns:
