@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mdft_fast.cli.checkpoints import convert, inspect
 from mdft_fast.cli.console import Group, complain, say, show_codec_errors, show_table
 
 app = typer.Typer(
@@ -72,8 +73,9 @@ def init(
 ) -> None:
     """Writes a commented recipe for a folder of checkpoints.
 
-    Looks for base*.safetensors, the fine-tuned models beside it or in models/, classifiers in
-    heads/, npz files in data/, and pool.json. What it cannot find out says CHANGE_ME.
+    Looks for base*.safetensors, base*.pt or zeroshot.pt, the fine-tuned models beside it, in
+    models/ or as <Task>/finetuned.pt, classifiers in heads/ or as head_<Task>.pt, npz files in
+    data/, and pool.json. What it cannot find out says CHANGE_ME.
 
     Example: mdft init checkpoints/
     """
@@ -155,6 +157,10 @@ def pack(
     say(pool.describe())
     show_codec_errors(pool.errors, all_tensors)
     say(f"wrote {folder}")
+
+
+app.command()(inspect)
+app.command()(convert)
 
 
 @app.command()

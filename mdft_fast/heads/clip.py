@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mdft_fast.errors import MdftError, nearest
-from mdft_fast.pool import read_state
+from mdft_fast.pool import open_state
 
 # In place of the image tower, which a zero-shot head does not use.
 _SMALL_VISION = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32}
@@ -66,8 +64,8 @@ def load_clip(name: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, An
     Args:
         name: as in :func:`clip_config`. Weights trained by OpenAI need a ``-quickgelu`` name: the
             plain one has another activation, which no tensor shows.
-        weights: a checkpoint with open_clip's names: safetensors, or a file of ``torch.save`` that
-            holds a state dict and nothing to execute. Its image tower is ignored.
+        weights: a checkpoint with open_clip's names, in any format that a pool reads; nothing in
+            it is executed. Its image tower is ignored.
 
     Returns:
         The model, float32 in eval mode on the CPU, with a small image tower of random weights, and
@@ -76,8 +74,12 @@ def load_clip(name: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, An
     Raises:
         MdftError: if the name is unknown, or the file is absent, damaged, or not this model's.
     """
-    clip_config(name)
-    library, state = open_clip(), _checkpoint(weights)
+    quick = bool(clip_config(name).get("quick_gelu"))
+    library, opened = open_clip(), open_state(weights)
+    said = opened.facts.activation
+    if said is not None and quick != (said == "quick_gelu"):
+        raise MdftError(f"{weights}: its activation is {said!r}, and {name} has another")
+    state = {key: opened.tensors[key] for key in opened.tensors if key not in _NO_WEIGHTS}
     with torch.random.fork_rng(devices=[]):
         model: nn.Module = library.create_model(
             name, pretrained_image=False, pretrained_text=False, vision_cfg=_SMALL_VISION
@@ -116,38 +118,3 @@ def _check_fits(
 
 def _shape(tensor: Tensor) -> list[int]:
     return [] if tensor.numel() == 1 else list(tensor.shape)  # logit_scale: [] or [1]
-
-
-def _checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    if Path(path).suffix == ".safetensors":
-        state: Any = dict(read_state(path))
-    else:
-        state = _torch_file(path)
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not state:
-        raise MdftError(f"{path}: must hold a state dict, got {type(state).__name__}")
-    tensors: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise MdftError(
-                f"{path}: a state dict maps names to tensors, got {type(value).__name__} for "
-                f"{key!r}"
-            )
-        tensors[str(key).removeprefix("module.")] = value
-    return {key: tensor for key, tensor in tensors.items() if key not in _NO_WEIGHTS}
-
-
-def _torch_file(path: str | os.PathLike[str]) -> Any:
-    if not Path(path).is_file():
-        raise MdftError(f"{path}: no such file")
-    try:
-        with warnings.catch_warnings():  # torch's words on TorchScript; ours follow
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file or a refused pickle makes torch raise
-        first = str(error).strip().split("\n")[0][:200]
-        raise MdftError(
-            f"{path}: must be safetensors or a state dict that torch reads with weights_only, got "
-            f"a file that is damaged or would have to be executed (a pickled module, TorchScript): "
-            f"{first}"
-        ) from None

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from mdft_fast.errors import MdftError, nearest
+from mdft_fast.model import transformers_encoders
 
 _PLACE = re.compile(r"[/\\:~\x00]")  # in a path, an address or a scheme such as "hf-hub:"
 # Arguments that read files or the net, as a part of the name or as a word of it ("file" is a part
@@ -41,10 +42,12 @@ def build_backbone(spec: Mapping[str, Any]) -> nn.Module:
     """Builds the image encoder that a pool's or a recipe's ``backbone`` names.
 
     Args:
-        spec: ``library`` (``timm`` or ``open_clip``), ``name`` and ``kwargs``. For timm the name
-            of a model; for open_clip the name of a CLIP model, whose vision tower is taken, or
-            ``VisionTransformer`` with the tower's own arguments. ``kwargs`` holds numbers,
-            booleans, strings, and lists and mappings of these; the spec may be a stranger's.
+        spec: ``library`` (``timm``, ``open_clip`` or ``transformers``), ``name`` and ``kwargs``.
+            For timm the name of a model; for open_clip the name of a CLIP model, whose vision
+            tower is taken, or ``VisionTransformer`` with the tower's own arguments; for
+            transformers the name of a class, with its config as ``kwargs``. ``kwargs`` holds
+            numbers, booleans, strings, and lists and mappings of these; the spec may be a
+            stranger's.
 
     Returns:
         The module in eval mode. Nothing is downloaded and no file of the caller's is read; the
@@ -142,9 +145,14 @@ def _open_clip(name: str, kwargs: dict[str, Any]) -> nn.Module:
     return tower
 
 
+def _transformers(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    return transformers_encoders.build(_library("transformers", "transformers"), name, kwargs)
+
+
 _BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
     "timm": _timm,
     "open_clip": _open_clip,
+    "transformers": _transformers,
 }
 
 

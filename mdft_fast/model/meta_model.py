@@ -23,6 +23,7 @@ from mdft_fast.model.pieces import cut, find_blocks, find_owners, names_of
 from mdft_fast.model.resident import Resident
 from mdft_fast.ops import merge_tensors
 from mdft_fast.pool import Head, Pool
+from mdft_fast.pool.activation import check_activation
 from mdft_fast.pool.container import Entry, entry
 
 Mode = Literal["resident", "layerwise", "streamed"]
@@ -96,6 +97,7 @@ class MetaModel(nn.Module):
         self.heads: dict[str, Head] = dict(pool.heads)
         self.base, self.vectors = pool.base, pool.vectors
         self.coefficients = nn.Parameter(self.as_coefficients(start))
+        check_activation(backbone, pool.activation, "the pool")
         # Not a submodule: its empty slots are nobody's parameters.
         own = empty_copy(backbone, pool)
         self._exact = exact_copies(own) if precision != "fp32" else {}

@@ -7,7 +7,7 @@ from mdft_fast.pool.inventory import take_inventory
 from mdft_fast.pool.manifest import read_manifest
 from mdft_fast.pool.pool import Pool
 from mdft_fast.pool.preprocess import Preprocess, as_preprocess
-from mdft_fast.pool.readers import StateSource, read_state
+from mdft_fast.pool.readers import SourceFacts, State, StateSource, open_state, read_state
 from mdft_fast.pool.tasks import TaskInfo, TaskLike
 
 __all__ = [
@@ -15,10 +15,13 @@ __all__ = [
     "Head",
     "Pool",
     "Preprocess",
+    "SourceFacts",
+    "State",
     "StateSource",
     "TaskInfo",
     "TaskLike",
     "as_preprocess",
+    "open_state",
     "read_manifest",
     "read_state",
     "take_inventory",

@@ -107,6 +107,7 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> Pool:
         checksum=manifest.checksum,
         notes=manifest.notes,
         errors=manifest.errors,
+        activation=manifest.activation,
     )
     if verify:
         pool.check_finite(folder)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdft_fast.errors import MdftError, nearest
-from mdft_fast.pool.readers import read_state
+from mdft_fast.pool.readers import open_state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,9 +76,27 @@ class Head:
         )
 
     @staticmethod
-    def from_file(path: str | os.PathLike[str], *, normalize: bool, scale: float = 1.0) -> Head:
-        """Reads ``weight`` [C, D] and, if it is there, ``bias`` [C] from a safetensors file."""
-        state = read_state(path)
+    def from_file(
+        path: str | os.PathLike[str], *, normalize: bool | None = None, scale: float = 1.0
+    ) -> Head:
+        """Reads ``weight`` [C, D] and, if it is there, ``bias`` [C] from a file.
+
+        Args:
+            path: safetensors, a torch state dict, or a pickled head of task_vectors
+                (``head_<Task>.pt``), whose logit scale is folded into ``weight``.
+            normalize: None: as the file says, which ``head_<Task>.pt`` does.
+            scale: as in the class.
+
+        Raises:
+            MdftError: if the file is no head, or says another ``normalize``, or none is known.
+        """
+        opened = open_state(path)
+        state, said = opened.tensors, opened.normalize
+        if normalize is None and said is None:
+            raise MdftError(f"{path}: the file does not say `normalize`, so it must be given")
+        if said is not None and normalize not in (None, said):
+            raise MdftError(f"{path}: normalize must be {said} as the file says, got {normalize}")
+        normal = bool(said if normalize is None else normalize)
         for name in state:
             if name not in ("weight", "bias"):
                 raise MdftError(
@@ -89,7 +107,7 @@ class Head:
             raise MdftError(f"{path}: tensor 'weight' [C, D] is missing, got {sorted(state)}")
         bias = state["bias"].clone() if "bias" in state else None
         try:
-            return Head(state["weight"].clone(), bias, normalize, scale)
+            return Head(state["weight"].clone(), bias, normal, scale)
         except MdftError as error:
             raise MdftError(f"{path}: {error}") from None
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mdft_fast.errors import MdftError, nearest
-from mdft_fast.pool.readers import State
+from mdft_fast.pool.readers.state import State
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COUNTER = "num_batches_tracked"  # BatchNorm's step counter: eval mode never reads it
@@ -27,6 +27,8 @@ class Inventory:
         optional: those of ``kept`` that a checkpoint may lack.
         aliases: second name of a tied parameter -> its first name.
         left_out: name -> why, for everything that is not merged.
+        file_names: name -> the name that the backbone's library writes to files, where it differs;
+            from the module's ``checkpoint_names``, as :func:`build_backbone` leaves it.
     """
 
     merged: Mapping[str, tuple[int, ...]]
@@ -34,6 +36,11 @@ class Inventory:
     optional: frozenset[str]
     aliases: Mapping[str, str]
     left_out: Mapping[str, str]
+    file_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def spoken(self, name: str) -> tuple[str, ...]:
+        """Returns a tensor's name and those that are tied to it."""
+        return (name, *(a for a, original in self.aliases.items() if original == name))
 
     @property
     def names(self) -> set[str]:
@@ -72,7 +79,8 @@ def take_inventory(backbone: nn.Module) -> Inventory:
         raise MdftError("backbone: no floating-point parameter requires grad, nothing to merge")
     kept = {n: tuple(state[n].shape) for n in left_out if n not in aliases}
     optional = frozenset(n for n in kept if not state[n].is_floating_point())
-    return Inventory(merged, kept, optional, aliases, left_out)
+    file_names = dict(getattr(backbone, "checkpoint_names", {}))
+    return Inventory(merged, kept, optional, aliases, left_out, file_names)
 
 
 def match_keys(state: State, inventory: Inventory, ignore: Sequence[str]) -> dict[str, str]:
@@ -114,7 +122,7 @@ def match_keys(state: State, inventory: Inventory, ignore: Sequence[str]) -> dic
 
 def fetch(state: State, inventory: Inventory, name: str) -> Tensor | None:
     """Returns a tensor under its first name, or under a tied one; None if the file has none."""
-    for key in (name, *(a for a, original in inventory.aliases.items() if original == name)):
+    for key in inventory.spoken(name):
         if key in state.tensors:
             return state.tensors[key]
     return None
@@ -137,7 +145,8 @@ def check_forms(state: State, inventory: Inventory, base: State | None) -> None:
                 f"{[str(d) for d in FLOATS]}, got {tensor.dtype}"
             )
         wanted = None if base is None else fetch(base, inventory, name)
-        if base is not None and wanted is not None and wanted.dtype != tensor.dtype:
+        ours = name in state.formed
+        if base is not None and wanted is not None and wanted.dtype != tensor.dtype and not ours:
             raise MdftError(
                 f"{state.label}: mixed dtypes: tensor {name!r} must be in {wanted.dtype} as in "
                 f"{base.label}, got {tensor.dtype}"

@@ -46,6 +46,7 @@ class Manifest:
         checksum: as in the pool.
         notes: as in the pool.
         errors: as in the pool.
+        activation: as in the pool.
         files: relative path -> size and sha256, for every other file of the folder.
     """
 
@@ -60,6 +61,7 @@ class Manifest:
     checksum: str
     notes: tuple[str, ...]
     errors: Mapping[str, CodecError]
+    activation: str | None
     files: Mapping[str, Written]
 
 
@@ -90,6 +92,7 @@ def to_json(pool: Pool, files: Mapping[str, Written]) -> str:
         "tile_elements": TILE,
         "tasks": tasks,
         "backbone": dict(pool.backbone_spec),
+        "activation": pool.activation,
         "preprocess": dict(pool.preprocess),
         "notes": list(pool.notes),
         "left_out": dict(pool.left_out),
@@ -153,6 +156,7 @@ def _manifest(top: _Node) -> Manifest:
         checksum=top.get("checksum", str),
         notes=top.strings("notes"),
         errors=_errors(top.items("tensors")),
+        activation=_activation(top),
         files=_files(top.child("files"), [BASE, TAU, *(head_file(name) for name in names)]),
     )
 
@@ -186,6 +190,12 @@ def _errors(tensors: list[_Node]) -> dict[str, CodecError]:
         )
         for tensor in tensors
     }
+
+
+def _activation(top: _Node) -> str | None:
+    """Reads the activation; pools of older versions do not say it."""
+    value: str | None = top.get("activation", (str, type(None))) if "activation" in top else None
+    return value
 
 
 def _files(files: _Node, wanted: list[str]) -> dict[str, Written]:

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.layout import Layout
+from mdft_fast.pool.activation import activation_of, check_activation
 from mdft_fast.pool.codecs import Encoder, copy_row, empty_vectors, rows_of
 from mdft_fast.pool.container import digest
 from mdft_fast.pool.finite import PIECE, describe_not_finite, largest
+from mdft_fast.pool.fit import fit, other_names
 from mdft_fast.pool.inventory import check_forms, differs, fetch, match_keys, take_inventory
 from mdft_fast.pool.pool import Buffers, Pool, pool_checksum
-from mdft_fast.pool.preprocess import as_preprocess
+from mdft_fast.pool.preprocess import Preprocess, as_preprocess
 from mdft_fast.pool.readers import State, StateSource, as_state
+from mdft_fast.pool.readers.facts import check_preprocess, gather
 from mdft_fast.pool.tasks import TaskInfo, TaskLike, align, check_features, check_tasks
 from mdft_fast.task_vectors import Codec, TaskVectors
 
@@ -48,20 +51,17 @@ class Packing:
         if buffers not in ("same", "base"):
             raise MdftError(f"pool: buffers must be 'same' or 'base', got {buffers!r}")
         self._tasks = tuple(tasks)
-        self._preprocess = as_preprocess(preprocess)
         check_tasks(self._tasks)
         self._heads = {task.name: task.head for task in self._tasks}
         self.K = len(self._tasks)
         self._inventory = take_inventory(backbone)
-        check_features(backbone, self._preprocess["size"], self._tasks)
         self.layout = Layout.of(self._inventory.merged)
-        self._base = as_state(base, "base")
-        self._models = [
-            as_state(source, f"checkpoint of task {task.name!r}")
-            for task, source in zip(self._tasks, align(checkpoints, self._tasks), strict=True)
-        ]
+        self._base, *self._models = self._open(base, align(checkpoints, self._tasks))
+        self._agree(backbone, preprocess)
+        check_features(backbone, self._preprocess["size"], self._tasks)
         ignored: dict[str, str] = {}
         for state in (self._base, *self._models):
+            ignored |= state.left_out
             ignored |= match_keys(state, self._inventory, ignore)
             check_forms(state, self._inventory, None if state is self._base else self._base)
         self._left_out = {**self._inventory.left_out, **ignored}
@@ -69,6 +69,29 @@ class Packing:
         self._notes = [*self._check_kept(buffers), *self._check_widths()]
         self._base_arena: Tensor | None = None
         self._round_off: list[float] = []
+
+    def _open(self, base: StateSource, models: Sequence[StateSource]) -> list[State]:
+        """Opens all; an adapter is added to the base under any name that the base goes by."""
+        raw = as_state(base, "base")
+        also = other_names(raw, self._inventory)
+        labels = (f"checkpoint of task {task.name!r}" for task in self._tasks)
+        opened = [
+            as_state(source, label, base=raw, also=also)
+            for source, label in zip(models, labels, strict=True)
+        ]
+        return [fit(state, self._inventory) for state in (raw, *opened)]
+
+    def _agree(self, backbone: nn.Module, preprocess: Mapping[str, Any]) -> None:
+        """Compares what the sources say with each other, the backbone and the preprocess."""
+        facts, who = gather((state.label, state.facts) for state in (self._base, *self._models))
+        check_activation(backbone, facts.activation, who.get("activation", ""))
+        self._activation = activation_of(backbone) or facts.activation
+        if isinstance(preprocess, Mapping):
+            check_preprocess(facts, who, preprocess)
+            known = Preprocess.__annotations__.keys()
+            said = {key: value for key, value in facts.preprocess().items() if key in known}
+            preprocess = said | dict(preprocess)
+        self._preprocess = as_preprocess(preprocess)
 
     @property
     def base(self) -> Tensor:
@@ -139,6 +162,7 @@ class Packing:
             ),
             notes=tuple(self._notes),
             errors=encoder.errors,
+            activation=self._activation,
         )
 
     def _tensor(self, state: State, name: str) -> Tensor:

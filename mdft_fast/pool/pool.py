@@ -49,9 +49,9 @@ class Pool:
         preprocess: image size, mean and standard deviation.
         checksum: sha256 of names, shapes, codec, base, task vectors and buffers.
         notes: what a reader of results should know, one sentence each.
-        errors: tensor -> what rounding its task vectors to the codec cost, measured when they
-            were packed; an upper bound where that was done more than once. Empty: nothing was
-            rounded, or it was not recorded.
+        errors: tensor -> what the codec cost its task vectors, as packing measured it; an upper
+            bound where that was done more than once. Empty: nothing rounded, or not recorded.
+        activation: the backbone's, "quick_gelu", "gelu" or "gelu_tanh"; None: unknown.
     """
 
     layout: Layout
@@ -67,6 +67,7 @@ class Pool:
     checksum: str
     notes: tuple[str, ...] = ()
     errors: Mapping[str, CodecError] = dataclasses.field(default_factory=dict)
+    activation: str | None = None
 
     def __repr__(self) -> str:
         """Returns one line."""
@@ -166,11 +167,11 @@ class Pool:
             tasks: K tasks; their names, class names and heads are read, never their data.
             backbone: the module whose parameters these are. It gives names, shapes, ties,
                 buffers and what is frozen (``requires_grad=False``); its values are not used.
-            preprocess: ``size``, ``mean`` and ``std``, see :func:`as_preprocess`.
+            preprocess: see :func:`as_preprocess`; what the checkpoints say may be left out.
             buffers: "same": tensors that are not merged must be equal over the pool.
                 "base": where they differ the base's are used, and a note says so.
             ignore: glob patterns of keys that the checkpoints hold and the backbone does not.
-            backbone_spec: library, name and arguments that build the backbone; kept as given.
+            backbone_spec: what builds the backbone; kept as given.
             codec: how to store the task vectors.
 
         Returns:
@@ -264,7 +265,7 @@ class Pool:
             f"pool of {self.K} tasks, {len(self.layout.slots)} tensors, {self.parameters:,} "
             f"parameters ({self.N:,} with padding)",
             f"backbone  {spec.get('library', '?')} {spec.get('name', '?')}, "
-            f"images {size[0]} x {size[1]}",
+            f"images {size[0]} x {size[1]}, activation {self.activation or 'unknown'}",
             f"codec     {self.codec}, {self.vectors.bytes / 1e6:,.1f} MB of task vectors, "
             f"{self._describe_error()}",
             f"checksum  {self.checksum}",

@@ -72,8 +72,9 @@ def draft(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> str
     """Returns the text of a recipe for what a folder holds.
 
     Args:
-        folder: ``base*.safetensors`` and the fine-tuned models, beside it or in ``models/``; if
-            they are there, ``heads/<task>.safetensors``, ``data/<task>.npz`` and ``pool.json``.
+        folder: ``base*.safetensors``, ``base*.pt`` or ``zeroshot.pt``, and the fine-tuned models,
+            beside it or in ``models/``; if they are there, ``heads/<task>.safetensors`` or
+            ``head_<Task>.pt``, ``data/<task>.npz`` and ``pool.json``.
         target: the file that the text is for; paths are relative to its folder.
 
     Raises:
@@ -92,12 +93,12 @@ def draft(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> str
             _line(f"  folder: {_path(folder, target)}", "a packed pool"),
         ]
     else:
-        base, models = _checkpoints(folder)
-        names = _in_order([model.stem for model in models], facts)
+        base, inside, models = _checkpoints(folder)
+        names = _in_order(list(models), facts)
         source = [
             _line("pool:", "the models"),
             _line(f"  base: {_path(base, target)}", "the pre-trained model"),
-            _line(f"  models: {_path(models[0].parent, target)}", "holds <task>.safetensors"),
+            _line(f"  models: {_path(inside, target)}", "holds <task>.safetensors or the like"),
             *_architecture(facts),
         ]
     lines = [_line("tasks:", "each: model, classifier, unlabelled samples")]
@@ -118,17 +119,26 @@ def _facts(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _checkpoints(folder: Path) -> tuple[Path, list[Path]]:
-    """Returns the base's file and the models' files, sorted by name."""
-    bases = sorted(folder.glob("base*.safetensors"))
+def _checkpoints(folder: Path) -> tuple[Path, Path, list[str]]:
+    """Returns the base's file, the models' folder, and the models' names, sorted."""
+    bases = sorted(folder.glob("base*.safetensors")) or sorted(
+        [*folder.glob("base*.pt"), *folder.glob("zeroshot.pt")]
+    )
     if len(bases) != 1:
         got = [base.name for base in bases] or "none"
-        raise MdftError(f"{folder}: must hold one base*.safetensors, got {got}")
+        raise MdftError(
+            f"{folder}: must hold one base*.safetensors, base*.pt or zeroshot.pt, got {got}"
+        )
     inside = folder / "models" if (folder / "models").is_dir() else folder
-    models = sorted(path for path in inside.glob("*.safetensors") if path != bases[0])
-    if not models:
-        raise MdftError(f"{inside}: must hold the fine-tuned models as *.safetensors, got none")
-    return bases[0], models
+    files = [*inside.glob("*.safetensors"), *inside.glob("*.pt")]
+    names = {f.stem for f in files if f != bases[0] and not f.name.startswith("head_")}
+    names |= {path.parent.name.lower() for path in inside.glob("*/finetuned.pt")}
+    if not names:
+        raise MdftError(
+            f"{inside}: must hold the fine-tuned models as *.safetensors, *.pt or "
+            f"<task>/finetuned.pt, got none"
+        )
+    return bases[0], inside, sorted(names)
 
 
 def _in_order(names: list[str], facts: Mapping[str, Any]) -> list[str]:
@@ -152,14 +162,15 @@ def _architecture(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _task(folder: Path, name: str, target: Path, facts: Mapping[str, Any]) -> Iterator[str]:
-    head, data = folder / "heads" / f"{name}.safetensors", folder / "data" / f"{name}.npz"
+    head, data = _head(folder, name), folder / "data" / f"{name}.npz"
     yield "  # a name, unique; it names files and folders"
     yield f"  - name: {_value(name)}"
     if not (folder / "tau.safetensors").is_file():  # a packed pool holds its heads
         file = _path(head, target) if head.is_file() else UNKNOWN
         normal = _value("normalize(" in str(facts.get("head", "")))
+        says = head.suffix == ".pt"  # task_vectors' heads know it themselves
         yield "    # the classifier; normalize: whether it reads features at length 1"
-        yield f"    head: {{file: {file}, normalize: {normal}}}"
+        yield f"    head: {{file: {file}{'' if says else f', normalize: {normal}'}}}"
     arrays = _arrays(data)
     where = _path(data, target) if data.is_file() else UNKNOWN
     x = next((key for key in _UNLABELLED if key in arrays), UNKNOWN)
@@ -169,6 +180,14 @@ def _task(folder: Path, name: str, target: Path, facts: Mapping[str, Any]) -> It
     yield "    # labelled samples, to measure accuracy at the end; nothing is learned from them"
     off, file = ("", where) if labelled else ("# ", UNKNOWN)
     yield f"    {off}evaluate: {{npz: {file}, x: x_test, y: y_test}}"
+
+
+def _head(folder: Path, name: str) -> Path:
+    """Returns ``heads/<task>.safetensors``, or task_vectors' ``head_<Task>.pt`` where it is."""
+    for path in sorted(folder.glob("head_*.pt")):
+        if path.stem.lower() == f"head_{name}".lower():
+            return path
+    return folder / "heads" / f"{name}.safetensors"
 
 
 def _is_remark(line: str) -> bool:

@@ -39,7 +39,7 @@ with warnings.catch_warnings():
             preset: where the keys below came from that the file does not hold.
             pool: the models.
             backbone: their module; may be left out with a packed pool, which knows it.
-            preprocess: of their inputs; as for the backbone.
+            preprocess: of their inputs; may be left out where pool or checkpoints know it.
             tasks: K of them.
             transform: of task vectors; none so far.
             granularity: what shares one coefficient.
@@ -97,9 +97,8 @@ def _pool_problems(recipe: Keys) -> Iterator[str]:
     for key in ("base", "models"):
         if not getattr(pool, key):
             yield f"pool.{key}: is missing"
-    for key in ("backbone", "preprocess"):
-        if not getattr(recipe, key):
-            yield f"{key}: is missing; needed {needs}"
+    if not recipe.backbone:
+        yield f"backbone: is missing; needed {needs}"
     for i, task in enumerate(recipe.tasks):
         if not task.head:
             yield f"tasks[{i}].head: is missing; needed {needs}"
@@ -131,8 +130,6 @@ def _head_problems(key: str, task: TaskRecipe) -> Iterator[str]:
     given = [kind for kind in kinds if getattr(head, kind)]
     if len(given) != 1:
         yield f"{key}: must have exactly one of {list(kinds)}, got {given or 'none'}"
-    if head.file and head.normalize is None:
-        yield f"{key}.normalize: is missing; needed with {key}.file"
     if not head.file and head.normalize is not None:
         yield f"{key}.normalize: belongs to {key}.file, and there is none"
     shots = head.prototypes

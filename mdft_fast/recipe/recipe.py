@@ -97,7 +97,7 @@ class Recipe(Keys):
 
     def _absent(self) -> Iterator[tuple[str, str, Path]]:
         wanted: list[tuple[str, Path | None, str]] = [
-            ("pool.base", self.pool.base, "file"),
+            ("pool.base", self.pool.base, "file or folder"),
             ("pool.models", self.pool.models, "folder"),
             ("pool.folder", self.pool.folder, "folder"),
         ]

@@ -32,8 +32,9 @@ class PoolSource(Section):
     """Where the models are: a base and a folder of checkpoints, or a packed pool.
 
     Attributes:
-        base: the pre-trained model's file.
-        models: folder that holds ``<task>.safetensors`` for every task.
+        base: the pre-trained model's file or folder.
+        models: folder that holds ``<task>.safetensors``, ``<task>.pt``, ``<task>/finetuned.pt`` or
+            a folder ``<task>`` for every task.
         folder: a packed pool, in place of the two.
     """
 
@@ -46,7 +47,7 @@ class Backbone(Section):
     """The module whose parameters are merged.
 
     Attributes:
-        library: who builds it, ``timm`` or ``open_clip``.
+        library: who builds it, ``timm``, ``open_clip`` or ``transformers``.
         name: the library's name of the model.
         kwargs: further arguments of the library's builder.
     """
@@ -120,8 +121,9 @@ class HeadSource(Section):
     """A task's classifier: exactly one of ``file``, ``zero_shot`` and ``prototypes``.
 
     Attributes:
-        file: safetensors file with ``weight`` [C, D] and maybe ``bias`` [C].
-        normalize: of a file: whether the features are divided by their norm first.
+        file: file with ``weight`` [C, D] and maybe ``bias`` [C]; a pickled ``head_<Task>.pt`` too.
+        normalize: of a file: whether the features are divided by their norm first; None: as the
+            file says.
         zero_shot: made of class names.
         prototypes: made of labelled images.
     """

@@ -16,7 +16,8 @@ from mdft_fast.data import Task
 from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel, Mode, build_backbone
 from mdft_fast.model.pieces import names_of
-from mdft_fast.pool import Head, Pool, as_preprocess
+from mdft_fast.pool import Head, Pool, as_preprocess, open_state
+from mdft_fast.pool.places import find_checkpoint
 from mdft_fast.run.data import class_names_of, sources_of
 from mdft_fast.run.heads import Base, head_of, prompts_of
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
@@ -122,23 +123,35 @@ def _from_checkpoints(recipe: Recipe) -> tuple[nn.Module, tuple[Task, ...], Pool
 def _sources(recipe: Recipe) -> dict[str, Any]:
     """Returns the arguments of ``Pool.from_checkpoints`` and ``Pool.pack``."""
     models, spec = recipe.pool.models, spec_of(recipe)
-    if spec is None or recipe.preprocess is None or models is None:
-        raise MdftError("recipe: backbone, preprocess and pool.models must be given, got none")
+    if spec is None or models is None:
+        raise MdftError("recipe: backbone and pool.models must be given, got none")
     file = recipe.pool.base
     assert file is not None
-    preprocess = recipe.preprocess.said()
+    preprocess = preprocess_of(recipe)
     base = Base.of_file(file, spec, preprocess, choose_device(recipe.device))
     tasks = [_task(task, base, recipe.transductive) for task in recipe.tasks]
     with torch.device("meta"):  # shapes and names are all that is read of it
         backbone = build_backbone(spec)
     return {
         "base": file,
-        "checkpoints": {task.name: models / f"{task.name}.safetensors" for task in tasks},
+        "checkpoints": {task.name: find_checkpoint(models, task.name) for task in tasks},
         "tasks": tasks,
         "backbone": backbone,
         "preprocess": preprocess,
         "backbone_spec": spec,
     }
+
+
+def preprocess_of(recipe: Recipe) -> dict[str, Any]:
+    """Returns what a recipe's preprocess says, and where it is silent what its base says."""
+    base = recipe.pool.base
+    said = {} if base is None else open_state(base).facts.preprocess()
+    if recipe.preprocess is not None:
+        said |= recipe.preprocess.said()
+    missing = [key for key in ("size", "mean", "std") if key not in said]
+    if missing:
+        raise MdftError(f"recipe: preprocess must be given, as {base} does not say {missing}")
+    return said
 
 
 def _without_weights(spec: Mapping[str, Any], pool: Pool) -> nn.Module:

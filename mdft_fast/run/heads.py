@@ -7,11 +7,12 @@ import dataclasses
 import functools
 import importlib.metadata
 import os
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mdft_fast.data import NpzSource, load_labelled, read_npz
 from mdft_fast.errors import MdftError
@@ -28,7 +29,9 @@ from mdft_fast.heads import (
     zero_shot_head,
 )
 from mdft_fast.model import build_backbone
-from mdft_fast.pool import Head, read_state
+from mdft_fast.pool import Head, open_state, take_inventory
+from mdft_fast.pool.container import digest
+from mdft_fast.pool.fit import fit
 from mdft_fast.run.data import class_names_of, sources_of
 
 if TYPE_CHECKING:
@@ -62,27 +65,39 @@ class Base:
     ) -> Base:
         """Returns the backbone with a checkpoint's weights."""
         load = functools.cache(lambda: _load(file, spec).to(device))
-        return Base(load, lambda: f"{file_digest(file)} {dict(spec)}", preprocess)
+        return Base(load, lambda: _identity(file, spec), preprocess)
 
 
 def _load(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> nn.Module:
     """Builds a backbone with a checkpoint's weights; more than it needs may be in the file."""
-    module, state = build_backbone(spec), read_state(file)
-    own = module.state_dict()
-    missing = [name for name in own if name not in state]
+    module = build_backbone(spec)
+    own, found = module.state_dict(), _tensors(file, module)
+    missing = [name for name in own if name not in found]
     if missing:
         raise MdftError(
             f"{file}: must hold the backbone's tensors, got none of {missing[:3]} ({len(missing)} "
             f"of {len(own)} missing)"
         )
     for name, tensor in own.items():
-        if state[name].shape != tensor.shape:
+        if found[name].shape != tensor.shape:
             raise MdftError(
                 f"{file}: {name!r} must be {list(tensor.shape)} as the backbone's, got "
-                f"{list(state[name].shape)}"
+                f"{list(found[name].shape)}"
             )
-    module.load_state_dict({name: state[name] for name in own})
+    module.load_state_dict({name: found[name] for name in own})
     return module
+
+
+def _tensors(file: str | os.PathLike[str], module: nn.Module) -> Mapping[str, Tensor]:
+    """Returns a checkpoint's tensors under the backbone's names; what may lack is the module's."""
+    inventory = take_inventory(module)
+    kept = {name: t for name, t in module.state_dict().items() if name in inventory.optional}
+    return ChainMap(dict(fit(open_state(file), inventory).tensors), kept)
+
+
+def _identity(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> str:
+    tensors = open_state(file).tensors
+    return f"{digest(*(tensors[name] for name in sorted(tensors)))} {dict(spec)}"
 
 
 def head_of(
@@ -102,7 +117,7 @@ def head_of(
             raise MdftError(f"task {given.name!r}: head must be given, got none in recipe or pool")
         return packed
     if head.file is not None:
-        return Head.from_file(head.file, normalize=bool(head.normalize))
+        return Head.from_file(head.file, normalize=head.normalize)
     try:
         if head.zero_shot:
             return _zero_shot(given, head, names)
@@ -147,7 +162,7 @@ def classes_of(given: TaskRecipe) -> int:
     if head is None:
         return 2
     if head.file is not None:
-        return Head.from_file(head.file, normalize=False).classes
+        return Head.from_file(head.file, normalize=head.normalize).classes
     own = class_names_of(given, *sources_of(given, transductive=True))
     return len(prompts_of(given, own)[0] if head.zero_shot else _prototype_classes(head, own))
 

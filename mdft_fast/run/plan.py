@@ -13,7 +13,7 @@ import torch
 from mdft_fast.errors import MdftError
 from mdft_fast.model import build_backbone
 from mdft_fast.pool import read_manifest
-from mdft_fast.run.build import choose_device, images_at_once, spec_of
+from mdft_fast.run.build import choose_device, images_at_once, preprocess_of, spec_of
 from mdft_fast.run.forecast import Forecast, Subject, forecast
 from mdft_fast.run.heads import classes_of
 from mdft_fast.run.system import available_memory
@@ -139,10 +139,7 @@ def _subject(recipe: Recipe) -> Subject:
         classes = [task.classes for task in manifest.tasks]
     else:
         spec = spec_of(recipe) or {}
-        preprocess = recipe.preprocess
-        if preprocess is None:
-            raise MdftError("recipe: preprocess must be given, got none")
-        given = preprocess.size
+        given = preprocess_of(recipe)["size"]
         height, width = (given, given) if isinstance(given, int) else given
         classes = [classes_of(task) for task in recipe.tasks]
     with torch.device("meta"):

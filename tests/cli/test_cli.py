@@ -18,7 +18,19 @@ from mdft_fast.errors import MdftError
 from mdft_fast.recipe import Recipe
 from tests.report.conftest import make_result
 
-COMMANDS = ("init", "pack", "run", "eval", "specialize", "export", "report", "doctor", "demo")
+COMMANDS = (
+    "init",
+    "pack",
+    "inspect",
+    "convert",
+    "run",
+    "eval",
+    "specialize",
+    "export",
+    "report",
+    "doctor",
+    "demo",
+)
 RECIPE = """
 version: 1
 pool: {folder: packed}

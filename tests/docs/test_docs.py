@@ -394,14 +394,14 @@ def mistakes(world: World) -> dict[str, Callable[[], Any]]:
     wide = Task(task.name, task.class_names, torch.randn(3, 20), task.adapt)
     card = mdft_fast.CoefficientCard.of(world.meta())
     return {
-        "prefix": lambda: pool({f"model.{k}": v for k, v in first.items()}),
+        "names": lambda: pool({k.replace("stem", "steam"): v for k, v in first.items()}),
         "extra": lambda: pool(base={**world.base, "head.weight": torch.zeros(3, 16)}),
         "dtype": lambda: pool({k: v.half() for k, v in first.items()}),
         "BatchNorm": batch_norm,
         "shape": lambda: pool({**first, "out.weight": torch.zeros(16, 9)}),
         "the base itself": lambda: pool(world.base),
         "twice": lambda: pool(others[0]),
-        "suffix": lambda: pool("models/shapes.pt"),
+        "format": lambda: pool(ROOT / "pyproject.toml"),
         "nested": lambda: pool({"state_dict": first}),
         "features": lambda: pool(checkpoints=[first], tasks=[wide]),
         "classes": lambda: Task("shapes", ["a", "b"], torch.randn(3, 16), task.adapt),

@@ -208,7 +208,6 @@ def test_a_report_says_which_labels_made_heads(
             r"tasks\[0\].head: must have exactly one of \['file', 'zero_shot', 'proto.* got none",
         ),
         ("{normalize: true}", r"tasks\[0\].head.normalize: belongs to tasks\[0\].head.file"),
-        ("{file: a}", r"tasks\[0\].head.normalize: is missing; needed with"),
         (
             "{file: a, normalize: true, prototypes: {npz: b}}",
             r"must have exactly one of .*got \['file', 'prototypes'\]",

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import DATASETS, class_names, load_clip, templates, zero_shot_head
+from tests.pool.readers.corpus import save_encoder, tiny_clip
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -182,23 +183,27 @@ class Canary:
 
 def bad_files(state: dict[str, Any], folder: Path) -> dict[str, tuple[Callable[[Path], Any], str]]:
     text = {k: v for k, v in state.items() if not k.startswith("visual.")}
+    lacks = r"must hold the text tower of mdft-test-clip.*\d+ of \d+ missing"
 
     def script(file: Path) -> None:
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file)
 
     return {
-        "module.pt": (lambda f: torch.save(torch.nn.Linear(2, 2), f), "would have to be executed"),
-        "canary.pt": (lambda f: torch.save({"a": Canary()}, f), "would have to be executed"),
-        "plain.pkl": (lambda f: f.write_bytes(pickle.dumps(Canary())), "would have to be exec"),
-        "script.pt": (script, "would have to be executed"),
+        "module.pt": (lambda f: torch.save(torch.nn.Linear(2, 2), f), lacks),
+        "canary.pt": (lambda f: torch.save({"a": Canary()}, f), "must hold tensors by name"),
+        "plain.pkl": (lambda f: f.write_bytes(pickle.dumps(Canary())), "damaged pickle"),
+        "script.pt": (script, lacks),
         "cut.pt": (lambda f: f.write_bytes(b"PK\3\4 and no more"), "damaged"),
         "cut.safetensors": (lambda f: f.write_bytes(b"\0" * 9), "not a readable safetensors"),
-        "list.pt": (lambda f: torch.save([1, 2], f), "must hold a state dict, got list"),
-        "empty.pt": (lambda f: torch.save({}, f), "must hold a state dict"),
-        "words.pt": (lambda f: torch.save({"a": "b"}, f), "got str for 'a'"),
+        "list.pt": (
+            lambda f: torch.save([1, 2], f),
+            "must hold a state dict or a module, got a list",
+        ),
+        "empty.pt": (lambda f: torch.save({}, f), "must hold tensors by name"),
+        "words.pt": (lambda f: torch.save({"a": "b"}, f), "must hold tensors by name"),
         "vision.pt": (
             lambda f: torch.save({"visual.proj": torch.ones(2)}, f),
-            r"must hold the text tower of mdft-test-clip.*\d+ of \d+ missing",
+            lacks,
         ),
         "more.pt": (
             lambda f: torch.save({**text, "text_decoder.x": torch.ones(1)}, f),
@@ -260,3 +265,11 @@ def test_the_checkpoint_is_read_and_not_changed(clip_name: str, weights: Path) -
     load_clip(clip_name, weights)
     after = load_file(weights)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_activation_that_is_not_the_models_is_refused(clip_name: str, tmp_path: Path) -> None:
+    save_encoder(tmp_path / "quick.pt", tiny_clip())  # it says QuickGELU, and the model has GELU
+    with pytest.raises(
+        MdftError, match=f"quick.pt: its activation is 'quick_gelu', and {clip_name}"
+    ):
+        load_clip(clip_name, tmp_path / "quick.pt")

@@ -107,8 +107,22 @@ def test_a_packed_pool(folder: Path) -> None:
 def test_folders_without_a_pool(tmp_path: Path) -> None:
     with pytest.raises(MdftError, match="must be a folder of checkpoints"):
         draft(tmp_path / "none", tmp_path / "r.yaml")
-    with pytest.raises(MdftError, match=r"must hold one base\*\.safetensors, got none"):
+    with pytest.raises(
+        MdftError, match=r"must hold one base\*\.safetensors, .* or zeroshot\.pt, got none"
+    ):
         draft(tmp_path, tmp_path / "r.yaml")
     (tmp_path / "base.safetensors").touch()
     with pytest.raises(MdftError, match=r"must hold the fine-tuned models as \*\.safetensors"):
         draft(tmp_path, tmp_path / "r.yaml")
+
+
+def test_task_vectors_layout(tmp_path: Path) -> None:
+    for name in ("MNIST", "DTD"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "finetuned.pt").touch()
+        (tmp_path / f"head_{name}.pt").touch()
+    (tmp_path / "zeroshot.pt").touch()
+    text = draft(tmp_path, tmp_path / "my.yaml")
+    for line in ("  base: zeroshot.pt", "  models: .", "  - name: dtd", "  - name: mnist",
+                 "    head: {file: head_MNIST.pt}"):  # fmt: skip
+        assert any(found.startswith(line) for found in text.splitlines()), line

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens folders of transformers and open_clip: weights, and what their JSON files say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mdft_fast.errors import MdftError
+from mdft_fast.pool.readers.facts import SourceFacts
+from mdft_fast.pool.readers.sniff import CLIP_CONFIG, CONFIG, read_json, weights_of
+from mdft_fast.pool.readers.state import State
+
+Read = Callable[[Path], State]
+_PREPROCESSOR = "preprocessor_config.json"
+_ACTIVATIONS = {  # transformers' names that mean the same function
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+_DEFAULT_ACTIVATION = {  # of transformers, where a config does not say
+    "clip": "quick_gelu",
+    "clip_vision_model": "quick_gelu",
+    "vit": "gelu",
+    "dinov2": "gelu",
+}
+_PIL = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of filters
+
+
+def read_transformers(folder: Path, read: Read) -> State:
+    """Opens what ``save_pretrained`` wrote: one file, shards, or a pickle of either."""
+    state = read(weights_of(folder, "transformers"))
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if not isinstance(config, dict):
+        raise MdftError(f"{folder / CONFIG}: must be a JSON object, got {type(config).__name__}")
+    said = dict(config_facts(config))
+    if (folder / _PREPROCESSOR).is_file():
+        given = read_json(folder / _PREPROCESSOR)
+        said |= processor_facts(given) if isinstance(given, dict) else {}
+    which = config.get("architectures")
+    kind = which[0] if isinstance(which, list) and which else config.get("model_type", "?")
+    words = f"transformers folder ({kind}), {state.format}"
+    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(said))
+
+
+def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns activation and image size as a transformers config says them."""
+    vision = config.get("vision_config")
+    part = vision if isinstance(vision, dict) else config
+    kind = config.get("model_type")
+    kind = kind if isinstance(kind, str) else ""
+    activation = part.get("hidden_act", _DEFAULT_ACTIVATION.get(kind))
+    if isinstance(activation, str):
+        activation = _ACTIVATIONS.get(activation, activation)
+    # DINOv2 resizes its positions to the images; the others take one size.
+    size = None if kind.startswith("dinov2") else part.get("image_size")
+    return {"activation": activation, "size": size}
+
+
+def processor_facts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a ``preprocessor_config.json`` says.
+
+    Where the shortest edge becomes another length than what is cut out (DINOv2: 256, then 224),
+    neither way of resizing here is its own, and ``resize`` stays unknown.
+    """
+    said: dict[str, Any] = {"mean": given.get("image_mean"), "std": given.get("image_std")}
+    if type(given.get("resample")) is int:
+        said["interpolation"] = _PIL.get(given["resample"])
+    edges, crop = given.get("size"), _edges(given.get("crop_size"))
+    if given.get("do_center_crop") and crop:
+        shortest = edges.get("shortest_edge") if isinstance(edges, dict) else edges
+        said |= {"size": crop, "resize": "shortest" if crop == [shortest] * 2 else None}
+    elif _edges(edges) and given.get("do_resize", True):
+        said |= {"size": _edges(edges), "resize": "squash"}
+    return said
+
+
+def read_open_clip(folder: Path, read: Read) -> State:
+    """Opens a folder as open_clip writes them for the hub."""
+    state = read(weights_of(folder, "open_clip"))
+    config = read_json(folder / CLIP_CONFIG)
+    parts = [config.get(key) for key in ("model_cfg", "preprocess_cfg")] if config else [None]
+    model, preprocess = (part if isinstance(part, dict) else {} for part in [*parts, None][:2])
+    vision = model.get("vision_cfg")
+    vision = vision if isinstance(vision, dict) else {}
+    said = {
+        "size": preprocess.get("size", vision.get("image_size")),
+        "mean": preprocess.get("mean"),
+        "std": preprocess.get("std"),
+        "resize": preprocess.get("resize_mode"),
+        "interpolation": preprocess.get("interpolation"),
+    }
+    if model and "timm_model_name" not in vision:
+        said["activation"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    words = f"open_clip folder, {state.format}"
+    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(said))
+
+
+def _edges(value: Any) -> list[Any] | None:
+    if isinstance(value, dict):
+        value = [value.get("height"), value.get("width")]
+    items = value if isinstance(value, list) else [value] * 2
+    return items if all(type(item) is int for item in items) else None

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a pickle as data. It can execute nothing, since it looks up nothing.
+
+A pickle is a program for a stack machine, and Python's own machine imports and calls whatever the
+program names. This one has the same stack and no imports: a global is a :class:`Name`, a call of it
+is a :class:`StandIn` that records name and arguments. The exceptions are the functions that the
+caller passes in. No Python object but plain data ever lies on the stack.
+
+The stream is cut into opcodes by ``pickletools.genops`` of the standard library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickletools
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from typing import Any
+
+Functions = Mapping[str, Callable[..., Any]]
+
+
+class PickleRefused(Exception):
+    """The stream is damaged, or does what no checkpoint does. The reader adds the file's name."""
+
+
+@dataclasses.dataclass(eq=False)
+class Name:
+    """A global that the pickle names, such as ``torch.float16``; never looked up.
+
+    Attributes:
+        name: module and name, joined by a dot.
+    """
+
+    name: str
+
+
+@dataclasses.dataclass(eq=False)
+class StandIn:
+    """What the pickle wanted built; only a record.
+
+    Attributes:
+        kind: dotted name of what it wanted to call.
+        args: with which arguments.
+        state: what it wanted the object to be given (``__setstate__`` or attributes).
+        elements: what it wanted appended or added.
+        entries: what it wanted set by key.
+    """
+
+    kind: str
+    args: tuple[Any, ...] = ()
+    state: Any = None
+    elements: list[Any] = dataclasses.field(default_factory=list)
+    entries: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def attributes(self) -> dict[Any, Any]:
+        """The object's attributes, as far as the pickle gives them."""
+        parts = self.state if isinstance(self.state, tuple) else (self.state,)
+        return {k: v for part in parts if isinstance(part, dict) for k, v in part.items()}
+
+
+def kind_of(value: Any) -> str:
+    """Returns what a value is, in one word for an error; never its content."""
+    if isinstance(value, StandIn):
+        return value.kind
+    return value.name if isinstance(value, Name) else type(value).__name__
+
+
+class Machine:
+    """Runs pickles.
+
+    Args:
+        functions: dotted name of a global -> what stands for it when it is called; they get what
+            the pickle passes and must check it.
+        persistent: called with each persistent id.
+    """
+
+    def __init__(self, functions: Functions, persistent: Callable[[Any], Any]) -> None:
+        self._functions = {**functions, **dict.fromkeys(_RECONSTRUCTORS, _reconstruct)}
+        self._persistent = persistent
+
+    def run(self, stream: BytesIO) -> Any:
+        """Reads one pickle and leaves the stream behind it.
+
+        Raises:
+            PickleRefused: if the stream is damaged or has an opcode that no checkpoint needs.
+        """
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []  # the stacks under each mark
+        self._memo: dict[int, Any] = {}
+        try:
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name == "STOP":
+                    return self._pop()
+                self._step(opcode.name, argument)
+        except PickleRefused:
+            raise
+        except Exception as error:  # a damaged stream may do anything, in genops or to the stack
+            raise PickleRefused(f"damaged pickle ({type(error).__name__}: {error})") from None
+        raise PickleRefused("damaged pickle (no end)")
+
+    def _step(self, name: str, argument: Any) -> None:
+        if name in _PUSH:
+            self._stack.append(argument)
+        elif name in _CONSTANTS:
+            self._stack.append(_CONSTANTS[name]())
+        elif name in _GET:
+            self._stack.append(self._memo[int(argument)])
+        elif name in _PUT:
+            self._memo[len(self._memo) if name == "MEMOIZE" else int(argument)] = self._stack[-1]
+        elif name in _STEPS:
+            _STEPS[name](self, argument)
+        elif name not in _NOTHING:
+            raise PickleRefused(f"opcode {name} has no place in a checkpoint")
+
+    def _pop(self) -> Any:
+        return self._stack.pop()
+
+    def _pop_mark(self) -> list[Any]:
+        items = self._stack
+        self._stack = self._below.pop()
+        return items
+
+    def _mark(self, _: Any) -> None:
+        self._below.append(self._stack)
+        self._stack = []
+
+    def _drop(self, _: Any) -> None:
+        if self._stack:
+            self._stack.pop()
+        else:
+            self._pop_mark()
+
+    def _drop_to_mark(self, _: Any) -> None:
+        self._pop_mark()
+
+    def _duplicate(self, _: Any) -> None:
+        self._stack.append(self._stack[-1])
+
+    def _tuple(self, count: int | None) -> None:
+        # The items first: what they are popped from is another stack below a mark.
+        items = self._pop_mark() if count is None else [self._pop() for _ in range(count)][::-1]
+        self._stack.append(tuple(items))
+
+    def _list(self, _: Any) -> None:
+        items = self._pop_mark()
+        self._stack.append(items)
+
+    def _dict(self, _: Any) -> None:
+        made: dict[Any, Any] = {}
+        _set_items(made, self._pop_mark())
+        self._stack.append(made)
+
+    def _frozenset(self, _: Any) -> None:
+        items = self._pop_mark()
+        self._stack.append({_key(item) for item in items})
+
+    def _append(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if isinstance(target, (list, StandIn)):
+            (target if isinstance(target, list) else target.elements).extend(items)
+        elif isinstance(target, set):
+            target.update(_key(item) for item in items)
+        else:
+            raise PickleRefused(f"appends to {kind_of(target)}")
+
+    def _set(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, (dict, StandIn)):
+            raise PickleRefused(f"sets items of {kind_of(target)}")
+        _set_items(target if isinstance(target, dict) else target.entries, items)
+
+    def _name(self, argument: str) -> None:
+        self._stack.append(Name(argument.replace(" ", ".", 1)))
+
+    def _stack_name(self, _: Any) -> None:
+        name, module = self._pop(), self._pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise PickleRefused("names a global that is no text")
+        self._stack.append(Name(f"{module}.{name}"))
+
+    def _call(self, function: Any, arguments: Any) -> None:
+        if not isinstance(arguments, (tuple, list)):
+            raise PickleRefused(f"passes {kind_of(arguments)} as arguments")
+        name = kind_of(function)
+        known = self._functions.get(name) if isinstance(function, Name) else None
+        made = StandIn(name, tuple(arguments)) if known is None else known(*arguments)
+        self._stack.append(made)
+
+    def _reduce(self, _: Any) -> None:
+        arguments = self._pop()
+        self._call(self._pop(), arguments)
+
+    def _new_with_keywords(self, _: Any) -> None:
+        keywords, arguments = self._pop(), self._pop()
+        self._stack.append(StandIn(kind_of(self._pop()), (arguments, keywords)))
+
+    def _old_instance(self, argument: str) -> None:
+        arguments = self._pop_mark()
+        self._call(Name(argument.replace(" ", ".", 1)), arguments)
+
+    def _old_object(self, _: Any) -> None:
+        function, *arguments = self._pop_mark()
+        self._call(function, arguments)
+
+    def _build(self, _: Any) -> None:
+        state, target = self._pop(), self._stack[-1]
+        if isinstance(target, StandIn):
+            target.state = state  # of a plain dict or tensor: attributes such as _metadata, unused
+
+    def _persist(self, argument: Any) -> None:
+        self._stack.append(self._persistent(argument))
+
+
+def _reconstruct(kind: Any, *_: Any) -> StandIn:
+    return StandIn(kind_of(kind))
+
+
+def _set_items(target: dict[Any, Any], items: list[Any]) -> None:
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        target[_key(key)] = value
+
+
+def _key(value: Any) -> Any:
+    """Refuses keys that are slow to hash: a tuple of tuples of ... takes exponential time."""
+    flat = value if isinstance(value, tuple) else (value,)
+    if not all(item is None or isinstance(item, _HASHED) for item in flat):
+        raise PickleRefused(f"uses {kind_of(value)} as a key")
+    return value
+
+
+_HASHED = (str, bytes, int, float, Name, StandIn)
+_RECONSTRUCTORS = ("copyreg._reconstructor", "copy_reg._reconstructor")
+_NOTHING = {"PROTO", "FRAME"}
+_PUSH = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+}  # fmt: skip
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+}
+_GET = {"GET", "BINGET", "LONG_BINGET"}
+_PUT = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_STEPS: dict[str, Callable[[Machine, Any], None]] = {
+    "MARK": Machine._mark,
+    "POP": Machine._drop,
+    "POP_MARK": Machine._drop_to_mark,
+    "DUP": Machine._duplicate,
+    "TUPLE": lambda machine, _: machine._tuple(None),
+    "TUPLE1": lambda machine, _: machine._tuple(1),
+    "TUPLE2": lambda machine, _: machine._tuple(2),
+    "TUPLE3": lambda machine, _: machine._tuple(3),
+    "LIST": Machine._list,
+    "DICT": Machine._dict,
+    "FROZENSET": Machine._frozenset,
+    "APPEND": lambda machine, _: machine._append([machine._pop()]),
+    "APPENDS": lambda machine, _: machine._append(machine._pop_mark()),
+    "ADDITEMS": lambda machine, _: machine._append(machine._pop_mark()),
+    "SETITEM": lambda machine, _: machine._set([machine._pop(), machine._pop()][::-1]),
+    "SETITEMS": lambda machine, _: machine._set(machine._pop_mark()),
+    "GLOBAL": Machine._name,
+    "STACK_GLOBAL": Machine._stack_name,
+    "REDUCE": Machine._reduce,
+    "NEWOBJ": Machine._reduce,
+    "NEWOBJ_EX": Machine._new_with_keywords,
+    "INST": Machine._old_instance,
+    "OBJ": Machine._old_object,
+    "BUILD": Machine._build,
+    "PERSID": Machine._persist,
+    "BINPERSID": lambda machine, _: machine._persist(machine._pop()),
+}

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads activation and preprocessing out of a pickled module's stand-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mdft_fast.pool.readers.facts import SourceFacts
+from mdft_fast.pool.readers.pickle_machine import StandIn
+
+# The last part of a class's name -> activation.
+ACTIVATIONS = {
+    "QuickGELU": "quick_gelu",
+    "QuickGELUActivation": "quick_gelu",
+    "GELU": "gelu",
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "NewGELUActivation": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+    "FastGELUActivation": "gelu_tanh",
+}
+_TRANSFORMS = ("val_preprocess", "preprocess")  # attributes of task_vectors' ImageEncoder
+_PIL = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of filters
+
+
+def facts_of(module: StandIn, kinds: Mapping[str, str]) -> SourceFacts:
+    """Returns what a pickled module says.
+
+    Args:
+        module: its stand-in; a torchvision transform may be among its attributes.
+        kinds: class names of the modules that compute features.
+    """
+    found = {ACTIVATIONS.get(kind.rpartition(".")[2]) for kind in kinds.values()} - {None}
+    activation = found.pop() if len(found) == 1 else None
+    for key in _TRANSFORMS:
+        transform = module.attributes.get(key)
+        if isinstance(transform, StandIn):
+            return SourceFacts.of({"activation": activation, **_transform(transform)})
+    return SourceFacts(activation=activation)
+
+
+def _transform(transform: StandIn) -> dict[str, Any]:
+    """Reads a Compose of Resize, CenterCrop and Normalize, as CLIP's evaluation transform is."""
+    steps = transform.attributes.get("transforms")
+    known = {
+        step.kind.rpartition(".")[2]: step.attributes
+        for step in (steps if isinstance(steps, list) else [])
+        if isinstance(step, StandIn)
+    }
+    resize, crop = known.get("Resize"), known.get("CenterCrop")
+    normalize = known.get("Normalize", {})
+    said: dict[str, Any] = {key: normalize.get(key) for key in ("mean", "std")}
+    if resize is not None:
+        said["interpolation"] = _interpolation(resize.get("interpolation"))
+    if crop is not None:
+        said["size"] = crop.get("size")
+        edge = resize.get("size") if resize is not None else None
+        edges = crop.get("size")
+        said["resize"] = "shortest" if _single(edge) in (edges, _single(edges)) else None
+    elif resize is not None and isinstance(resize.get("size"), (list, tuple)):
+        said |= {"size": resize.get("size"), "resize": "squash"}
+    return said
+
+
+def _single(size: Any) -> Any:
+    items = size if isinstance(size, (list, tuple)) else [size]
+    return items[0] if items and all(item == items[0] for item in items) else None
+
+
+def _interpolation(value: Any) -> str | None:
+    """Reads InterpolationMode("bicubic"), PIL's Resampling(3), or the number 3."""
+    if isinstance(value, StandIn):
+        value = value.args[0] if value.args else None
+    if isinstance(value, str):
+        return value
+    return _PIL.get(value) if type(value) is int else None

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the tensors in what a torch file holds: state dicts, wrappers, whole modules."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from mdft_fast.errors import MdftError
+from mdft_fast.pool.readers.facts import SourceFacts
+from mdft_fast.pool.readers.pickle_machine import StandIn, kind_of
+from mdft_fast.pool.readers.pickled_facts import facts_of
+from mdft_fast.pool.readers.state import LazyTensors, State
+from mdft_fast.pool.readers.torch_file import Elements, open_torch_legacy, open_torch_zip
+from mdft_fast.pool.readers.torch_values import TensorRef
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
+PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
+_MOST_MODULES = 100_000
+_DEEPEST = 100
+_TOWER = "model.visual."  # in task_vectors' ImageEncoder
+_TEXT = (
+    "transformer.*", "token_embedding.*", "positional_embedding", "text_projection*", "ln_final.*",
+    "logit_scale", "logit_bias", "attn_mask", "text.*", "text_model.*",
+)  # fmt: skip
+
+
+class Found(NamedTuple):
+    """What a torch file holds.
+
+    Attributes:
+        tensors: name -> where it lies.
+        left_out: name -> why it is not among them.
+        kinds: dotted names of the classes of the modules, where they were pickled whole.
+        module: the pickled module, where there is one.
+    """
+
+    tensors: dict[str, TensorRef]
+    left_out: dict[str, str]
+    kinds: dict[str, str]
+    module: StandIn | None
+
+
+def read_torch(path: Path, *, legacy: bool) -> State:
+    """Opens a file of ``torch.save``: a state dict, a wrapped one, or a whole module.
+
+    Raises:
+        MdftError: if the file is damaged or holds no tensors by name.
+    """
+    root, elements = (open_torch_legacy if legacy else open_torch_zip)(path)
+    found = _find(path, root)
+    kind = "torch, legacy" if legacy else "torch"
+    facts, normalize = SourceFacts(), None
+    module = found.module
+    if module is not None:
+        kind += f", pickled {module.kind}"
+        found = _tower_alone(found, module)
+        facts = facts_of(module, found.kinds)
+        said = module.attributes.get("normalize")
+        normalize = said if isinstance(said, bool) else None
+    if not found.tensors:
+        raise MdftError(f"{path}: must hold tensors by name, got a {kind_of(root)} without any")
+    tensors = _lazy(found.tensors, elements)
+    return State(str(path), tensors, kind, found.left_out, facts, normalize=normalize)
+
+
+def text_tower(name: str) -> bool:
+    """Says whether a name, relative to a CLIP model, belongs to its text tower or its logits."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _TEXT)
+
+
+def without_wrapper(names: Mapping[str, Any]) -> dict[str, str]:
+    """Returns new name -> name, without the prefixes that wrapping modules put before all."""
+    new = {name: name for name in names}
+    for prefix in PREFIXES:
+        while new and all(name.startswith(prefix) for name in new):
+            new = {name.removeprefix(prefix): old for name, old in new.items()}
+    return new
+
+
+def _lazy(refs: Mapping[str, TensorRef], elements: Elements) -> LazyTensors:
+    names = without_wrapper(refs)
+
+    def maker(ref: TensorRef) -> Callable[[], Tensor]:
+        return lambda: ref.read(elements)
+
+    return LazyTensors({new: maker(refs[old]) for new, old in names.items()})
+
+
+def _find(path: Path, root: Any) -> Found:
+    left_out: dict[str, str] = {}
+    for _ in range(4):  # {"state_dict": {"model": ...}}
+        inner = _unwrapped(root)
+        if inner is None:
+            break
+        key, value = inner
+        left_out |= {str(k): f"stands beside {key!r}" for k in root if k != key}
+        root = value
+    if isinstance(root, StandIn):
+        return _module(path, root, left_out)
+    if not isinstance(root, dict):
+        raise MdftError(f"{path}: must hold a state dict or a module, got a {kind_of(root)}")
+    tensors: dict[str, TensorRef] = {}
+    for key, value in root.items():
+        if isinstance(value, TensorRef) and isinstance(key, str):
+            tensors[key] = value
+        elif isinstance(value, StandIn) and "rebuild" in value.kind:
+            raise MdftError(
+                f"{path}: {key!r} must be a dense tensor with data, got one of {value.kind}"
+            )
+        else:
+            left_out[str(key) if isinstance(key, (str, int)) else kind_of(key)] = (
+                f"not a tensor ({kind_of(value)})"
+            )
+    return Found(tensors, left_out, {}, None)
+
+
+def _unwrapped(root: Any) -> tuple[str, Any] | None:
+    if not isinstance(root, dict) or any(isinstance(v, TensorRef) for v in root.values()):
+        return None
+    for key in WRAPPERS:
+        value = root.get(key)
+        if isinstance(value, dict) or (isinstance(value, StandIn) and _is_module(value)):
+            return key, value
+    return None
+
+
+def _is_module(value: StandIn) -> bool:
+    return "_modules" in value.attributes or value.kind.startswith("__torch__.")
+
+
+def _module(path: Path, root: StandIn, left_out: dict[str, str]) -> Found:
+    if not _is_module(root):
+        raise MdftError(f"{path}: must hold a state dict or a module, got a pickled {root.kind}")
+    tensors: dict[str, TensorRef] = {}
+    kinds: dict[str, str] = {}
+    waiting: list[tuple[str, StandIn, int]] = [("", root, 0)]
+    while waiting:
+        prefix, module, depth = waiting.pop()
+        kinds[prefix] = module.kind
+        if depth > _DEEPEST or len(kinds) > _MOST_MODULES:
+            raise MdftError(f"{path}: its modules are nested without end")
+        unsaved = _unsaved(module)
+        for name, value, own in _members(module):
+            if isinstance(value, StandIn) and not own:
+                waiting.append((f"{prefix}{name}.", value, depth + 1))
+            elif isinstance(value, TensorRef) and name in unsaved:
+                left_out[prefix + name] = "buffer that its module does not save"
+            elif isinstance(value, TensorRef):
+                tensors[prefix + name] = value
+            elif own and value is not None:
+                raise MdftError(
+                    f"{path}: {prefix + name!r} must be a dense tensor with data, got "
+                    f"{kind_of(value)}"
+                )
+    return Found(dict(sorted(tensors.items())), left_out, kinds, root)
+
+
+def _members(module: StandIn) -> Iterator[tuple[str, Any, bool]]:
+    """Yields name, value, and whether it must be a tensor, for all that a module registers."""
+    state = module.attributes
+    if "_modules" not in state:  # TorchScript: attributes of their own
+        yield from ((str(name), value, False) for name, value in state.items())
+        return
+    for key in ("_parameters", "_buffers", "_modules"):
+        items = state.get(key)
+        if isinstance(items, dict):
+            yield from ((str(name), value, key != "_modules") for name, value in items.items())
+
+
+def _unsaved(module: StandIn) -> set[Any]:
+    names = module.attributes.get("_non_persistent_buffers_set", ())
+    if isinstance(names, StandIn):  # set(["name", ...])
+        names = names.args[0] if names.args else ()
+    return {n for n in names if isinstance(n, str)} if isinstance(names, (list, set)) else set()
+
+
+def _tower_alone(found: Found, module: StandIn) -> Found:
+    """Of task_vectors' ImageEncoder, keeps what its forward uses: CLIP's image tower."""
+    tower = {n.removeprefix(_TOWER): t for n, t in found.tensors.items() if n.startswith(_TOWER)}
+    if module.kind.rpartition(".")[2] != "ImageEncoder" or not tower:
+        return found
+    why = "an image encoder's forward does not use it"
+    dead = {
+        name: f"CLIP's text tower: {why}" if text_tower(name.removeprefix("model.")) else why
+        for name in found.tensors
+        if not name.startswith(_TOWER)
+    }
+    kinds = {n.removeprefix(_TOWER): k for n, k in found.kinds.items() if n.startswith(_TOWER)}
+    return Found(tower, {**found.left_out, **dead}, kinds, module)
