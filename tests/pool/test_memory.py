@@ -37,18 +37,18 @@ class Square(nn.Module):
 
 @pytest.fixture
 def large(parts: Any, make_parts: Any, tmp_path: Path) -> tuple[Any, int]:
-    """Sixteen models of 4 MiB, in files; and the bytes of their task vectors."""
+    """Thirty-two models of 4 MiB, in files; and the bytes of their task vectors."""
     made = make_parts(K=1)
     made.options["backbone"] = Square()
     made.base = tmp_path / "base.safetensors"
     save_file({"weight": torch.zeros(1024, 1024)}, made.base)
     head = Head(torch.ones(1, 4))
     task = type(made.tasks[0])
-    made.tasks = [task(name=f"t{k}", class_names=("a",), head=head) for k in range(16)]
-    made.models = [tmp_path / f"t{k}.safetensors" for k in range(16)]
+    made.tasks = [task(name=f"t{k}", class_names=("a",), head=head) for k in range(32)]
+    made.models = [tmp_path / f"t{k}.safetensors" for k in range(32)]
     for k, path in enumerate(made.models):
         save_file({"weight": torch.full((1024, 1024), k + 1.0)}, path)
-    return made, 16 * 4 * 2**20
+    return made, 32 * 4 * 2**20
 
 
 def _peak_of(work: Callable[[], Any]) -> int:
@@ -76,7 +76,7 @@ def test_opening_maps_and_packing_to_a_folder_holds_one_row(
 ) -> None:
     parts, tau_bytes = large
     parts.pack(tmp_path / "warm", codec=codec)  # what the first call of anything keeps
-    # base, θ, τ, the header's page, and pieces of 4 MiB: a few arenas, far below sixteen.
+    # base, θ, τ, the header's page, and pieces of 4 MiB: a few arenas, far below thirty-two.
     assert _peak_of(lambda: parts.pack(tmp_path / "pool", codec=codec)) < tau_bytes / 2
 
     before = _anonymous_bytes()
