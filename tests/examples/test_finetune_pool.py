@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mdft_fast import MetaModel, NpzSource, evaluate
 from mdft_fast.analysis import entropy_and_loss
@@ -25,15 +25,10 @@ from mdft_fast.model import build_backbone
 from mdft_fast.recipe import Recipe
 from mdft_fast.run import build
 from tests.conftest import ROOT
+from tests.toy import CLASSES, SPEC, write_toy
 
 pytest.importorskip("timm")
 
-SPEC = {
-    "library": "timm",
-    "name": "test_vit",
-    "kwargs": {"img_size": 32, "num_classes": 0, "proj_drop_rate": 0.1},  # reads random numbers
-}
-CLASSES = {"shades": ("dark", "light", "mid"), "sides": ("left", "right")}
 OPTIONS = ["--steps", "12", "--batch", "16", "--lr", "2e-3", "--save-every", "3"]
 
 
@@ -50,46 +45,9 @@ def example() -> ModuleType:
     return module
 
 
-def draw(task: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, len(CLASSES[task]), n)
-    images = generator.integers(0, 60, (n, 32, 32, 3)) + generator.integers(0, 100, (n, 1, 1, 1))
-    if task == "shades":
-        images[..., 0] += np.array([0, 90, 45])[labels][:, None, None]
-    else:
-        for image, label in zip(images, labels, strict=True):
-            image[:, 16 * label : 16 * (label + 1)] += 110
-    return images.astype(np.uint8), labels
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe of two tasks without a pool: a base, test images, labelled images."""
-    folder = tmp_path_factory.mktemp("toy")
-    base = build_backbone(SPEC).state_dict()
-    generator = torch.Generator().manual_seed(0)
-    noise = {k: 0.05 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
-    save_file({k: (v + noise[k]).half() for k, v in base.items()}, folder / "base.safetensors")
-    tasks = []
-    for name, classes in CLASSES.items():
-        test, answers = draw(name, 40, seed=1)
-        np.savez(folder / f"{name}.npz", x_unlabelled=draw(name, 40, seed=2)[0], x_test=test,
-                 y_test=answers)  # fmt: skip
-        (folder / "train").mkdir(exist_ok=True)
-        x, y = draw(name, 90, seed=3)
-        np.savez(folder / "train" / f"{name}.npz", x=x, y=y)
-        tasks.append({
-            "name": name, "class_names": list(classes),
-            "head": {"file": f"out/heads/{name}.safetensors", "normalize": True},
-            "adapt": {"npz": f"{name}.npz", "x": "x_unlabelled"},
-            "evaluate": {"npz": f"{name}.npz", "x": "x_test", "y": "y_test"},
-        })  # fmt: skip
-    content = {
-        "version": 1, "pool": {"base": "base.safetensors", "models": "out/models"},
-        "backbone": SPEC, "preprocess": {"size": 32, "mean": 0.5, "std": 0.5}, "tasks": tasks,
-    }  # fmt: skip
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
-    return folder / "recipe.yaml"
+    return write_toy(tmp_path_factory.mktemp("toy"))
 
 
 Run = Callable[..., int]
