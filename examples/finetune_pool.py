@@ -18,14 +18,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
-import hashlib
 import json
 import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +35,7 @@ from mdft_fast.data import BatchOrder, Samples, load_labelled, npz_keys, read_cl
 from mdft_fast.files import replacing, write_json
 from mdft_fast.model import build_backbone
 from mdft_fast.pool import Head
+from mdft_fast.pool.container import digest, file_digest
 from mdft_fast.pool.readers import read_state
 from mdft_fast.recipe import Recipe
 from mdft_fast.run.build import choose_device, spec_of
@@ -44,23 +43,15 @@ from mdft_fast.run.system import environment
 
 WARNING = "supervised: training labels were read to make every model here"
 MULTI = "multi_task.safetensors"
-HEAD_SCALE = 20.0
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Labelled:
+class Labelled(NamedTuple):
     """A task with its labelled training images, int64 labels ``[n]``, and whose head it has."""
 
     task: Task
     samples: Samples
     labels: Tensor
     head_made: bool
-
-    def digest(self) -> str:
-        """Tells one training set, or head, from another."""
-        parts = (self.samples.x, self.labels, self.task.head.weight)
-        data = b"".join(part.contiguous().numpy().tobytes() for part in parts)
-        return hashlib.sha256(data).hexdigest()
 
 
 class Pool:
@@ -78,7 +69,7 @@ class Pool:
         self.device = choose_device(recipe.device)
         self.base.to(self.device).eval()
         self.preprocess = recipe.preprocess.model_dump()
-        self.base_sha256 = hashlib.sha256(recipe.pool.base.read_bytes()).hexdigest()
+        self.sha256 = file_digest(recipe.pool.base)
         self.heads = out / "heads"
         self.tasks = [self._read(given, train / given.name) for given in recipe.tasks]
 
@@ -102,12 +93,12 @@ class Pool:
         else:
             raise MdftError(f"task {given.name!r}: no labelled images: neither {file} nor {place}")
         mine = self.heads.resolve() / f"{given.name}.safetensors"
-        made = given.head is not None and given.head.file == mine and given.head.normalize
+        made = given.head.file.resolve() == mine and given.head.normalize
         head = None
-        if given.head is not None and not (made and not mine.exists()):
+        if mine.exists() or not made:
             head = Head.from_file(given.head.file, normalize=given.head.normalize)
-        if names is None and head is None:
-            raise MdftError(f"task {given.name!r}: class_names must be given, where no head is")
+        elif names is None:
+            raise MdftError(f"task {given.name!r}: class_names must be given to make a head")
         names = names or [str(c) for c in range(head.classes)]
         samples, labels = load_labelled(source, self.preprocess, len(names))
         head = head or self._class_means(samples, labels, len(names))
@@ -120,7 +111,7 @@ class Pool:
         features = torch.cat([self.base(samples.batch(i, self.device)).cpu() for i in rows])
         sums = torch.zeros(classes, features.shape[1])
         sums.index_add_(0, labels, F.normalize(features, dim=-1))
-        return Head(F.normalize(sums, dim=-1) * HEAD_SCALE, normalize=True)
+        return Head(F.normalize(sums, dim=-1) * 20.0, normalize=True)
 
     def stored(self, model: nn.Module) -> dict[str, Tensor]:
         """Returns a model's weights as the base's file would hold them."""
@@ -147,13 +138,13 @@ class Training:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.trainable = sum(p.numel() for p in self.trained)
         self.optimizer = torch.optim.AdamW(self.trained, lr=options.lr, weight_decay=0.01)
         self.heads = [one.task.head.to(pool.device, torch.float32) for one in tasks]
-        self.orders = [
-            BatchOrder(len(t.samples), batch, options.seed, f"finetune/{len(tasks)}/{t.task.name}")
-            for t in tasks
-        ]
-        self.step, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
+        stream = f"finetune/{len(tasks)}"
+        self.orders = [BatchOrder(len(t.samples), batch, options.seed, f"{stream}/{t.task.name}")
+                       for t in tasks]  # fmt: skip
+        self.step, self.taken = 0, {"seconds": 0.0, "cpu_seconds": 0.0}
 
     def run(self, file: Path, config: dict[str, Any]) -> None:
         """Makes the steps that are left; saves where it stands now and then."""
@@ -164,8 +155,8 @@ class Training:
             while self.step < self.steps:
                 began, cpu = time.perf_counter(), time.process_time()
                 self.update()
-                self.seconds += time.perf_counter() - began
-                self.cpu_seconds += time.process_time() - cpu
+                self.taken["seconds"] += time.perf_counter() - began
+                self.taken["cpu_seconds"] += time.process_time() - cpu
                 if self.step % self.options.save_every == 0 and self.step < self.steps:
                     with replacing(file) as temporary:
                         torch.save(self.state() | {"config": config}, temporary)
@@ -195,8 +186,8 @@ class Training:
         """Returns all that :meth:`restore` needs to go on bit for bit."""
         random = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]  # dropout reads them
         return {"step": self.step, "model": self.model.state_dict(), "random": random,
-                "optimizer": self.optimizer.state_dict(), "cpu_seconds": self.cpu_seconds,
-                "orders": [o.state() for o in self.orders], "seconds": self.seconds}  # fmt: skip
+                "optimizer": self.optimizer.state_dict(), "taken": dict(self.taken),
+                "orders": [order.state() for order in self.orders]}  # fmt: skip
 
     def restore(self, state: dict[str, Any], file: Path, config: dict[str, Any]) -> None:
         """Goes to where :meth:`state` was taken."""
@@ -208,28 +199,20 @@ class Training:
             order.restore(saved)
         torch.set_rng_state(state["random"][0])
         torch.cuda.set_rng_state_all(state["random"][1:])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.cpu_seconds = state["cpu_seconds"]
-
-    def facts(self, batch: int) -> dict[str, Any]:
-        """Returns what it took and gave."""
-        return {"accuracy": self.pool.accuracy(self.model, self.tasks), "seconds": self.seconds,
-                "cpu_seconds": self.cpu_seconds, "steps": self.steps,
-                "images": self.steps * batch * len(self.tasks),
-                "trainable": sum(p.numel() for p in self.trained)}  # fmt: skip
+        self.step, self.taken = state["step"], state["taken"]
 
 
 def finetune(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """Makes what is not there yet, and returns the content of ``baselines.json``."""
-    out = options.out
+    out, report = options.out, options.out / "baselines.json"
     pool = Pool(recipe, options.train, out)
     config = {key: getattr(options, key) for key in ("steps", "batch", "lr", "seed")}
-    config |= {"base_sha256": pool.base_sha256,
-               "tasks": {one.task.name: one.digest() for one in pool.tasks}}  # fmt: skip
-    report = out / "baselines.json"
+    config |= {"base_sha256": pool.sha256, "tasks": {
+        t.task.name: digest(t.samples.x, t.labels, t.task.head.weight) for t in pool.tasks
+    }}  # fmt: skip
+    made = [t.task.name for t in pool.tasks if t.head_made]
     content: dict[str, Any] = {"labels": WARNING, "config": config, **environment(pool.device),
-                               "heads_made": [t.task.name for t in pool.tasks if t.head_made],
-                               "models": {}}  # fmt: skip
+                               "heads_made": made, "models": {}}  # fmt: skip
     if report.exists():
         before = json.loads(report.read_text(encoding="utf-8"))
         if before.get("config") != config:
@@ -248,10 +231,13 @@ def finetune(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
         training, file = Training(pool, tasks, many, batch, options), out / "state" / f"{name}.pt"
         training.run(file, config)
         _save(pool.stored(training.model), out / name)
-        content["models"][name] = training.facts(batch)
+        accuracy = pool.accuracy(training.model, tasks)
+        content["models"][name] = {"accuracy": accuracy, **training.taken, "steps": many,
+                                   "images": many * batch * len(tasks),
+                                   "trainable": training.trainable}  # fmt: skip
         write_json(report, content)
         file.unlink(missing_ok=True)
-        print(f"{name}: {content['models'][name]['accuracy']}", flush=True)
+        print(f"{name}: {accuracy}", flush=True)
     return content
 
 
