@@ -15,13 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))  # an installed mdft_fast wins
+sys.path.append(str(Path(__file__).parent.parent))  # an installed mdft_fast wins
 
 from benchmarks.paper import ITEMS
 from benchmarks.paper.command import page
 from docs.make_results import replaced
 
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "paper"
 PAGE = ROOT / "docs" / "paper.md"
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from benchmarks.paper.form import Item, Results, number, table
 from benchmarks.paper.study import Study, mean
 from mdft_fast import MetaModel
 from mdft_fast.analysis import LayerReader, linear_cka
+from mdft_fast.analysis.layers import OUTPUT
 from mdft_fast.data import Samples, load_samples
 from mdft_fast.model.pieces import find_blocks
 from mdft_fast.report.style import BLUE, GRAY, ORANGE, VERMILION, bare, heading, new_figure
@@ -36,9 +38,10 @@ def plain(meta: MetaModel, at: float | Tensor) -> nn.Module:
         return meta.materialize().eval()
 
 
-def compare(meta: MetaModel, at: float | Tensor, task: str, samples: Samples) -> Tensor:
+def compare(
+    meta: MetaModel, at: float | Tensor, task: str, samples: Samples, blocks: Sequence[str]
+) -> Tensor:
     """Returns the CKA of all layers at λ with all layers of a task's own model, ``[A, A]``."""
-    blocks = find_blocks(meta._backbone, meta.layout, None)
     device, size = meta.coefficients.device, min(BATCH, len(samples))
     rows = [r for r in torch.arange(len(samples)).split(size) if len(r) == size]
     example = samples.batch(rows[0][:3], device)
@@ -52,21 +55,21 @@ def compare(meta: MetaModel, at: float | Tensor, task: str, samples: Samples) ->
 def measure(study: Study, options: argparse.Namespace) -> Results:
     """Compares on the unlabelled images, first seed: no label is read."""
     meta, seed = study.meta(), study.seeds[0]
+    blocks = find_blocks(plain(meta, 0.0), meta.layout, study.recipe.memory.blocks)
     special = study.second(seed)
-    layers = [*find_blocks(meta._backbone, meta.layout, None), "output"]
     tasks = {}
     for task in study.built.unlabelled:
         samples = load_samples(task.adapt, study.built.pool.preprocess)
         at = {"pretrained": 0.0, "start": 0.3, "meta": study.first(seed)[-1]}
         if task.name in special:
             at["specialized"] = special[task.name][-1]
-        found = {model: compare(meta, lam, task.name, samples) for model, lam in at.items()}
+        found = {model: compare(meta, lam, task.name, samples, blocks) for model, lam in at.items()}
         tasks[task.name] = {
             "images": len(samples),
             "diagonal": {m: _finite(c.diagonal().tolist()) for m, c in found.items()},
             "pairs": [_finite(r) for r in found["meta"].tolist()] if options.all_pairs else None,
         }
-    return {"layers": layers, "batch": BATCH, "tasks": tasks}
+    return {"layers": [*blocks, OUTPUT], "batch": BATCH, "tasks": tasks}
 
 
 def _finite(values: list[float]) -> list[float | None]:

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.paper import ITEMS, command, fig3, study, table2, variants
 from benchmarks.paper.study import Study
+from docs import make_paper
 from mdft_fast.evaluate import evaluate
 from mdft_fast.pool.container import file_digest
 from tests.conftest import ROOT
@@ -150,7 +151,8 @@ def test_fig2_of_a_model_with_itself_is_one(made: Path, opened: Study) -> None:
     from benchmarks.paper.fig2 import compare
 
     task = opened.taught(0)[0]
-    table = compare(opened.meta(), opened.meta().individual(task.name), task.name, task.samples)
+    meta = opened.meta()
+    table = compare(meta, meta.individual(task.name), task.name, task.samples, ["blocks.0"])
     torch.testing.assert_close(table.diagonal(), torch.ones(len(table), dtype=torch.float64))
     content = results(made, "fig2")
     for one in content["tasks"].values():
@@ -219,6 +221,24 @@ def test_labels_change_no_coefficient(recipe: Path, opened: Study, tmp_path: Pat
     assert torch.equal(other.first(0), opened.first(0))
     assert torch.equal(other.second(0)["sides"], opened.second(0)["sides"])
     assert not torch.equal(other.individual()["sides"], opened.individual()["sides"])
+
+
+def test_the_page_and_the_tables_are_the_committed_results() -> None:
+    text = make_paper.PAGE.read_text()
+    block = make_paper.block()
+    assert make_paper.replaced(text, block) == text, "run: python docs/make_paper.py"
+    for file in make_paper.RESULTS.glob("*.json"):
+        content = json.loads(file.read_text())
+        assert file.with_suffix(".md").read_text() == command.page(content), file.name
+        assert file.with_suffix(".png").is_file()
+        assert content["pool"]["name"] == "demo"
+
+
+def test_the_page_says_what_is_not_there(made: Path, tmp_path: Path) -> None:
+    shutil.copy(made / "fig5.json", tmp_path)
+    block = make_paper.block(tmp_path)
+    assert block.count("No result is committed yet.") == len(ITEMS) - 1
+    assert "](../benchmarks/results/paper/fig5.png)" in block
 
 
 def test_run_py_hands_over(tmp_path: Path) -> None:
