@@ -66,6 +66,7 @@ def measured(name: str, study: Study, given: argparse.Namespace) -> dict[str, An
     words += ["--set", *given.set] if given.set else []
     words += ["--steps", str(given.steps)] if given.steps else []
     words += ["--seeds", *map(str, given.seeds)]
+    words += ["--baselines", "FOLDER"] if given.baselines and name in ("table2", "table3") else []
     words += ["--all-pairs"] if given.all_pairs and name == "fig2" else []
     results = ITEMS[name].measure(study, given)
     return {
