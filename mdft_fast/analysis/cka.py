@@ -74,7 +74,7 @@ def linear_cka(batches: Iterable[Batch]) -> Tensor:
         Nguyen, Raghu and Kornblith 2021 (arXiv:2010.15327), eq. 3; CKA: Kornblith et al. 2019
         (arXiv:1905.00414).
     """
-    sums: tuple[Tensor, Tensor, Tensor] | None = None
+    sums: tuple[Tensor, ...] | None = None
     for first, second in batches:
         found = _hsics([_gram(x) for x in first], [_gram(y) for y in second])
         if sums is not None and sums[0].shape != found[0].shape:
@@ -99,7 +99,7 @@ def _gram(features: Tensor) -> Tensor:
     return (wide @ wide.T).cpu()
 
 
-def _hsics(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _hsics(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, ...]:
     own = torch.stack([unbiased_hsic(k, k) for k in first])
     other = torch.stack([unbiased_hsic(l, l) for l in second])  # noqa: E741
     cross = torch.stack([torch.stack([unbiased_hsic(k, l) for l in second]) for k in first])  # noqa: E741
