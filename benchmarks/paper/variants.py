@@ -130,7 +130,8 @@ def draw(results: Results, *, title: str) -> Figure:
                 axes.plot([min(values), max(values)], [y, y], color=FAINT, lw=6, zorder=1)
                 axes.plot(mean(values), y, marker, color=color, ms=6, label=label)
                 axes.annotate(f"{mean(values):.1f}", (mean(values), y), xytext=(0, 7),
-                              textcoords="offset points", fontsize=8, ha="center")  # fmt: skip
+                              textcoords="offset points", fontsize=8, ha="center",
+                              bbox={"fc": "white", "ec": "none", "pad": 0.4})  # fmt: skip
                 label = None
     axes.set_yticks(range(len(variants)), list(variants))
     axes.set_ylim(len(variants) - 0.4, -0.7)
