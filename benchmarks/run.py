@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the races and writes what they measured.
+"""Runs the races and writes what they measured; makes the paper's tables and figures.
 
 python benchmarks/run.py kernels step --json benchmarks/results/FILE.json
+python benchmarks/run.py table2 fig3 --recipe RECIPE --out FOLDER
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from benchmarks import (  # noqa: E402
     bench_step,
 )
 from benchmarks.harness import OURS, Busy, Case, Machine, limit_memory, load, race  # noqa: E402
+from benchmarks.paper import ITEMS, command  # noqa: E402
 from benchmarks.shapes import CLASSES, TABLES, parameters  # noqa: E402
 from mdft_fast.errors import MdftError  # noqa: E402
 from mdft_fast.run.system import environment  # noqa: E402
@@ -121,7 +123,10 @@ ALL = [*SUITES, *WATCHES]
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=f"The paper's: {', '.join(ITEMS)}, or all of them: paper. See `run.py paper -h`.",
+    )
     add = parser.add_argument
     add("suites", nargs="*", metavar="SUITE", help=f"some of {ALL}; none: all")
     add("--json", metavar="FILE", help="writes the results there")
@@ -148,6 +153,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     """Runs the suites; returns the exit status."""
+    if argv and argv[0] in (*ITEMS, "paper"):
+        return command.main(argv)
     args = arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -9,7 +9,8 @@ import os
 import platform
 import time
 
-_EXTRAS = {"timm": ("timm",), "clip": ("open_clip", "torchvision"), "demo": ("sklearn",)}
+_EXTRAS = {"timm": ("timm",), "clip": ("open_clip", "torchvision"), "demo": ("sklearn",),
+           "analysis": ("scipy",)}  # fmt: skip
 _PACKAGES = ("numpy", "safetensors", "pydantic", "matplotlib")
 
 

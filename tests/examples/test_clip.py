@@ -5,7 +5,7 @@ are made up. Small towers by default;
     MDFT_FULL_SIZE=ViT-L-14 pytest -s tests/examples/test_clip.py
 
 takes the full-size tower of the example, some 11 GB of disk, and minutes.
-"""  # noqa: D205
+"""
 
 from __future__ import annotations
 
