@@ -34,11 +34,12 @@ from mdft_fast import MdftError, NpzSource, Task, evaluate
 from mdft_fast.data import BatchOrder, Samples, load_labelled, npz_keys, read_class_names
 from mdft_fast.files import replacing, write_json
 from mdft_fast.model import build_backbone
-from mdft_fast.pool import Head
-from mdft_fast.pool.container import digest, file_digest
-from mdft_fast.pool.readers import read_state
+from mdft_fast.pool import Head, open_state, take_inventory
+from mdft_fast.pool.container import digest
+from mdft_fast.pool.fit import fit
 from mdft_fast.recipe import Recipe
-from mdft_fast.run.build import choose_device, spec_of
+from mdft_fast.run.build import choose_device, preprocess_of, spec_of
+from mdft_fast.run.data import sources_of
 from mdft_fast.run.system import environment
 
 WARNING = "supervised: training labels were read to make every model here"
@@ -59,17 +60,18 @@ class Pool:
 
     def __init__(self, recipe: Recipe, train: Path, out: Path) -> None:
         spec = spec_of(recipe)
-        if recipe.pool.base is None or spec is None or recipe.preprocess is None:
-            raise MdftError("recipe: pool.base, backbone and preprocess must be given, got none")
-        self.state, self.base = dict(read_state(recipe.pool.base)), build_backbone(spec)
+        if recipe.pool.base is None or spec is None:
+            raise MdftError("recipe: pool.base and backbone must be given, got none")
+        self.base = build_backbone(spec)
+        self.state = dict(fit(open_state(recipe.pool.base), take_inventory(self.base)).tensors)
         try:
             self.base.load_state_dict({k: v.float() for k, v in self.state.items()})
         except RuntimeError as error:
             raise MdftError(f"{recipe.pool.base}: must fit the backbone, got: {error}") from None
         self.device = choose_device(recipe.device)
         self.base.to(self.device).eval()
-        self.preprocess = recipe.preprocess.model_dump()
-        self.sha256 = file_digest(recipe.pool.base)
+        self.preprocess = preprocess_of(recipe)
+        self.sha256 = digest(*(self.state[name] for name in sorted(self.state)))
         self.heads = out / "heads"
         self.tasks = [self._read(given, train / given.name) for given in recipe.tasks]
 
@@ -102,7 +104,7 @@ class Pool:
         names = names or [str(c) for c in range(head.classes)]
         samples, labels = load_labelled(source, self.preprocess, len(names))
         head = head or self._class_means(samples, labels, len(names))
-        test = given.evaluate and NpzSource(given.evaluate.npz, given.evaluate.x, given.evaluate.y)
+        test = sources_of(given, transductive=True)[1]
         return Labelled(Task(given.name, names, head, samples.x, test), samples, labels, made)
 
     @torch.no_grad()

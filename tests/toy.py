@@ -41,7 +41,9 @@ def write_toy(folder: Path, out: str = "out") -> Path:
         folder: where to.
         out: below it models and heads are expected.
     """
-    base = build_backbone(SPEC).state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = build_backbone(SPEC).state_dict()
     generator = torch.Generator().manual_seed(0)
     noise = {k: 0.05 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
     save_file({k: (v + noise[k]).half() for k, v in base.items()}, folder / "base.safetensors")

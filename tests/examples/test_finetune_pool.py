@@ -29,7 +29,7 @@ from tests.toy import CLASSES, SPEC, write_toy
 
 pytest.importorskip("timm")
 
-OPTIONS = ["--steps", "12", "--batch", "16", "--lr", "2e-3", "--save-every", "3"]
+OPTIONS = ["--steps", "24", "--batch", "16", "--lr", "2e-3", "--save-every", "3"]
 
 
 @pytest.fixture(scope="module")
