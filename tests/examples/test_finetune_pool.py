@@ -85,7 +85,7 @@ def test_what_is_made_says_that_labels_were_read(made: Path) -> None:
     own, shared = content["models"]["models/shades.safetensors"], content["models"][
         "multi_task.safetensors"]  # fmt: skip
     assert own["trainable"] == sum(p.numel() for p in build_backbone(SPEC).parameters())
-    assert own["images"] == 12 * 16
+    assert own["images"] == 24 * 16
     assert shared["images"] == 2 * own["images"]
     assert own["seconds"] > 0
     assert own["cpu_seconds"] > 0
