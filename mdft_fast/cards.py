@@ -170,7 +170,8 @@ def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | 
             about = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except (OSError, SafetensorError) as error:
-        raise MdftError(f"{path}: not a readable safetensors file: {error}") from None
+        hint = "a card (.json) or a safetensors file of mdft_fast is wanted; see mdft inspect"
+        raise MdftError(f"{path}: not a readable safetensors file: {error}; {hint}") from None
     if backbone is None and "backbone" not in about:
         raise MdftError(f"{path}: does not say its backbone; pass backbone=...")
     module = copy.deepcopy(backbone) if backbone is not None else build_backbone(_spec(path, about))

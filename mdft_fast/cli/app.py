@@ -81,7 +81,8 @@ def init(
     """
     from mdft_fast.errors import MdftError
     from mdft_fast.files import write_text
-    from mdft_fast.recipe.draft import UNKNOWN, draft
+    from mdft_fast.recipe.draft import draft
+    from mdft_fast.recipe.recipe import UNKNOWN
 
     target = output or folder / "recipe.yaml"
     if target.exists() and not overwrite:
@@ -224,6 +225,7 @@ def specialize(
     from mdft_fast.cli.work import specialize_run
 
     say(f"wrote {specialize_run(folder, task, assignments or (), overwrite)}")
+    say("the run's report shows the run as it was; `mdft eval` measures this card")
 
 
 @app.command()

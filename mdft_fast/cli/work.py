@@ -107,6 +107,7 @@ def specialize_run(folder: Path, task: str, assignments: Sequence[str], overwrit
     """Specializes a run's meta-model to a task; returns the card's path."""
     from mdft_fast.cards import CoefficientCard
     from mdft_fast.run import build, specialize_config
+    from mdft_fast.run.inputs import same_task
     from mdft_fast.stages import specialize
 
     for assignment in assignments:
@@ -123,8 +124,9 @@ def specialize_run(folder: Path, task: str, assignments: Sequence[str], overwrit
     built = build(recipe)
     card = CoefficientCard.load(_inside(folder, "meta/card.json"))
     meta = card.meta_model(built.pool, built.backbone, built.device)
-    chosen = next(known for known in built.unlabelled if known.name == task)
-    specialize(meta, chosen, specialize_config(recipe))
+    config = specialize_config(recipe)
+    taught = same_task(folder, built, meta, task)
+    specialize(meta, taught, config)
     about = {"stage": "specialize", "preset": recipe.preset, "seed": recipe.seed, "task": task}
     CoefficientCard.of(meta, about).save(target)
     return target

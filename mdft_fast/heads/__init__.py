@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads that are made: from class names (zero-shot) or from labelled images (prototypes)."""
 
-from mdft_fast.heads.cache import cached_head, file_digest
+from mdft_fast.heads.cache import cached_head, file_digest, head_digest
 from mdft_fast.heads.clip import clip_config, load_clip
 from mdft_fast.heads.prototypes import prototype_head
 from mdft_fast.heads.vocabulary import (
@@ -23,6 +23,7 @@ __all__ = [
     "class_names",
     "clip_config",
     "file_digest",
+    "head_digest",
     "is_dataset",
     "load_clip",
     "prototype_head",

@@ -64,7 +64,7 @@ def _digest(path: str, size: int, changed: int) -> str:
 
 
 def _write(file: Path, head: Head) -> None:
-    facts = {"normalize": head.normalize, "scale": head.scale, "sha256": _checksum(head)}
+    facts = {"normalize": head.normalize, "scale": head.scale, "sha256": head_digest(head)}
     tensors = {name: tensor.contiguous() for name, tensor in _tensors(head).items()}
     with replacing(file) as temporary:
         save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in facts.items()})
@@ -78,7 +78,7 @@ def _read(file: Path) -> Head | None:
             names = tuple(opened.keys())
             tensors = {name: opened.get_tensor(name).clone() for name in names}
         head = Head(tensors["weight"], tensors.get("bias"), facts["normalize"], facts["scale"])
-        return head if facts["sha256"] == _checksum(head) else None
+        return head if facts["sha256"] == head_digest(head) else None
     except (OSError, SafetensorError, KeyError, ValueError, MdftError):
         return None
 
@@ -89,7 +89,8 @@ def _tensors(head: Head) -> dict[str, Tensor]:
     )
 
 
-def _checksum(head: Head) -> str:
+def head_digest(head: Head) -> str:
+    """Returns the sha256 of all that a head's logits depend on."""
     total = hashlib.sha256(f"{head.normalize} {head.scale!r}".encode())
     for name, tensor in _tensors(head).items():
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mdft_fast.errors import MdftError, nearest
+from mdft_fast.model.backbones import without_alarm
 from mdft_fast.pool import open_state
 
 # In place of the image tower, which a zero-shot head does not use.
@@ -80,7 +81,7 @@ def load_clip(name: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, An
     if said is not None and quick != (said == "quick_gelu"):
         raise MdftError(f"{weights}: its activation is {said!r}, and {name} has another")
     state = {key: opened.tensors[key] for key in opened.tensors if key not in _NO_WEIGHTS}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), without_alarm():
         model: nn.Module = library.create_model(
             name, pretrained_image=False, pretrained_text=False, vision_cfg=_SMALL_VISION
         )

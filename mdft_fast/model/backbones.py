@@ -7,10 +7,12 @@ pickles, folders and the net. So only plain arguments pass, and none that names 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -129,6 +131,8 @@ def _timm(name: str, kwargs: dict[str, Any]) -> nn.Module:
 def _open_clip(name: str, kwargs: dict[str, Any]) -> nn.Module:
     library = _library("open_clip", "clip")
     if name == "VisionTransformer":
+        if kwargs.pop("quick_gelu", False):  # as in a CLIP model's configuration
+            kwargs["act_layer"] = library.transformer.QuickGELU
         alone: nn.Module = library.transformer.VisionTransformer(**kwargs)
         return alone
     for key in kwargs:
@@ -141,7 +145,8 @@ def _open_clip(name: str, kwargs: dict[str, Any]) -> nn.Module:
     # which open_clip would leave for the CPU: plans build models without data, on "meta".
     rest = {"text_cfg": {"layers": 1}, "device": torch.get_default_device()}
     nothing = {"pretrained": None, "pretrained_image": False, "pretrained_text": False}
-    tower: nn.Module = library.create_model(name, **nothing, **rest, **kwargs).visual
+    with without_alarm():
+        tower: nn.Module = library.create_model(name, **nothing, **rest, **kwargs).visual
     return tower
 
 
@@ -154,6 +159,21 @@ _BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
     "open_clip": _open_clip,
     "transformers": _transformers,
 }
+
+
+@contextlib.contextmanager
+def without_alarm() -> Iterator[None]:
+    """Keeps open_clip from warning that a model has no weights yet: they come after."""
+    logger = logging.getLogger()  # open_clip's warnings are the root logger's
+
+    def harmless(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("No pretrained weights loaded")
+
+    logger.addFilter(harmless)
+    try:
+        yield
+    finally:
+        logger.removeFilter(harmless)
 
 
 def _library(module: str, extra: str) -> ModuleType:

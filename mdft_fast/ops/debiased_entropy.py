@@ -126,15 +126,12 @@ class DebiasedEntropyFunction(torch.autograd.Function):
         _, entropy, weight, kept, grad = output
         ctx.mark_non_differentiable(entropy, weight, kept, grad)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad, inputs[2], inputs[3])
-        # Kept for their shapes, and that a second derivative finds its way to the refusal: no value
-        # is read, so nothing is gained by saving them, which took 3 us a tensor.
-        ctx.logits = inputs[_OPTIONS:]
+        # The logits for their shapes, and that a second derivative finds its way to the refusal.
+        ctx.save_for_backward(grad, inputs[2], inputs[3], *inputs[_OPTIONS:])
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:  # noqa: D102
-        grad, row_offsets, task_rows = ctx.saved_tensors
-        logits = ctx.logits
+        grad, row_offsets, task_rows, *logits = ctx.saved_tensors
         if grad_loss is None:
             return (None,) * (_OPTIONS + len(logits))
         with torch.no_grad():

@@ -12,9 +12,9 @@ from typing import Any
 
 from mdft_fast.errors import MdftError
 from mdft_fast.recipe.presets import PRESETS
+from mdft_fast.recipe.recipe import UNKNOWN
 from mdft_fast.recipe.text import render
 
-UNKNOWN = "CHANGE_ME"
 _UNLABELLED = ("x_unlabelled", "x_unlabeled", "unlabelled", "x_train", "x", "images")
 _COMMENTS = {  # what the preset decides; a path of keys -> what it means
     "granularity": "what shares a coefficient: task, block or tensor",
@@ -151,7 +151,9 @@ def _architecture(facts: Mapping[str, Any]) -> list[str]:
     size, mean, std = (_value(seen.get(key, UNKNOWN)) for key in ("size", "mean", "std"))
     return [
         _line("backbone:", "builds the module whose parameters are merged"),
-        _line(f"  library: {_value(built.get('library', 'timm'))}", "timm or open_clip"),
+        _line(
+            f"  library: {_value(built.get('library', 'timm'))}", "timm, open_clip or transformers"
+        ),
         _line(f"  name: {_value(built.get('name', UNKNOWN))}", "the library's name of the model"),
         _line(f"  kwargs: {_value(built.get('kwargs', {}))}", "of the library's builder"),
         _line("preprocess:", "from uint8 images to inputs"),
@@ -175,7 +177,7 @@ def _task(folder: Path, name: str, target: Path, facts: Mapping[str, Any]) -> It
     where = _path(data, target) if data.is_file() else UNKNOWN
     x = next((key for key in _UNLABELLED if key in arrays), UNKNOWN)
     yield "    # unlabelled samples: an array of the file, uint8 [n, H, W, 3]"
-    yield f"    adapt: {{npz: {where}, x: {x}}}"
+    yield f"    adapt: {{npz: {where}, x: {x}}}  # or {{folder: ...}}, {{torchvision: ...}}"
     labelled = {"x_test", "y_test"} <= arrays
     yield "    # labelled samples, to measure accuracy at the end; nothing is learned from them"
     off, file = ("", where) if labelled else ("# ", UNKNOWN)

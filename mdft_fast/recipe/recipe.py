@@ -19,6 +19,8 @@ from mdft_fast.recipe.presets import PRESETS, merged
 from mdft_fast.recipe.sections import HeadSource
 from mdft_fast.recipe.text import parse, render
 
+UNKNOWN = "CHANGE_ME"
+
 
 class Recipe(Keys):
     """Everything that a run reads, does and writes. Read one with :meth:`load`."""
@@ -66,6 +68,9 @@ class Recipe(Keys):
             hint = nearest(str(preset), PRESETS)
             wanted = f"preset: must be one of {list(PRESETS)}, got {preset!r}{hint}"
             raise RecipeError(where, [wanted])
+        unknown = [f"{key}: still says {UNKNOWN}" for key in _unknown(content, "")]
+        if unknown:
+            raise RecipeError(where, unknown)
         said = {key: value for key, value in content.items() if value is not None}
         filled = merged(PRESETS[preset], said)
         try:
@@ -110,6 +115,18 @@ class Recipe(Keys):
         for key, path, kind in wanted:
             if path and not there[kind](path):
                 yield key, kind, path
+
+
+def _unknown(content: Any, at: str) -> Iterator[str]:
+    """Yields the keys that hold what `mdft init` writes where it does not know."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _unknown(value, f"{at}.{key}" if at else str(key))
+    elif isinstance(content, (list, tuple)):
+        for i, value in enumerate(content):
+            yield from _unknown(value, f"{at}[{i}]")
+    elif content == UNKNOWN:
+        yield at
 
 
 def _head_files(key: str, head: HeadSource | None) -> list[tuple[str, Path | None, str]]:

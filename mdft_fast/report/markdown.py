@@ -168,7 +168,7 @@ def _origin(result: Result, recipe: str) -> Iterator[str]:
         "merged": f"{pool['parameters']:,} parameters in {pool['tensors']:,} tensors",
         "device": f"{result['device']}, {result['threads']} threads",
         "operators": ", ".join(f"{where}: {what}" for where, what in result["kernels"].items()),
-        "commit": result["commit"] or "unknown",
+        "commit of the native build": result["commit"] or "unknown",
         "versions": ", ".join(f"{name} {which}" for name, which in result["versions"].items()),
     }
     yield table(["", ""], facts.items(), left=2)

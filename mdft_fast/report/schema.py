@@ -156,7 +156,7 @@ class Result(TypedDict):
     Attributes:
         schema: version of this format.
         created: when the run ended, ISO 8601.
-        commit: of mdft_fast, where known.
+        commit: of mdft_fast when its native part was built, where known.
         versions: package -> version.
         device: "cpu", "cuda:0 (name)".
         threads: of torch on the CPU.

@@ -188,10 +188,14 @@ def _holdout(result: Result) -> Iterator[str]:
     if not holdout or "start" not in holdout or "meta" not in holdout:
         return
     start, meta = holdout["start"], holdout["meta"]
-    words = "fell" if meta < start else "**rose**" if meta > start else "stayed"
+    about = "the cross-entropy to the teachers on held-out samples"
+    if f"{start:.3f}" == f"{meta:.3f}":
+        yield f"**Without labels**: {about} stayed at {meta:.3f}."
+        return
+    words = "fell" if meta < start else "**rose**"
     yield (
-        f"**Without labels**: the cross-entropy to the teachers on held-out samples {words} "
-        f"from {start:.3f} at the start to {meta:.3f} after stage 1."
+        f"**Without labels**: {about} {words} from {start:.3f} at the start to {meta:.3f} after "
+        f"stage 1."
     )
 
 

@@ -106,8 +106,10 @@ def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: boo
     """Packs a recipe's checkpoints into a pool's folder, one task vector at a time in memory."""
     recipe.check_files()
     if recipe.pool.folder is not None:
-        pool = Pool.open(recipe.pool.folder)
-        pool.save(path, codec, overwrite=overwrite)
+        made = any(task.head is not None for task in recipe.tasks)  # heads that go over the pool's
+        pool = build(recipe).pool if made else Pool.open(recipe.pool.folder)
+        own = recipe.memory.codec if recipe.memory.codec != "fp32" else None
+        pool.save(path, codec or own, overwrite=overwrite)
         return Pool.open(path)
     return Pool.pack(
         path, **_sources(recipe), codec=codec or recipe.memory.codec, overwrite=overwrite

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mdft_fast.data import (
@@ -26,6 +28,7 @@ from mdft_fast.data import (
     shared_images,
 )
 from mdft_fast.errors import MdftError
+from mdft_fast.heads import head_digest
 
 if TYPE_CHECKING:
     from mdft_fast.data.listing import Role
@@ -104,9 +107,13 @@ def class_names_of(
         MdftError: if the data know their class names and these are others.
     """
     data: tuple[str, ...] | None = None
+    # Folders of unlabelled images need not be classes, unless their tests are folders there too.
+    classes = not isinstance(adapt, FolderSource) or (
+        isinstance(test, FolderSource) and test.path == adapt.path
+    )
     for source, known in (
         (test, _known_names(test, "test")),
-        (adapt, _known_names(adapt, "train")),
+        (adapt, _known_names(adapt, "train") if classes else None),
     ):
         # Only the order of a source whose labels are read matters; else that of what there is.
         if known is None or (source is adapt and test is not None and data is not None):
@@ -133,36 +140,64 @@ def _known_names(
 
 
 def load_data(
-    tasks: Sequence[Task], preprocess: Preprocess, *, transductive: bool, shown: Progress
+    tasks: Sequence[Task],
+    preprocess: Preprocess,
+    *,
+    transductive: bool,
+    shown: Progress,
+    shots: Mapping[str, NpzSource] | None = None,
 ) -> LoadedData:
     """Decodes what is not in the cache yet, and refuses tasks that adapt to test images.
 
-    Images are compared by their content; a label is read nowhere.
+    λ is shared, so no task may adapt to the test images of any. Images are compared by their
+    content; a label is read nowhere.
 
     Args:
         tasks: the recipe's.
         preprocess: the pool's.
         transductive: whether tasks may adapt to test images.
         shown: told how far decoding is.
+        shots: task -> the labelled images that made its head.
 
     Raises:
-        MdftError: if a test image is among the unlabelled samples and ``transductive`` is false.
+        MdftError: if a test image is among the unlabelled samples and ``transductive`` is false, or
+            among those whose labels made a head.
     """
     loaded: list[Task] = []
     splits: list[dict[str, Any]] = []
     notes: list[str] = []
+    tests = {
+        task.name: load_test_images(task.evaluate, preprocess, watch=shown.count)
+        for task in tasks
+        if task.evaluate is not None
+    }
     for task in tasks:
         samples = load_samples(task.adapt, preprocess, watch=shown.count)
-        about: dict[str, Any] = {"name": task.name, "adapt": _origin(task.adapt, len(samples))}
+        about: dict[str, Any] = {
+            "name": task.name,
+            "head": head_digest(task.head),
+            "class_names": hashlib.sha256(json.dumps(task.class_names).encode()).hexdigest(),
+            "adapt": _origin(task.adapt, len(samples)),
+        }
         if task.evaluate is not None:
-            tests = load_test_images(task.evaluate, preprocess, watch=shown.count)
-            mine, theirs = shared_images(samples, tests)
-            about["evaluate"] = _origin(task.evaluate, len(tests), "test")
-            about["shared"] = {"adapt": len(mine), "evaluate": len(theirs)}
+            own = tests[task.name]
+            about["evaluate"] = _origin(task.evaluate, len(own), "test")
+            about["evaluate"]["images"] = hashlib.sha256(own.digests().tobytes()).hexdigest()
+            shot = (shots or {}).get(task.name)
+            if shot is not None and shared_images(load_samples(shot, preprocess), own)[0]:
+                raise MdftError(
+                    f"task {task.name!r}: {shot.path}: images whose labels make the head must not "
+                    f"be test images, got some that are, pixel for pixel"
+                )
+        for other, images in tests.items():
+            mine, theirs = shared_images(samples, images)
+            if other == task.name:
+                about["shared"] = {"adapt": len(mine), "evaluate": len(theirs)}
             words = (
                 f"task {task.name!r}: {len(mine):,} of {len(samples):,} unlabelled images are "
-                f"among the {len(tests):,} test images"
+                f"among the {len(images):,} test images"
             )
+            words += "" if other == task.name else f" of task {other!r}"
             if mine and not transductive:
                 first = _named(about["adapt"], mine[:3])
                 raise MdftError(

@@ -68,13 +68,7 @@ class RunFolder:
         self.digests = {task["name"]: task["samples"] for task in inputs["tasks"]}
         written = self.path / "splits.json"
         if self.resume and written.exists():
-            before = json.loads(written.read_text(encoding="utf-8"))
-            for key, value in inputs.items():
-                if before.get(key) != value:
-                    raise MdftError(
-                        f"{self.path}: {key} must be what the run was started with, got a changed "
-                        "one; --resume cannot go on"
-                    )
+            check_inputs(self.path, inputs)
             return
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "recipe.yaml", self.recipe.dump())
@@ -131,6 +125,28 @@ class RunFolder:
 
     def _state(self, name: str) -> Path:
         return self.path / "state" / f"{name}.pt"
+
+
+def check_inputs(path: Path, inputs: Mapping[str, Any]) -> None:
+    """Refuses inputs that are not those which the run in a folder was started with.
+
+    Args:
+        path: the run's folder.
+        inputs: as :meth:`RunFolder.begin` takes them; tasks may be some of the run's.
+    """
+    before = json.loads((path / "splits.json").read_text(encoding="utf-8"))
+    tasks = {task["name"]: task for task in before.get("tasks", [])}
+    pairs = [("pool", before.get("pool"), inputs["pool"])]
+    for task in inputs["tasks"]:
+        known = tasks.get(task["name"], {})
+        keys = sorted(task.keys() | known.keys())
+        pairs += [(f"{task['name']}: {key}", known.get(key), task.get(key)) for key in keys]
+    for key, was, now in pairs:
+        if was != now:
+            raise MdftError(
+                f"{path}: {key} must be what the run was started with (splits.json), got a "
+                f"changed one"
+            )
 
 
 def _first_change(before: str, after: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.data import NpzSource, load_labelled, read_npz
+from mdft_fast.data import NpzSource, compare_class_names, load_labelled, read_npz
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import (
     cached_head,
@@ -117,7 +117,7 @@ def head_of(
             raise MdftError(f"task {given.name!r}: head must be given, got none in recipe or pool")
         return packed
     if head.file is not None:
-        return Head.from_file(head.file, normalize=head.normalize)
+        return _file_head(given.name, head)
     try:
         if head.zero_shot:
             return _zero_shot(given, head, names)
@@ -152,8 +152,14 @@ def prompts_of(
         if own is not None:
             check_order(chosen, {name: i for i, name in enumerate(own)})
         chosen, prompts = class_names(chosen), chosen
+    elif own is not None and sorted(map(_plain, own)) == sorted(map(_plain, chosen)):
+        compare_class_names(own, f"task {given.name!r}", chosen, "head.zero_shot.classes")
     prompts = wanted.templates or prompts
     return chosen, templates(prompts) if isinstance(prompts, str) else prompts
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def classes_of(given: TaskRecipe) -> int:
@@ -162,9 +168,26 @@ def classes_of(given: TaskRecipe) -> int:
     if head is None:
         return 2
     if head.file is not None:
-        return Head.from_file(head.file, normalize=head.normalize).classes
+        return _file_head(given.name, head).classes
     own = class_names_of(given, *sources_of(given, transductive=True))
     return len(prompts_of(given, own)[0] if head.zero_shot else _prototype_classes(head, own))
+
+
+def _file_head(task: str, head: HeadSource) -> Head:
+    assert head.file is not None
+    opened = open_state(head.file)
+    if head.normalize is None and opened.normalize is None:
+        raise MdftError(
+            f"task {task!r}: head.normalize must be given, true for features divided by their norm "
+            f"or false, as {head.file} does not say it"
+        )
+    return Head.from_file(head.file, normalize=head.normalize)
+
+
+def shots_of(recipe: Recipe) -> dict[str, NpzSource]:
+    """Returns the labelled images that make heads, by task."""
+    found = {task.name: task.head.prototypes for task in recipe.tasks if task.head}
+    return {name: NpzSource(shots.npz, shots.x) for name, shots in found.items() if shots}
 
 
 def label_notes(recipe: Recipe) -> Iterator[str]:
@@ -173,8 +196,7 @@ def label_notes(recipe: Recipe) -> Iterator[str]:
     if names:
         yield (
             f"Labels made the heads of {', '.join(names)}: class means of labelled images that the "
-            f"recipe gives for that purpose. λ was neither learned from these labels nor chosen by "
-            f"them."
+            f"recipe gives for that purpose. λ depends on them through these heads alone."
         )
 
 

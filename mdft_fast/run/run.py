@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,8 @@ from mdft_fast.run.build import (
 from mdft_fast.run.data import LoadedData, load_data
 from mdft_fast.run.facts import filter_facts, task_facts
 from mdft_fast.run.folder import RunFolder
-from mdft_fast.run.heads import label_notes
+from mdft_fast.run.heads import label_notes, shots_of
+from mdft_fast.run.inputs import inputs_of
 from mdft_fast.run.measure import TASK_ARITHMETIC, Measured, measure
 from mdft_fast.run.plan import MemoryPlan, explained, plan, size
 from mdft_fast.run.progress import Progress
@@ -109,6 +109,7 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
                 built.pool.preprocess,
                 transductive=recipe.transductive,
                 shown=shown,
+                shots=shots_of(recipe),
             )
         with deterministic(recipe.deterministic, built.device), explained(recipe):
             meta = built.meta_model(planned.chosen.mode)
@@ -150,7 +151,7 @@ def _learn(
     with phases.phase("teachers"):
         taught = teach(meta, data.tasks, holdout=config.holdout, seed=config.seed, batch=batch)
         start = holdout_cross_entropy(meta, taught, batch=batch)
-    inputs = [_inputs(task, about) for task, about in zip(taught, data.splits, strict=True)]
+    inputs = [inputs_of(task, about) for task, about in zip(taught, data.splits, strict=True)]
     folder.begin({"pool": built.pool.checksum, "tasks": inputs})
     chosen = [task for task in taught if task.name in recipe.specialized]
     _trim(folder, [task.name for task in chosen])
@@ -217,16 +218,6 @@ def _save(built: Built, meta: MetaModel, folder: RunFolder, learned: Learned) ->
         with meta.using(result.coefficients):
             card = CoefficientCard.of(meta, {**about, "stage": "specialize", "task": name})
         card.save(folder.path / "specialized" / name / "card.json")
-
-
-def _inputs(task: TaughtTask, about: dict[str, Any]) -> dict[str, Any]:
-    """Returns which samples a task learns from: their source, their digest and their split."""
-    return {
-        **about,
-        "samples": hashlib.sha256(task.samples.digests().tobytes()).hexdigest(),
-        "learn": task.learn.tolist(),
-        "holdout": task.holdout.tolist(),
-    }
 
 
 def _result(

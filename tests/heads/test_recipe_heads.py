@@ -287,3 +287,9 @@ def test_a_dump_with_made_heads_loads_to_an_equal_recipe(
     )
     recipe.write(tmp_path / "again.yaml")
     assert Recipe.load(tmp_path / "again.yaml") == recipe
+
+
+def test_a_list_of_names_in_another_order_is_refused(make_recipe: Make, weights: Path) -> None:
+    turned = zero_shot(weights, classes=["c2", "c0", "c1"])
+    with pytest.raises(MdftError, match=r"zero_shot.classes: class 0 must be 'c0'"):
+        build(make_recipe(turned, "tasks[0].class_names=[c0, c1, c2]"))

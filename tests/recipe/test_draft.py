@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mdft_fast.errors import MdftError
-from mdft_fast.recipe import PRESETS, Construct, Recipe, Specialize
-from mdft_fast.recipe.draft import UNKNOWN, draft
+from mdft_fast.recipe import PRESETS, Construct, Recipe, RecipeError, Specialize
+from mdft_fast.recipe.draft import draft
+from mdft_fast.recipe.recipe import UNKNOWN
 
 FACTS = {
     "architecture": {"library": "timm", "name": "vit", "kwargs": {"img_size": 64}},
@@ -84,6 +85,13 @@ def test_what_cannot_be_found_out_is_marked(folder: Path) -> None:
         .replace(f"mean: {UNKNOWN}", "mean: 0.5")
         .replace(f"std: {UNKNOWN}", "std: 0.5")
     )
+    with pytest.raises(RecipeError) as caught:  # every one that is left, and no comment
+        Recipe.load(recipe)
+    assert caught.value.problems == (
+        f"backbone.name: still says {UNKNOWN}",
+        *(f"tasks[2].{key}: still says {UNKNOWN}" for key in ("head.file", "adapt.npz", "adapt.x")),
+    )
+    recipe.write_text(recipe.read_text().replace(UNKNOWN, "x"))
     assert [task.evaluate is None for task in Recipe.load(recipe).tasks] == [False, False, True]
 
 

@@ -99,7 +99,7 @@ def test_a_run_that_did_nearly_nothing(result: dict[str, Any], folder: Write) ->
     (run / "recipe.yaml").unlink()
     text = write_report(run).read_text(encoding="utf-8")
     assert "Every tensor is merged." in text
-    assert "| commit | unknown |" in text
+    assert "| commit of the native build | unknown |" in text
     assert {file.stem for file in (run / "pictures").iterdir()} == {"coefficients"}
 
 

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run was started with, and whether it is still the same."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from mdft_fast.model import MetaModel
+from mdft_fast.run.build import Built, construct_config, images_at_once
+from mdft_fast.run.data import load_data
+from mdft_fast.run.folder import check_inputs
+from mdft_fast.run.heads import shots_of
+from mdft_fast.run.progress import Progress
+from mdft_fast.stages import TaughtTask, teach
+
+
+def same_task(folder: Path, built: Built, meta: MetaModel, name: str) -> TaughtTask:
+    """Returns a task of a finished run, taught; refuses one that has changed since.
+
+    Args:
+        folder: the run's.
+        built: its recipe, opened.
+        meta: the meta-model.
+        name: the task's.
+    """
+    recipe, pool = built.recipe, built.pool
+    tasks = [task for task in built.tasks if task.name == name]
+    with Progress(None) as shown:
+        data = load_data(
+            tasks,
+            pool.preprocess,
+            transductive=recipe.transductive,
+            shown=shown,
+            shots=shots_of(recipe),
+        )
+    config, batch = construct_config(recipe), images_at_once(recipe)
+    (taught,) = teach(meta, data.tasks, holdout=config.holdout, seed=config.seed, batch=batch)
+    check_inputs(folder, {"pool": pool.checksum, "tasks": [inputs_of(taught, data.splits[0])]})
+    return taught
+
+
+def inputs_of(task: TaughtTask, about: dict[str, Any]) -> dict[str, Any]:
+    """Returns which samples a task learns from: their source, their digest and their split."""
+    return {
+        **about,
+        "samples": hashlib.sha256(task.samples.digests().tobytes()).hexdigest(),
+        "learn": task.learn.tolist(),
+        "holdout": task.holdout.tolist(),
+    }
