@@ -70,6 +70,8 @@ def cached_images(
 
 def cached_labels(listing: Listing) -> list[int]:
     """Returns a source's labels, for an evaluation."""
+    if listing.labels_in_memory:
+        return _labels(listing)
     file = cache_folder() / "labels" / f"{_key(listing)}.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -78,10 +80,14 @@ def cached_labels(listing: Listing) -> list[int]:
             return [int(label) for label in labels]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # absent or damaged
-    labels = [int(label) for label in listing.open().labels()]
+    labels = _labels(listing)
     with _writing(listing):
         write_json(file, {"sha256": _checksum(labels), "labels": labels})
     return labels
+
+
+def _labels(listing: Listing) -> list[int]:
+    return [int(label) for label in listing.open().labels()]
 
 
 def digests_of(images: Array) -> Array:
@@ -111,6 +117,7 @@ def _key(listing: Listing, preprocess: Preprocess | None = None) -> str:
     made["files"] = _state(listing.files)
     if preprocess is None:
         made["labels"] = _state(listing.label_files)
+        made["classes"] = listing.class_names  # a label is a number in their order
     else:
         made["pixels"] = _pixels(listing, preprocess)
     return _checksum(made)[:32]

@@ -77,6 +77,7 @@ class FolderSource(ListedSource):
             tuple(paths),
             classes if labels[0] >= 0 else None,
             of_files(paths, read_labels),
+            labels_in_memory=True,
         )
 
     def brings_splits(self) -> bool:
@@ -99,7 +100,14 @@ class ImageFolderSource(ListedSource):
         paths = tuple(Path(path).absolute() for path, _ in dataset.samples)
         labels = of_files(paths, lambda: [int(label) for _, label in dataset.samples])
         name = str(dataset.root)
-        return Listing(name, {"image_folder": name}, paths, tuple(dataset.classes), labels)
+        return Listing(
+            name,
+            {"image_folder": name},
+            paths,
+            tuple(dataset.classes),
+            labels,
+            labels_in_memory=True,
+        )
 
 
 def listed(source: object) -> ListedSource | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,9 +16,18 @@ import pytest
 import torch
 from PIL import Image
 
-from mdft_fast.data import FolderSource, Samples, cache, load_labelled, load_samples, shared_images
+from mdft_fast.data import (
+    FolderSource,
+    Samples,
+    TorchvisionSource,
+    cache,
+    load_labelled,
+    load_samples,
+    shared_images,
+)
+from mdft_fast.data.listing import Opened
 from mdft_fast.errors import MdftError
-from tests.data.on_disk import noise, write_folders
+from tests.data.on_disk import noise, write_folders, write_mnist
 
 PREPROCESS = {"size": 12, "mean": 0.5, "std": 0.5}
 
@@ -155,16 +165,38 @@ def test_a_cache_that_cannot_be_written_is_named(
         load(folder)
 
 
-def test_labels_lie_apart_and_come_only_with_an_evaluation(folder: Path) -> None:
-    load(folder)
+def test_labels_lie_apart_and_come_only_with_an_evaluation(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    write_mnist(tmp_path)
+    source = TorchvisionSource("MNIST", tmp_path, "test")
+    load_samples(source, PREPROCESS)
     labels = Path(os.environ["MDFT_CACHE"]) / "labels"
     assert not labels.exists()
-    _, wanted = load_labelled(FolderSource(folder), PREPROCESS, 3)
+    _, wanted = load_labelled(source, PREPROCESS, 10)
     (file,) = labels.iterdir()
     file.write_text(file.read_text().replace("0", "1"))
-    assert torch.equal(load_labelled(FolderSource(folder), PREPROCESS, 3)[1], wanted)
+    assert torch.equal(load_labelled(source, PREPROCESS, 10)[1], wanted)
     content = json.loads(file.read_text())
     assert content["labels"] == wanted.tolist()  # made again
+
+
+def test_labels_follow_the_folders_names(folder: Path) -> None:
+    labels = [label for label in range(3) for _ in range(5)]
+    assert load_labelled(FolderSource(folder), PREPROCESS, 4)[1].tolist() == labels
+    (folder / "abbey").mkdir()  # without an image, and yet the first class
+    moved = load_labelled(FolderSource(folder), PREPROCESS, 4)[1]
+    assert moved.tolist() == [label + 1 for label in labels]
+    assert not (Path(os.environ["MDFT_CACHE"]) / "labels").exists()
+
+
+def test_cached_labels_belong_to_the_class_names(folder: Path) -> None:
+    listing = FolderSource(folder).listing("test")
+    for names, labels in ((("a", "b"), [0, 1]), (("b", "a"), [1, 0])):
+        opened = Opened(2, listing.open().image, lambda labels=labels: labels)
+        given = {"class_names": names, "open": lambda opened=opened: opened}
+        other = dataclasses.replace(listing, labels_in_memory=False, **given)
+        for _ in range(2):
+            assert cache.cached_labels(other) == labels
 
 
 def test_progress_is_told_and_quiet_without_a_terminal(

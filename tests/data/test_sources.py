@@ -93,6 +93,18 @@ def test_sun397_follows_the_first_partition(tmp_path: Path) -> None:
     assert [f"/{path.relative_to(tmp_path / 'SUN397')}" for path in listing.files] == lines
 
 
+def test_sun397s_labels_follow_a_corrected_list_of_classes(tmp_path: Path) -> None:
+    wanted = WRITERS["SUN397"](tmp_path)["test"]
+    file, source = tmp_path / "SUN397" / "ClassName.txt", TorchvisionSource("SUN397", tmp_path)
+    right = file.read_text()
+    file.write_text("\n".join(right.split()[::-1]))
+    wrong = load_labelled(source, PREPROCESS, 3)[1]
+    assert wrong.tolist() == [2 - label for label in wanted]
+    file.write_text(right)
+    assert load_labelled(source, PREPROCESS, 3)[1].tolist() == wanted
+    assert file in source.listing("test").label_files
+
+
 def test_eurosat_is_split_for_good(tmp_path: Path) -> None:
     from torchvision.datasets import EuroSAT
 
@@ -196,6 +208,9 @@ def test_a_folder_is_torchvisions_image_folder(tmp_path: Path) -> None:
     theirs, their_labels = load_labelled(plain, PREPROCESS, 3)
     assert read.tolist() == labels == their_labels.tolist() == plain.targets
     assert torch.equal(samples.x, theirs.x)
+    plain.samples = [(path, 2 - label) for path, label in plain.samples]
+    plain.classes = plain.classes[::-1]
+    assert load_labelled(plain, PREPROCESS, 3)[1].tolist() == [2 - label for label in labels]
     turned = ImageFolder(str(tmp_path), transform=lambda image: image.rotate(180))
     assert not torch.equal(load_samples(turned, PREPROCESS).x, samples.x)  # not our files' cache
 
