@@ -130,8 +130,27 @@ def _classes(top: Path) -> tuple[str, ...]:
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    for where, _, names in sorted(os.walk(folder, followlinks=True)):
+    for where, names in sorted(_walk(folder)):
         yield from (Path(where, name) for name in sorted(names) if _is_image(Path(name)))
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Gives every folder below, once, and its files; links are followed, but not in a circle."""
+    above = {path for start in (folder.absolute(), folder.resolve()) for path in start.parents}
+    seen = {_identity(path) for path in (folder, *above)}
+    for where, folders, names in os.walk(folder, followlinks=True):
+        found = {name: _identity(Path(where, name)) for name in sorted(folders)}
+        folders.clear()  # what stands here afterwards is walked
+        for name, identity in found.items():
+            if identity not in seen:
+                seen.add(identity)
+                folders.append(name)
+        yield where, names
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _is_image(path: Path) -> bool:

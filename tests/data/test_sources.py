@@ -215,6 +215,21 @@ def test_a_folder_is_torchvisions_image_folder(tmp_path: Path) -> None:
     assert not torch.equal(load_samples(turned, PREPROCESS).x, samples.x)  # not our files' cache
 
 
+def test_links_in_a_circle_are_followed_once(tmp_path: Path) -> None:
+    write_folders(tmp_path / "data")
+    write_folders(tmp_path / "more", ("deep",), each=2)
+    folder = tmp_path / "data" / "airplane"
+    for name, target in (("a", "."), ("b", "."), ("up", ".."), ("top", "../.."), ("c", "/")):
+        (folder / name).symlink_to(target)
+    (folder / "else").symlink_to(tmp_path / "more")
+    (folder / "again").symlink_to(tmp_path / "more" / "deep")
+    files = FolderSource(tmp_path / "data").listing("test").files
+    names = [str(path.relative_to(folder)) for path in files if folder in path.parents]
+    alone = [f"airplane_{i:03}.jpg" for i in range(1, 6)]
+    assert names == [*alone, "again/deep_001.jpg", "again/deep_002.jpg"]
+    assert len(files) == 17
+
+
 def test_folders_of_splits(tmp_path: Path) -> None:
     write_folders(tmp_path / "train", seed=1)
     write_folders(tmp_path / "test", each=2, seed=2)
