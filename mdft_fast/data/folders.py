@@ -15,6 +15,7 @@ from mdft_fast.data.order import split as random_split
 from mdft_fast.errors import MdftError
 
 SPLITS = ("train", "val", "test")
+_SPLIT_NAMES = (*SPLITS, "valid", "validation")  # no class folders, where they stand together
 TEST_SHARE = 0.2  # of a folder that brings no split of its own
 SPLIT_SEED = 0  # one split for every run, so that runs of different seeds are comparable
 
@@ -36,7 +37,8 @@ class FolderSource(ListedSource):
         split: "train", "val" or "test". Where the folder has neither such a folder nor such a
             list, "test" is a fifth of the images, drawn with a fixed seed from their sorted names
             and without a look at classes, and "train" the rest. None: what is adapted to takes
-            "train" and what is evaluated "test" where the folder has both; else all.
+            "train" and what is evaluated "test" where the folder has both; else all. Folders of
+            splits without "test", or without "train", are no classes: a split must be named.
     """
 
     path: str | os.PathLike[str]
@@ -52,6 +54,8 @@ class FolderSource(ListedSource):
         chosen = self.split or (role if self.brings_splits() else None)
         top = root / chosen if chosen and (root / chosen).is_dir() else root
         classes = _classes(top)
+        if top == root:
+            _check_no_splits(root, classes, chosen)
         found = [(path, i) for i, name in enumerate(classes) for path in _images(top / name)] or [
             (path, -1) for path in sorted(top.iterdir()) if _is_image(path)
         ]
@@ -127,6 +131,16 @@ def listed(source: object) -> ListedSource | None:
 def _classes(top: Path) -> tuple[str, ...]:
     entries = sorted(entry.name for entry in os.scandir(top) if entry.is_dir())
     return tuple(name for name in entries if not name.startswith("."))
+
+
+def _check_no_splits(root: Path, classes: Sequence[str], chosen: str | None) -> None:
+    """Refuses folders of splits as classes; one class among others may be called "train"."""
+    splits = [name for name in _SPLIT_NAMES if name in classes]
+    if len(splits) > 1 or (splits and len(splits) == len(classes)):
+        raise MdftError(
+            f"{root}: holds folders of splits, {splits}, so split must name one of them, or the path "
+            f"end in one, got {chosen!r}; only 'train' and 'test' together need no name"
+        )
 
 
 def _images(folder: Path) -> Iterator[Path]:

@@ -236,8 +236,29 @@ def test_folders_of_splits(tmp_path: Path) -> None:
     assert len(load_samples(FolderSource(tmp_path), PREPROCESS)) == 15
     assert len(load_labelled(FolderSource(tmp_path), PREPROCESS, 3)[0]) == 6
     assert len(load_labelled(FolderSource(tmp_path, "train"), PREPROCESS, 3)[0]) == 15
-    with pytest.raises(MdftError, match=r"split 'val' must be a folder val/ or a list val.txt"):
+    with pytest.raises(MdftError, match=r"\['train', 'test'\], so split must name one .*got 'val'"):
         FolderSource(tmp_path, "val").listing("test")
+    with pytest.raises(MdftError, match=r"split 'val' must be a folder val/ or a list val.txt"):
+        FolderSource(tmp_path / "train", "val").listing("test")
+
+
+def test_splits_are_no_classes(tmp_path: Path) -> None:
+    write_folders(tmp_path / "train", seed=1)
+    wanted = r"holds folders of splits, \['train'.*, so split must name one of them, .*got "
+    for role in ("train", "test"):
+        with pytest.raises(MdftError, match=wanted + "None"):
+            FolderSource(tmp_path).listing(role)
+    write_folders(tmp_path / "val", each=2, seed=2)
+    (tmp_path / "notes").mkdir()
+    for split in (None, "test"):
+        with pytest.raises(MdftError, match=wanted + repr(split)):
+            FolderSource(tmp_path, split).listing("test")
+    assert len(load_labelled(FolderSource(tmp_path, "val"), PREPROCESS, 3)[0]) == 6
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_folders(tmp_path, ("bus", "train"))
+    assert FolderSource(tmp_path).listing("test").class_names == ("bus", "train")
 
 
 @pytest.mark.parametrize("form", ["name", "path"])
