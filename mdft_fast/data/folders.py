@@ -138,8 +138,8 @@ def _check_no_splits(root: Path, classes: Sequence[str], chosen: str | None) -> 
     splits = [name for name in _SPLIT_NAMES if name in classes]
     if len(splits) > 1 or (splits and len(splits) == len(classes)):
         raise MdftError(
-            f"{root}: holds folders of splits, {splits}, so split must name one of them, or the path "
-            f"end in one, got {chosen!r}; only 'train' and 'test' together need no name"
+            f"{root}: holds folders of splits, {splits}, so split must name one of them, or the "
+            f"path end in one, got {chosen!r}; only 'train' and 'test' together need no name"
         )
 
 
