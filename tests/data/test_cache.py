@@ -281,6 +281,14 @@ def test_shared_images_are_found_by_content(folder: Path, tmp_path: Path) -> Non
     assert shared_images(load(folder), load(tmp_path / "other")) == ([0], [15, 16])
 
 
+def test_bytes_and_floats_are_not_compared(folder: Path) -> None:
+    samples = load(folder)
+    floats = load_samples(samples.batch(torch.arange(15)), PREPROCESS)
+    assert shared_images(samples, floats) is None
+    assert shared_images(floats, samples) is None
+    assert shared_images(floats, floats) == (list(range(15)), list(range(15)))
+
+
 def test_digests_do_not_depend_on_where_images_came_from(folder: Path) -> None:
     samples = load(folder)
     array = load_samples(samples.x.numpy(), PREPROCESS)
