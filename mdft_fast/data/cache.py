@@ -31,6 +31,7 @@ import numpy as np
 from mdft_fast.data.images import fit
 from mdft_fast.data.listing import Listing, Opened
 from mdft_fast.data.sources import Array
+from mdft_fast.data.work_folder import TRIES, put_in_place, work_folder
 from mdft_fast.errors import MdftError
 from mdft_fast.files import cache_folder, replacing, write_json
 from mdft_fast.pool import Preprocess
@@ -59,7 +60,9 @@ def cached_images(
     """
     entry = cache_folder() / "images" / _key(listing, preprocess)
     found = _read(entry, listing, preprocess)
-    if found is None:
+    for _ in range(TRIES):
+        if found is not None:
+            return found
         with _writing(listing):
             _build(entry, listing, preprocess, watch)
         found = _read(entry, listing, preprocess)
@@ -70,6 +73,8 @@ def cached_images(
 
 def cached_labels(listing: Listing) -> list[int]:
     """Returns a source's labels, for an evaluation."""
+    if listing.labels_in_memory:
+        return _labels(listing)
     file = cache_folder() / "labels" / f"{_key(listing)}.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -78,10 +83,15 @@ def cached_labels(listing: Listing) -> list[int]:
             return [int(label) for label in labels]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # absent or damaged
-    labels = [int(label) for label in listing.open().labels()]
-    with _writing(listing):
-        write_json(file, {"sha256": _checksum(labels), "labels": labels})
+    labels = _labels(listing)
+    with _writing(listing), work_folder(file) as work:
+        write_json(work / file.name, {"sha256": _checksum(labels), "labels": labels})
+        (work / file.name).replace(file)
     return labels
+
+
+def _labels(listing: Listing) -> list[int]:
+    return [int(label) for label in listing.open().labels()]
 
 
 def digests_of(images: Array) -> Array:
@@ -111,6 +121,7 @@ def _key(listing: Listing, preprocess: Preprocess | None = None) -> str:
     made["files"] = _state(listing.files)
     if preprocess is None:
         made["labels"] = _state(listing.label_files)
+        made["classes"] = listing.class_names  # a label is a number in their order
     else:
         made["pixels"] = _pixels(listing, preprocess)
     return _checksum(made)[:32]
@@ -166,40 +177,42 @@ def _build(entry: Path, listing: Listing, preprocess: Preprocess, watch: Watch |
     opened = listing.open()
     if opened.count == 0:
         raise MdftError(f"{listing.name}: holds no sample; wanted one or more")
+    with work_folder(entry) as work:
+        made = work / "entry"
+        made.mkdir()
+        _fill(made, opened, listing, preprocess, watch)
+        put_in_place(made, entry, lambda: _read(entry, listing, preprocess) is not None)
+
+
+def _fill(
+    made: Path, opened: Opened, listing: Listing, preprocess: Preprocess, watch: Watch | None
+) -> None:
+    """Decodes every image into the three files of an entry."""
     shape = (opened.count, *preprocess["size"], listing.channels)
-    needed, parent = int(np.prod(shape)), entry.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    _remove_strays(parent)
-    free = shutil.disk_usage(parent).free
+    needed, free = int(np.prod(shape)), shutil.disk_usage(made).free
     if needed + _KEPT_FREE > free:
         raise MdftError(
             f"{listing.name}: the cache needs {needed / 1e9:.1f} GB for {opened.count:,} images, "
-            f"and {free / 1e9:.1f} GB are free at {parent}; MDFT_CACHE names another folder"
+            f"and {free / 1e9:.1f} GB are free at {made.parents[1]}; MDFT_CACHE names another "
+            "folder"
         )
-    work = parent / f".{entry.name}.{os.getpid()}.part"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
-        with replacing(work / "images.npy") as file:
-            images = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
-            _allocate(file)
-            with _shown(watch, f"decoding {listing.name}", opened.count) as tell:
-                _decode_all(opened, images, preprocess, tell)
-            images.flush()
-        digests = digests_of(images)
-        with replacing(work / "digests.npy") as file, open(file, "wb") as handle:
-            np.save(handle, digests)
-        facts = {
-            "format": _FORMAT,
-            "source": listing.origin,
-            "count": opened.count,
-            "pixels": _pixels(listing, preprocess),
-            "digests": hashlib.sha256(digests.tobytes()).hexdigest(),
-        }
-        write_json(work / "entry.json", facts)
-        _put_in_place(work, entry)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with replacing(made / "images.npy") as file:
+        images = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+        _allocate(file)
+        with _shown(watch, f"decoding {listing.name}", opened.count) as tell:
+            _decode_all(opened, images, preprocess, tell)
+        images.flush()
+    digests = digests_of(images)
+    with replacing(made / "digests.npy") as file, open(file, "wb") as handle:
+        np.save(handle, digests)
+    facts = {
+        "format": _FORMAT,
+        "source": listing.origin,
+        "count": opened.count,
+        "pixels": _pixels(listing, preprocess),
+        "digests": hashlib.sha256(digests.tobytes()).hexdigest(),
+    }
+    write_json(made / "entry.json", facts)
 
 
 def _decode_all(
@@ -221,32 +234,11 @@ def _decode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _put_in_place(work: Path, entry: Path) -> None:
-    """Renames; a damaged entry goes, and one that another process has put there is as good."""
-    if entry.exists():
-        aside = work.with_suffix(".old")
-        entry.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
-    try:
-        work.rename(entry)
-    except OSError:
-        if not entry.is_dir():
-            raise
-
-
 def _allocate(file: Path) -> None:
     """Takes the disk's blocks now: a mapped write to a full disk would end the process."""
     if hasattr(os, "posix_fallocate"):
         with open(file, "rb+") as handle:
             os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-
-
-def _remove_strays(parent: Path) -> None:
-    """Removes what processes that no longer live left unfinished."""
-    for path in parent.glob(".*.*.part"):
-        owner = path.name.split(".")[-2]
-        if owner.isdigit() and not Path("/proc", owner).exists() and Path("/proc").is_dir():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

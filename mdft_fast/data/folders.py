@@ -15,6 +15,7 @@ from mdft_fast.data.order import split as random_split
 from mdft_fast.errors import MdftError
 
 SPLITS = ("train", "val", "test")
+_SPLIT_NAMES = (*SPLITS, "valid", "validation")  # no class folders, where they stand together
 TEST_SHARE = 0.2  # of a folder that brings no split of its own
 SPLIT_SEED = 0  # one split for every run, so that runs of different seeds are comparable
 
@@ -36,7 +37,8 @@ class FolderSource(ListedSource):
         split: "train", "val" or "test". Where the folder has neither such a folder nor such a
             list, "test" is a fifth of the images, drawn with a fixed seed from their sorted names
             and without a look at classes, and "train" the rest. None: what is adapted to takes
-            "train" and what is evaluated "test" where the folder has both; else all.
+            "train" and what is evaluated "test" where the folder has both; else all. Folders of
+            splits without "test", or without "train", are no classes: a split must be named.
     """
 
     path: str | os.PathLike[str]
@@ -52,6 +54,8 @@ class FolderSource(ListedSource):
         chosen = self.split or (role if self.brings_splits() else None)
         top = root / chosen if chosen and (root / chosen).is_dir() else root
         classes = _classes(top)
+        if top == root:
+            _check_no_splits(root, classes, chosen)
         found = [(path, i) for i, name in enumerate(classes) for path in _images(top / name)] or [
             (path, -1) for path in sorted(top.iterdir()) if _is_image(path)
         ]
@@ -77,6 +81,7 @@ class FolderSource(ListedSource):
             tuple(paths),
             classes if labels[0] >= 0 else None,
             of_files(paths, read_labels),
+            labels_in_memory=True,
         )
 
     def brings_splits(self) -> bool:
@@ -99,7 +104,14 @@ class ImageFolderSource(ListedSource):
         paths = tuple(Path(path).absolute() for path, _ in dataset.samples)
         labels = of_files(paths, lambda: [int(label) for _, label in dataset.samples])
         name = str(dataset.root)
-        return Listing(name, {"image_folder": name}, paths, tuple(dataset.classes), labels)
+        return Listing(
+            name,
+            {"image_folder": name},
+            paths,
+            tuple(dataset.classes),
+            labels,
+            labels_in_memory=True,
+        )
 
 
 def listed(source: object) -> ListedSource | None:
@@ -121,9 +133,38 @@ def _classes(top: Path) -> tuple[str, ...]:
     return tuple(name for name in entries if not name.startswith("."))
 
 
+def _check_no_splits(root: Path, classes: Sequence[str], chosen: str | None) -> None:
+    """Refuses folders of splits as classes; one class among others may be called "train"."""
+    splits = [name for name in _SPLIT_NAMES if name in classes]
+    if len(splits) > 1 or (splits and len(splits) == len(classes)):
+        raise MdftError(
+            f"{root}: holds folders of splits, {splits}, so split must name one of them, or the "
+            f"path end in one, got {chosen!r}; only 'train' and 'test' together need no name"
+        )
+
+
 def _images(folder: Path) -> Iterator[Path]:
-    for where, _, names in sorted(os.walk(folder, followlinks=True)):
+    for where, names in sorted(_walk(folder)):
         yield from (Path(where, name) for name in sorted(names) if _is_image(Path(name)))
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Gives every folder below, once, and its files; links are followed, but not in a circle."""
+    above = {path for start in (folder.absolute(), folder.resolve()) for path in start.parents}
+    seen = {_identity(path) for path in (folder, *above)}
+    for where, folders, names in os.walk(folder, followlinks=True):
+        found = {name: _identity(Path(where, name)) for name in sorted(folders)}
+        folders.clear()  # what stands here afterwards is walked
+        for name, identity in found.items():
+            if identity not in seen:
+                seen.add(identity)
+                folders.append(name)
+        yield where, names
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _is_image(path: Path) -> bool:

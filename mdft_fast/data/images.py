@@ -27,6 +27,8 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".bmp"),
     *(".pgm", ".tif", ".tiff", ".webp"),
 )
+# What is decoded, whatever a file's name says: EPS, for one, would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 
 
 def is_pil(image: object) -> bool:
@@ -42,13 +44,16 @@ def decode(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image:
         name: what an error calls it; the path where it is left out.
 
     Raises:
-        MdftError: if it is no image that PIL can decode, or is cut off.
+        MdftError: if its content is of none of :data:`FORMATS`, or is damaged or cut off.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return image.convert("RGB")
+    except UnidentifiedImageError:
+        wanted = ", ".join(FORMATS)
+        raise MdftError(f"{name or file}: not a readable image; must be one of {wanted}") from None
     # PIL raises SyntaxError for some broken files, DecompressionBombError for enormous ones.
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise MdftError(f"{name or file}: not a readable image: {error}") from None

@@ -47,6 +47,7 @@ class Listing:
         open: opens it; a cache that is filled spares that.
         channels: 3, or 1 where every image is grayscale.
         label_files: what the labels are read from, beside ``files``.
+        labels_in_memory: whether the labels are known once it is listed; they are not cached then.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Listing:
     open: Callable[[], Opened]
     channels: int = 3
     label_files: tuple[Path, ...] = ()
+    labels_in_memory: bool = False
 
 
 class ListedSource(ABC):

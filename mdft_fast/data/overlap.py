@@ -6,16 +6,21 @@ from __future__ import annotations
 from mdft_fast.data.samples import Samples
 
 
-def shared_images(adapt: Samples, test: Samples) -> tuple[list[int], list[int]]:
+def shared_images(adapt: Samples, test: Samples) -> tuple[list[int], list[int]] | None:
     """Finds the images that two sets share, by content: equal pixels after resizing.
+
+    Float images are compared bit for bit: those that were rounded or normalised otherwise differ.
 
     Args:
         adapt: unlabelled samples.
         test: the test set's.
 
     Returns:
-        The indices of ``adapt`` whose image is in ``test``, and of ``test`` whose is in ``adapt``.
+        The indices of ``adapt`` whose image is in ``test``, and of ``test`` whose is in ``adapt``;
+        None where one set is uint8 and the other float, which says nothing about their images.
     """
+    if adapt.x.dtype != test.x.dtype:
+        return None
     mine, theirs = ([row.tobytes() for row in samples.digests()] for samples in (adapt, test))
     first, second = set(mine), set(theirs)
     return (

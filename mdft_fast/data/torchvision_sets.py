@@ -118,17 +118,19 @@ def _paths(dataset: Any, label_files: tuple[Path, ...] = ()) -> _Found:
 def _sun397(root: Path, chosen: str) -> _Found:
     # torchvision has every image and no split: the first of the official partitions is usual.
     folder = root / "SUN397"
-    lines = (folder / "ClassName.txt").read_text(encoding="utf-8").split()
+    names, chosen_list = folder / "ClassName.txt", folder / _sun397_list(chosen)
+    lines = names.read_text(encoding="utf-8").split()
     classes = [line[3:] for line in lines]  # /a/abbey
     number = {name: i for i, name in enumerate(classes)}
-    listed = (folder / _sun397_list(chosen)).read_text(encoding="utf-8").split()
+    listed = chosen_list.read_text(encoding="utf-8").split()
     relative = [Path(line.strip("/")) for line in listed]
     files = tuple(folder / path for path in relative)
 
     def labels() -> Sequence[int]:
         return [number["/".join(path.parts[1:-1])] for path in relative]
 
-    return _Found(files, tuple(classes), of_files(files, labels))
+    opened = of_files(files, labels)
+    return _Found(files, tuple(classes), opened, label_files=(names, chosen_list))
 
 
 def _sun397_list(chosen: str) -> str:

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,18 @@ import pytest
 import torch
 from PIL import Image
 
-from mdft_fast.data import FolderSource, Samples, cache, load_labelled, load_samples, shared_images
+from mdft_fast.data import (
+    FolderSource,
+    Samples,
+    TorchvisionSource,
+    cache,
+    load_labelled,
+    load_samples,
+    shared_images,
+)
+from mdft_fast.data.listing import Opened
 from mdft_fast.errors import MdftError
-from tests.data.on_disk import noise, write_folders
+from tests.data.on_disk import noise, write_folders, write_mnist
 
 PREPROCESS = {"size": 12, "mean": 0.5, "std": 0.5}
 
@@ -126,14 +139,73 @@ def test_an_entry_appears_whole_or_not_at_all(folder: Path) -> None:
     assert entries() == []
 
 
-def test_what_dead_processes_left_is_removed(folder: Path) -> None:
-    stray = Path(os.environ["MDFT_CACHE"]) / "images" / ".abc.999999999.part"
-    mine = stray.with_name(f".abc.{os.getpid()}.part")
-    for path in (stray, mine):
-        path.mkdir(parents=True)
+def test_old_unfinished_work_is_removed_and_young_is_left(folder: Path) -> None:
+    parent = Path(os.environ["MDFT_CACHE"]) / "images"
+    now = time.time()
+    names = (".abc.999999999.part", ".abc.999999999.old", ".abc.k3_x.part")
+    for name in names:
+        (parent / name / "entry").mkdir(parents=True)
+        os.utime(parent / name, (now, now - 25 * 3600))
+    foreign = parent / ".abc.999999998.part"  # of a process of another machine or container
+    foreign.mkdir()
     load(folder)
-    assert not stray.exists()
-    assert mine.exists()
+    assert [path.name for path in entries() if path.name.startswith(".")] == [foreign.name]
+
+
+def test_several_builders_of_one_entry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    barrier, decode_all = threading.Barrier(3, timeout=30), cache._decode_all
+
+    def together(*given: Any) -> None:
+        barrier.wait()  # each has its own folder and has found no entry
+        decode_all(*given)
+
+    monkeypatch.setattr(cache, "_decode_all", together)
+    with ThreadPoolExecutor(3) as pool:
+        made = [future.result() for future in [pool.submit(load, folder) for _ in range(3)]]
+    assert all(torch.equal(made[0].x, other.x) for other in made)
+    assert len(entries()) == 1
+    assert entries()[0].stat().st_mode & 0o777 == folder.stat().st_mode & 0o777
+
+
+def test_several_writers_of_the_same_labels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = dataclasses.replace(FolderSource(folder).listing("test"), labels_in_memory=False)
+    barrier, write = threading.Barrier(3, timeout=30), cache.write_json
+
+    def together(path: Path, content: Any) -> None:
+        write(path, content)
+        barrier.wait()
+
+    monkeypatch.setattr(cache, "write_json", together)
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(cache.cached_labels, [listing] * 3))
+    assert made == [[label for label in range(3) for _ in range(5)]] * 3
+    assert len(list((Path(os.environ["MDFT_CACHE"]) / "labels").iterdir())) == 1
+
+
+def test_a_damaged_entry_may_be_exchanged_by_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wanted = load(folder).x.clone()
+    (entry,) = entries()
+    shutil.copytree(entry, tmp_path / "good")
+    rename = Path.rename
+    for turns in (["aside"], ["aside", "in"]):
+        flip(entry / "digests.npy")
+        cache.forget()
+        left = list(turns)
+
+        def faster(path: Path, target: Path, left: list[str] = left) -> Path:
+            if path == entry and left and left.pop(0):
+                shutil.rmtree(entry)  # the other has moved it aside
+            elif target == entry and left and left.pop(0):
+                shutil.copytree(tmp_path / "good", entry)  # and was here first
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", faster)
+        assert torch.equal(load(folder).x, wanted)
+        assert left == []
+        monkeypatch.setattr(Path, "rename", rename)
+        assert entries() == [entry]
 
 
 def test_a_full_disk_is_said_before_anything_is_decoded(
@@ -155,16 +227,38 @@ def test_a_cache_that_cannot_be_written_is_named(
         load(folder)
 
 
-def test_labels_lie_apart_and_come_only_with_an_evaluation(folder: Path) -> None:
-    load(folder)
+def test_labels_lie_apart_and_come_only_with_an_evaluation(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    write_mnist(tmp_path)
+    source = TorchvisionSource("MNIST", tmp_path, "test")
+    load_samples(source, PREPROCESS)
     labels = Path(os.environ["MDFT_CACHE"]) / "labels"
     assert not labels.exists()
-    _, wanted = load_labelled(FolderSource(folder), PREPROCESS, 3)
+    _, wanted = load_labelled(source, PREPROCESS, 10)
     (file,) = labels.iterdir()
     file.write_text(file.read_text().replace("0", "1"))
-    assert torch.equal(load_labelled(FolderSource(folder), PREPROCESS, 3)[1], wanted)
+    assert torch.equal(load_labelled(source, PREPROCESS, 10)[1], wanted)
     content = json.loads(file.read_text())
     assert content["labels"] == wanted.tolist()  # made again
+
+
+def test_labels_follow_the_folders_names(folder: Path) -> None:
+    labels = [label for label in range(3) for _ in range(5)]
+    assert load_labelled(FolderSource(folder), PREPROCESS, 4)[1].tolist() == labels
+    (folder / "abbey").mkdir()  # without an image, and yet the first class
+    moved = load_labelled(FolderSource(folder), PREPROCESS, 4)[1]
+    assert moved.tolist() == [label + 1 for label in labels]
+    assert not (Path(os.environ["MDFT_CACHE"]) / "labels").exists()
+
+
+def test_cached_labels_belong_to_the_class_names(folder: Path) -> None:
+    listing = FolderSource(folder).listing("test")
+    for names, labels in ((("a", "b"), [0, 1]), (("b", "a"), [1, 0])):
+        opened = Opened(2, listing.open().image, lambda labels=labels: labels)
+        given = {"class_names": names, "open": lambda opened=opened: opened}
+        other = dataclasses.replace(listing, labels_in_memory=False, **given)
+        for _ in range(2):
+            assert cache.cached_labels(other) == labels
 
 
 def test_progress_is_told_and_quiet_without_a_terminal(
@@ -185,6 +279,14 @@ def test_shared_images_are_found_by_content(folder: Path, tmp_path: Path) -> Non
     shutil.copy(folder / "airplane" / "airplane_001.jpg", tmp_path / "other" / "wetland" / "x.jpg")
     shutil.copy(folder / "airplane" / "airplane_001.jpg", tmp_path / "other" / "wetland" / "y.jpg")
     assert shared_images(load(folder), load(tmp_path / "other")) == ([0], [15, 16])
+
+
+def test_bytes_and_floats_are_not_compared(folder: Path) -> None:
+    samples = load(folder)
+    floats = load_samples(samples.batch(torch.arange(15)), PREPROCESS)
+    assert shared_images(samples, floats) is None
+    assert shared_images(floats, samples) is None
+    assert shared_images(floats, floats) == (list(range(15)), list(range(15)))
 
 
 def test_digests_do_not_depend_on_where_images_came_from(folder: Path) -> None:

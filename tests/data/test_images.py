@@ -145,6 +145,32 @@ def test_broken_files_are_named(files: list[Path], tmp_path: Path) -> None:
         decode(io.BytesIO(b"hello"), "row 3")
 
 
+def test_nothing_but_images_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+
+    def started(*_: Any, **__: Any) -> Any:
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "x.png").write_bytes(script)
+    with pytest.raises(MdftError, match=r"x.png: not a readable image; must be one of JPEG, PNG"):
+        decode(tmp_path / "x.png")
+    with pytest.raises(MdftError, match=r"^row 3: not a readable image; must be one of JPEG"):
+        decode(io.BytesIO(script), "row 3")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF"])
+def test_every_kind_of_image_is_read_whatever_its_name(kind: str, tmp_path: Path) -> None:
+    image = Image.fromarray(noise(np.random.default_rng(1), 20, 30))
+    more = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
+    image.save(tmp_path / "x.jpg", format=kind, **more)
+    with Image.open(tmp_path / "x.jpg") as stored:
+        assert stored.format == kind
+        wanted = np.asarray(stored.convert("RGB"))
+    assert np.array_equal(np.asarray(decode(tmp_path / "x.jpg")), wanted)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

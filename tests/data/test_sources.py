@@ -93,6 +93,18 @@ def test_sun397_follows_the_first_partition(tmp_path: Path) -> None:
     assert [f"/{path.relative_to(tmp_path / 'SUN397')}" for path in listing.files] == lines
 
 
+def test_sun397s_labels_follow_a_corrected_list_of_classes(tmp_path: Path) -> None:
+    wanted = WRITERS["SUN397"](tmp_path)["test"]
+    file, source = tmp_path / "SUN397" / "ClassName.txt", TorchvisionSource("SUN397", tmp_path)
+    right = file.read_text()
+    file.write_text("\n".join(right.split()[::-1]))
+    wrong = load_labelled(source, PREPROCESS, 3)[1]
+    assert wrong.tolist() == [2 - label for label in wanted]
+    file.write_text(right)
+    assert load_labelled(source, PREPROCESS, 3)[1].tolist() == wanted
+    assert file in source.listing("test").label_files
+
+
 def test_eurosat_is_split_for_good(tmp_path: Path) -> None:
     from torchvision.datasets import EuroSAT
 
@@ -196,8 +208,26 @@ def test_a_folder_is_torchvisions_image_folder(tmp_path: Path) -> None:
     theirs, their_labels = load_labelled(plain, PREPROCESS, 3)
     assert read.tolist() == labels == their_labels.tolist() == plain.targets
     assert torch.equal(samples.x, theirs.x)
+    plain.samples = [(path, 2 - label) for path, label in plain.samples]
+    plain.classes = plain.classes[::-1]
+    assert load_labelled(plain, PREPROCESS, 3)[1].tolist() == [2 - label for label in labels]
     turned = ImageFolder(str(tmp_path), transform=lambda image: image.rotate(180))
     assert not torch.equal(load_samples(turned, PREPROCESS).x, samples.x)  # not our files' cache
+
+
+def test_links_in_a_circle_are_followed_once(tmp_path: Path) -> None:
+    write_folders(tmp_path / "data")
+    write_folders(tmp_path / "more", ("deep",), each=2)
+    folder = tmp_path / "data" / "airplane"
+    for name, target in (("a", "."), ("b", "."), ("up", ".."), ("top", "../.."), ("c", "/")):
+        (folder / name).symlink_to(target)
+    (folder / "else").symlink_to(tmp_path / "more")
+    (folder / "again").symlink_to(tmp_path / "more" / "deep")
+    files = FolderSource(tmp_path / "data").listing("test").files
+    names = [str(path.relative_to(folder)) for path in files if folder in path.parents]
+    alone = [f"airplane_{i:03}.jpg" for i in range(1, 6)]
+    assert names == [*alone, "again/deep_001.jpg", "again/deep_002.jpg"]
+    assert len(files) == 17
 
 
 def test_folders_of_splits(tmp_path: Path) -> None:
@@ -206,8 +236,29 @@ def test_folders_of_splits(tmp_path: Path) -> None:
     assert len(load_samples(FolderSource(tmp_path), PREPROCESS)) == 15
     assert len(load_labelled(FolderSource(tmp_path), PREPROCESS, 3)[0]) == 6
     assert len(load_labelled(FolderSource(tmp_path, "train"), PREPROCESS, 3)[0]) == 15
-    with pytest.raises(MdftError, match=r"split 'val' must be a folder val/ or a list val.txt"):
+    with pytest.raises(MdftError, match=r"\['train', 'test'\], so split must name one .*got 'val'"):
         FolderSource(tmp_path, "val").listing("test")
+    with pytest.raises(MdftError, match=r"split 'val' must be a folder val/ or a list val.txt"):
+        FolderSource(tmp_path / "train", "val").listing("test")
+
+
+def test_splits_are_no_classes(tmp_path: Path) -> None:
+    write_folders(tmp_path / "train", seed=1)
+    wanted = r"holds folders of splits, \['train'.*, so split must name one of them, .*got "
+    for role in ("train", "test"):
+        with pytest.raises(MdftError, match=wanted + "None"):
+            FolderSource(tmp_path).listing(role)
+    write_folders(tmp_path / "val", each=2, seed=2)
+    (tmp_path / "notes").mkdir()
+    for split in (None, "test"):
+        with pytest.raises(MdftError, match=wanted + repr(split)):
+            FolderSource(tmp_path, split).listing("test")
+    assert len(load_labelled(FolderSource(tmp_path, "val"), PREPROCESS, 3)[0]) == 6
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_folders(tmp_path, ("bus", "train"))
+    assert FolderSource(tmp_path).listing("test").class_names == ("bus", "train")
 
 
 @pytest.mark.parametrize("form", ["name", "path"])
