@@ -183,32 +183,56 @@ def load_data(
             own = tests[task.name]
             about["evaluate"] = _origin(task.evaluate, len(own), "test")
             about["evaluate"]["images"] = hashlib.sha256(own.digests().tobytes()).hexdigest()
-            shot = (shots or {}).get(task.name)
-            if shot is not None and shared_images(load_samples(shot, preprocess), own)[0]:
-                raise MdftError(
-                    f"task {task.name!r}: {shot.path}: images whose labels make the head must not "
-                    f"be test images, got some that are, pixel for pixel"
-                )
+            about["shared"] = dict.fromkeys(("adapt", "evaluate"), 0)
+            if shots and task.name in shots:
+                _check_shots(task.name, shots[task.name], own)
         for other, images in tests.items():
-            mine, theirs = shared_images(samples, images)
-            if other == task.name:
-                about["shared"] = {"adapt": len(mine), "evaluate": len(theirs)}
-            words = (
-                f"task {task.name!r}: {len(mine):,} of {len(samples):,} unlabelled images are "
-                f"among the {len(images):,} test images"
-            )
-            words += "" if other == task.name else f" of task {other!r}"
-            if mine and not transductive:
-                first = _named(about["adapt"], mine[:3])
-                raise MdftError(
-                    f"{words}, pixel for pixel ({first}{', ...' if len(mine) > 3 else ''}); take "
-                    "them out, or say `transductive: true`"
-                )
-            if mine:
-                notes.append(f"Transductive: {words}.")
+            found = shared_images(samples, images)
+            if other == task.name and found is not None:
+                about["shared"] = {"adapt": len(found[0]), "evaluate": len(found[1])}
+            notes += _overlap(about, other, found, (len(samples), len(images)), transductive)
         splits.append(about)
         loaded.append(Task(task.name, task.class_names, task.head, samples))
     return LoadedData(loaded, splits, notes)
+
+
+def _check_shots(task: str, shot: NpzSource, tests: Samples) -> None:
+    found = shared_images(load_samples(shot, tests.preprocess), tests)
+    if found and found[0]:
+        raise MdftError(
+            f"task {task!r}: {shot.path}: images whose labels make the head must not be test "
+            f"images, got {len(found[0]):,} that are, pixel for pixel"
+        )
+
+
+def _overlap(
+    about: dict[str, Any],
+    other: str,
+    found: tuple[list[int], list[int]] | None,
+    counts: tuple[int, int],
+    transductive: bool,
+) -> list[str]:
+    """Returns what a reader should know of test images among a task's samples; or refuses them."""
+    name, whose = about["name"], "" if other == about["name"] else f" of task {other!r}"
+    if found is None:  # bytes and floats
+        if whose:
+            return []
+        return [f"Task {name!r}: whether test images were adapted to could not be told, as one of "
+                f"the two sets holds floats."]  # fmt: skip
+    mine = found[0]
+    if not mine:
+        return []
+    words = (
+        f"task {name!r}: {len(mine):,} of {counts[0]:,} unlabelled images are among the "
+        f"{counts[1]:,} test images{whose}"
+    )
+    if transductive:
+        return [f"Transductive: {words}."]
+    first = _named(about["adapt"], mine[:3])
+    raise MdftError(
+        f"{words}, pixel for pixel ({first}{', ...' if len(mine) > 3 else ''}); take them out, or "
+        "say `transductive: true`"
+    )
 
 
 def _named(about: dict[str, Any], indices: Sequence[int]) -> str:
