@@ -64,8 +64,8 @@ def write_world(folder: Path, model: str) -> None:
         del tuned
         weight = torch.randn(classes, dimension, generator=torch.Generator().manual_seed(seed))
         save_head(place / f"head_{task}.pt", 100 * nn.functional.normalize(weight))
-    for name, write in WRITERS.items():
-        write(folder / "data" / ("svhn" if name == "SVHN" else ""))
+    for seed, (name, write) in enumerate(WRITERS.items(), 1):  # no image in two data sets
+        write(folder / "data" / ("svhn" if name == "SVHN" else ""), seed=seed)
     write_folders(folder / "data" / "resisc45")
 
 
