@@ -121,13 +121,30 @@ def _find(path: Path, root: Any) -> Found:
 
 
 def _unwrapped(root: Any) -> tuple[str, Any] | None:
-    if not isinstance(root, dict) or any(isinstance(v, TensorRef) for v in root.values()):
+    """Returns the wrapper's key and what it wraps; a tensor beside it is no reason to stay."""
+    if not isinstance(root, dict):
         return None
-    for key in WRAPPERS:
-        value = root.get(key)
-        if isinstance(value, dict) or (isinstance(value, StandIn) and _is_module(value)):
+    inner = {key: root[key] for key in WRAPPERS if key in root}
+    for key, value in inner.items():
+        if _holds_tensors(value, set()):
             return key, value
+    if not any(isinstance(v, TensorRef) for v in root.values()):
+        for key, value in inner.items():
+            if isinstance(value, dict):
+                return key, value
     return None
+
+
+def _holds_tensors(value: Any, seen: set[int]) -> bool:
+    """Says whether a value is a module, or a dict of tensors, maybe wrapped again."""
+    if isinstance(value, StandIn):
+        return _is_module(value)
+    if not isinstance(value, dict) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(isinstance(v, TensorRef) for v in value.values()) or any(
+        _holds_tensors(value.get(key), seen) for key in WRAPPERS
+    )
 
 
 def _is_module(value: StandIn) -> bool:

@@ -65,7 +65,8 @@ def copied(call: bytes) -> bytes:
 def shared_modules(levels: int, members: int) -> bytes:
     """A module of 2**levels paths, each with so many parameters that are no tensors."""
     parameters = b"".join(text(str(i)) + b"N" for i in range(members))
-    data = instance("L", b"}" + text("_parameters") + b"}(" + parameters + b"us") + b"q\x00"
+    state = b"}(" + text("_modules") + b"}" + text("_parameters") + b"}(" + parameters + b"uu"
+    data = instance("L", state) + b"q\x00"
     twice = b"}(" + text("a") + b"h\x00" + text("b") + b"h\x00u"
     for _ in range(levels):
         data += instance("M", b"}" + text("_modules") + twice + b"s") + b"q\x00"
