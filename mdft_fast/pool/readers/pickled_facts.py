@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mdft_fast.pool.readers.facts import SourceFacts
+from mdft_fast.pool.readers.facts import OTHER, SourceFacts
 from mdft_fast.pool.readers.pickle_machine import StandIn
 
 # The last part of a class's name -> activation.
@@ -61,7 +61,7 @@ def _transform(transform: StandIn) -> dict[str, Any]:
         )
     elif resize is not None:
         edges = _edges(resize.get("size"))
-        said |= {"size": edges, "resize": "squash"} if len(edges) == 2 else {"resize": "other"}
+        said |= {"size": edges, "resize": "squash"} if len(edges) == 2 else {"resize": OTHER}
     return said
 
 
@@ -69,7 +69,7 @@ def _resize(edges: list[int], crop: list[int]) -> str:
     """Says how Resize and then CenterCrop bring an image to one size."""
     if len(edges) == 2 and edges == crop * (2 // len(crop or [0])):
         return "squash"
-    return "shortest" if len(edges) == 1 and crop in (edges, edges * 2) else "other"
+    return "shortest" if len(edges) == 1 and crop in (edges, edges * 2) else OTHER
 
 
 def _edges(size: Any) -> list[int]:
@@ -85,4 +85,4 @@ def _interpolation(value: Any) -> str | None:
         value = value.args[0] if value.args else None
     if isinstance(value, str):
         return value
-    return _PIL.get(value) if type(value) is int else None
+    return _PIL.get(value, OTHER) if type(value) is int else None
