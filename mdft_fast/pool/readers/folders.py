@@ -82,7 +82,7 @@ def processor_facts(given: Mapping[str, Any]) -> dict[str, Any]:
             said["resize"] = "squash"
         elif crop == [shortest] * 2:
             said["resize"] = "shortest"
-    elif both:
+    elif both and not given.get("do_center_crop"):
         said |= {"size": both, "resize": "squash"}
     if not given.get("do_resize", True):
         said["resize"] = OTHER

@@ -171,6 +171,10 @@ PROCESSORS = {
          "size": {"height": 16, "width": 16}},
         {"size": [16, 16], "resize": "squash"},
     ),
+    "a crop that is not read": (
+        {"do_center_crop": True, "crop_size": {"shortest_edge": 16}, "size": 16},
+        {"size": [16, 16], "resize": "other"},
+    ),
     "no crop": ({"size": {"shortest_edge": 16}}, {"size": [16, 16], "resize": "other"}),
     "no resizing": ({"size": 16, "do_resize": False}, {"size": [16, 16], "resize": "other"}),
     "another filter": ({"resample": 1}, {"size": [16, 16], "interpolation": "other"}),
