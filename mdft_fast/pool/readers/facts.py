@@ -12,6 +12,7 @@ from mdft_fast.errors import MdftError
 
 # Two spellings of one number agree within this: 0.4815 is 0.48145466. A step of uint8 is 4e-3.
 _SAME = 1e-3
+OTHER = "other"  # said, but nothing that is done here: no default may take its place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,8 @@ class SourceFacts:
         mean: one number a channel, on the scale [0, 1].
         std: likewise.
         resize: "shortest": the shortest edge becomes the size, then the center is cut out;
-            "squash": both edges become the size.
-        interpolation: "bicubic" or "bilinear".
+            "squash": both edges become the size; "other": in another way.
+        interpolation: "bicubic", "bilinear" or "other".
     """
 
     activation: str | None = None
@@ -41,7 +42,10 @@ class SourceFacts:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in items if v is not None}
 
     def preprocess(self) -> dict[str, Any]:
-        """Returns :meth:`known` without the activation: keys of a preprocess mapping."""
+        """Returns :meth:`known` without the activation: keys of a preprocess mapping.
+
+        "other" stands for what has no value there; :func:`check_preprocess` refuses it.
+        """
         return {key: value for key, value in self.known().items() if key != "activation"}
 
     def to_text(self) -> str:
@@ -56,8 +60,8 @@ class SourceFacts:
             size=_size(values.get("size")),
             mean=_channels(values.get("mean")),
             std=_channels(values.get("std")),
-            resize=_one_of(values.get("resize"), ("shortest", "squash")),
-            interpolation=_one_of(values.get("interpolation"), ("bicubic", "bilinear")),
+            resize=_one_of(values.get("resize"), _CHOICES["resize"]),
+            interpolation=_one_of(values.get("interpolation"), _CHOICES["interpolation"]),
         )
 
     @staticmethod
@@ -93,9 +97,19 @@ def gather(sources: Iterable[tuple[str, SourceFacts]]) -> tuple[SourceFacts, dic
 def check_preprocess(
     facts: SourceFacts, who: Mapping[str, str], preprocess: Mapping[str, Any]
 ) -> None:
-    """Compares a preprocess mapping, where it has a key, with what the checkpoints say."""
+    """Compares a preprocess mapping, where it has a key, with what the checkpoints say.
+
+    Where they do what is not done here, the mapping must say what is to be done instead.
+    """
     for key, wanted in facts.preprocess().items():
-        if key in preprocess and not agree(wanted, preprocess[key]):
+        if wanted == OTHER:
+            if preprocess.get(key, OTHER) == OTHER:
+                choices = " or ".join(repr(value) for value in _CHOICES[key])
+                raise MdftError(
+                    f"preprocess: {key!r} must be given, {choices}, as {who[key]} says another "
+                    f"that is not known here; write preprocess.{key} with what is nearest to it"
+                )
+        elif key in preprocess and not agree(wanted, preprocess[key]):
             raise MdftError(
                 f"preprocess: {key!r} must be {wanted!r} as {who[key]} says, got "
                 f"{preprocess[key]!r}"
@@ -119,12 +133,17 @@ def _pairs(one: Any, other: Any) -> Iterator[tuple[float, float]]:
         yield from zip(a, b, strict=True)
 
 
+_CHOICES = {"resize": ("shortest", "squash"), "interpolation": ("bicubic", "bilinear")}
+
+
 def _word(value: Any) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= 40 else None
 
 
 def _one_of(value: Any, known: tuple[str, ...]) -> str | None:
-    return value if isinstance(value, str) and value in known else None
+    if not isinstance(value, str):
+        return None
+    return value if value in known else OTHER
 
 
 def _size(value: Any) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mdft_fast.errors import MdftError
-from mdft_fast.pool.readers.facts import SourceFacts
+from mdft_fast.pool.readers.facts import OTHER, SourceFacts
 from mdft_fast.pool.readers.sniff import CLIP_CONFIG, CONFIG, read_json, weights_of
 from mdft_fast.pool.readers.state import State
 
@@ -65,26 +65,50 @@ def processor_facts(given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a ``preprocessor_config.json`` says.
 
     Where the shortest edge becomes another length than what is cut out (DINOv2: 256, then 224),
-    neither way of resizing here is its own, and ``resize`` stays unknown.
+    neither way of resizing here is its own, and ``resize`` is "other".
     """
-    said: dict[str, Any] = {"mean": given.get("image_mean"), "std": given.get("image_std")}
+    said: dict[str, Any] = _scale(given)
     if type(given.get("resample")) is int:
-        said["interpolation"] = _PIL.get(given["resample"])
+        said["interpolation"] = _PIL.get(given["resample"], OTHER)
+    if not {"size", "crop_size", "do_resize", "do_center_crop"} & given.keys():
+        return said
     edges, crop = given.get("size"), _edges(given.get("crop_size"))
+    both = _edges(edges)
+    said["resize"] = OTHER
     if given.get("do_center_crop") and crop:
+        said["size"] = crop
         shortest = edges.get("shortest_edge") if isinstance(edges, dict) else edges
-        said |= {"size": crop, "resize": "shortest" if crop == [shortest] * 2 else None}
-    elif _edges(edges) and given.get("do_resize", True):
-        said |= {"size": _edges(edges), "resize": "squash"}
+        if both == crop and isinstance(edges, dict):
+            said["resize"] = "squash"
+        elif crop == [shortest] * 2:
+            said["resize"] = "shortest"
+    elif both and not given.get("do_center_crop"):
+        said |= {"size": both, "resize": "squash"}
+    if not given.get("do_resize", True):
+        said["resize"] = OTHER
     return said
+
+
+def _scale(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns mean and std on the scale [0, 1]; neither where pixels have another scale."""
+    factor = given.get("rescale_factor", 1 / 255)
+    usual = type(factor) in (int, float) and abs(255 * factor - 1) < 1e-3
+    if not usual or not given.get("do_rescale", True):
+        return {}
+    if not given.get("do_normalize", True):
+        return {"mean": [0.0] * 3, "std": [1.0] * 3}
+    return {"mean": given.get("image_mean"), "std": given.get("image_std")}
 
 
 def read_open_clip(folder: Path, read: Read) -> State:
     """Opens a folder as open_clip writes them for the hub."""
     state = read(weights_of(folder, "open_clip"))
     config = read_json(folder / CLIP_CONFIG)
-    parts = [config.get(key) for key in ("model_cfg", "preprocess_cfg")] if config else [None]
-    model, preprocess = (part if isinstance(part, dict) else {} for part in [*parts, None][:2])
+    if not isinstance(config, dict):
+        path = folder / CLIP_CONFIG
+        raise MdftError(f"{path}: must be a JSON object, got {type(config).__name__}")
+    parts = (config.get(key) for key in ("model_cfg", "preprocess_cfg"))
+    model, preprocess = (part if isinstance(part, dict) else {} for part in parts)
     vision = model.get("vision_cfg")
     vision = vision if isinstance(vision, dict) else {}
     said = {

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast.errors import MdftError, nearest
-from mdft_fast.pool.readers.lora_config import check_kind, scaling_of
+from mdft_fast.pool.readers.lora_config import LONGEST, Scalings, check_kind
 from mdft_fast.pool.readers.sniff import ADAPTER, read_json, weights_of
 from mdft_fast.pool.readers.state import LazyTensors, State
 
@@ -71,6 +71,10 @@ def read_adapter(
     for target, pair in pairs.items():
         made[names[target]] = _sum(folder, base, names[target], pair)
     kept, left_out = _replaced(whole, names, base, adapter, also)
+    both = sorted(kept.keys() & made.keys())
+    if both or len(made) < len(names):
+        what = f"{both[0]!r} whole and as B·A" if both else "two B·A for one weight"
+        raise MdftError(f"{folder}: must hold one change of each weight, got {what}")
     makers = {name: _from(base, name) for name in base.tensors} | made | kept
     return State(
         str(folder),
@@ -123,25 +127,40 @@ def _sort(
     whole: dict[str, str] = {}
     for key in adapter.tensors:
         name = key.removeprefix(_ROOT)
+        if len(name) > LONGEST:
+            raise MdftError(
+                f"{folder}: names must be at most {LONGEST} characters, got {len(name)}: "
+                f"{name[:40]!r}..."
+            )
         found = _PAIR.fullmatch(name)
         if found and bool(found["weight"]) != bool(found["embedding"]):
             module = found["module"].replace(".base_layer", "")
-            halves.setdefault(module, {})[found["which"]] = key
+            _add(folder, halves.setdefault(module, {}), found["which"], key)
             embeddings |= {module} if found["embedding"] else set()
         elif ".lora_" in name:
             raise MdftError(f"{folder}: {key!r} is no part of plain LoRA; only A and B are read")
         else:
-            whole[name.replace(".base_layer", "").replace(".modules_to_save", "")] = key
+            short = name.replace(".base_layer", "").replace(".modules_to_save", "")
+            _add(folder, whole, short, key)
     if not halves:
         raise MdftError(f"{folder}: must hold lora_A and lora_B, got {len(whole)} other tensors")
     pairs = {}
+    scalings = Scalings(folder, config, list(halves))
     for module, keys in halves.items():
         if keys.keys() != {"A", "B"}:
             raise MdftError(f"{folder}: {module!r} must have lora_A and lora_B, got one of them")
         a, b = adapter.tensors[keys["A"]], adapter.tensors[keys["B"]]
         swapped = module in embeddings or bool(config.get("fan_in_fan_out"))
-        pairs[module] = Pair(a, b, scaling_of(folder, config, module, a, b), swapped)
+        pairs[module] = Pair(a, b, scalings.of(module, a, b), swapped)
     return pairs, whole
+
+
+def _add(folder: Path, keys: dict[str, str], name: str, key: str) -> None:
+    if name in keys:
+        raise MdftError(
+            f"{folder}: must hold one adapter, got two tensors for one: {keys[name]!r} and {key!r}"
+        )
+    keys[name] = key
 
 
 def _match(
@@ -149,27 +168,45 @@ def _match(
 ) -> dict[str, str]:
     """Returns module -> name of its weight in the base.
 
-    Names may differ by a prefix (``vit.``) on either side, the same for all.
+    Names may differ by a prefix (``vit.``) on either side, the same for all. Two prefixes of the
+    base behind which all stand are an error: a whole CLIP has two towers.
     """
     known = {name: name for name in base.tensors} | dict(also)
     first = modules[0]
     cuts = [first.split(".", i)[-1] for i in range(first.count(".") + 1)]
     for i, cut in enumerate(cuts):
         away = len(first) - len(cut)
-        prefix, leading = first[:away], ""
-        ends = [n for leaf in _LEAVES for n in known if i == 0 and n.endswith(f".{first}{leaf}")]
-        if ends and not _found(known, first):
-            leading = ends[0][: ends[0].index(f".{first}") + 1]
-        if all(m.startswith(prefix) for m in modules):
+        prefix = first[:away]
+        if not all(m.startswith(prefix) for m in modules):
+            continue
+        fitting: dict[tuple[str, ...], dict[str, str]] = {}  # two names of one weight are one
+        for leading in _leadings(known, first) if i == 0 else [""]:
             found = {m: _found(known, leading + m[away:]) for m in modules}
             _no_attention(folder, found)
-            if all(found.values()):
-                return {m: name for m, name in found.items() if name}
+            whole = {m: name for m, name in found.items() if name}
+            if len(whole) == len(modules):
+                fitting.setdefault(tuple(whole.values()), whole)
+        if len(fitting) > 1:
+            raise MdftError(
+                f"{folder}: the adapter's module {first!r} must be one weight of {base.label}, got "
+                f"{sorted(names[0] for names in fitting)}; give the part that it was trained on"
+            )
+        if fitting:
+            return next(iter(fitting.values()))
     missing = next((m for m in modules if not _found(known, m)), first)
     raise MdftError(
         f"{folder}: {base.label} has no weight of the adapter's module {missing!r} "
         f"({len(modules)} modules){nearest(missing + '.weight', known)}"
     )
+
+
+def _leadings(known: Mapping[str, str], module: str) -> list[str]:
+    """Returns what may stand before a module's name in the base; nothing where it is there."""
+    if _found(known, module):
+        return [""]
+    ends = [f".{module}{leaf}" for leaf in _LEAVES]
+    found = {n[: 1 - len(end)]: None for end in ends for n in known if n.endswith(end)}
+    return list(found) or [""]
 
 
 def _no_attention(folder: Path, found: Mapping[str, str | None]) -> None:

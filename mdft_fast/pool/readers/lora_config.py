@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ _REFUSED = {  # a key of the config -> why an adapter that sets it is not base +
     "arrow_config": "Arrow mixes adapters by input",
     "monteclora_config": "it samples its weights",
 }
+LONGEST = 500  # characters of a name in an adapter
+_LONGEST_PATTERN = 200
+_MOST_STEPS = 5 * 10**8  # an upper bound of what all patterns take; a few seconds
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # values of init_lora_weights
 
 
@@ -51,38 +54,69 @@ def check_kind(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def scaling_of(folder: Path, config: Mapping[str, Any], module: str, a: Tensor, b: Tensor) -> float:
-    """Returns α / r, or α / √r, of one module, whose A and B must have the rank that it says."""
-    rank = _by_pattern(folder, config, "rank_pattern", module, config.get("r"))
-    alpha = _by_pattern(folder, config, "alpha_pattern", module, config.get("lora_alpha"))
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
-        raise MdftError(f"{folder}: r and lora_alpha must be numbers, got {rank!r} and {alpha!r}")
-    if a.dim() < 2 or b.dim() < 2 or a.shape[0] != rank or b.shape[1] != rank:
-        raise MdftError(
-            f"{folder}: {module!r} must have rank {rank} as its config says, got lora_A "
-            f"{list(a.shape)} and lora_B {list(b.shape)}"
-        )
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+class Scalings:
+    """α / r, or α / √r, of each module.
+
+    Args:
+        folder: the adapter's, for errors.
+        config: what its ``adapter_config.json`` holds.
+        modules: names of all its modules, at most ``LONGEST`` characters each.
+
+    Raises:
+        MdftError: if a pattern of the config is invalid, or may take long to be matched.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], modules: Sequence[str]) -> None:
+        self._folder, self._config = folder, config
+        self._ranks = _patterns(folder, config, "rank_pattern", modules)
+        self._alphas = _patterns(folder, config, "alpha_pattern", modules)
+
+    def of(self, module: str, a: Tensor, b: Tensor) -> float:
+        """Returns it for one module, whose A and B must have the rank that the config says."""
+        folder, config = self._folder, self._config
+        rank = _by_pattern(self._ranks, module, config.get("r"))
+        alpha = _by_pattern(self._alphas, module, config.get("lora_alpha"))
+        if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
+            raise MdftError(
+                f"{folder}: r and lora_alpha must be numbers, got {rank!r} and {alpha!r}"
+            )
+        if a.dim() < 2 or b.dim() < 2 or a.shape[0] != rank or b.shape[1] != rank:
+            raise MdftError(
+                f"{folder}: {module!r} must have rank {rank} as its config says, got lora_A "
+                f"{list(a.shape)} and lora_B {list(b.shape)}"
+            )
+        return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _by_pattern(
-    folder: Path, config: Mapping[str, Any], key: str, module: str, default: Any
-) -> Any:
-    """Returns the value of the first pattern that ends the module's name, as peft does."""
-    patterns = config.get(key) or {}
-    if not isinstance(patterns, dict):
-        raise MdftError(f"{folder}: {key!r} must be a mapping, got {type(patterns).__name__}")
-    for pattern, value in patterns.items():
-        # A stranger's expression: one that could take exponential time is refused.
-        if len(pattern) > 200 or re.search(r"\)[*+{?]", pattern) or _repeats(pattern) > 3:
+def _patterns(
+    folder: Path, config: Mapping[str, Any], key: str, modules: Sequence[str]
+) -> list[tuple[re.Pattern[str], Any]]:
+    """Returns a mapping's patterns, each of which ends a module's name, as peft reads them.
+
+    They are a stranger's expressions. What backtracking may cost is bounded: a suffix of a name
+    begins at each dot, a repetition ends at each character, and a choice has two outcomes.
+    """
+    given = config.get(key) or {}
+    if not isinstance(given, dict):
+        raise MdftError(f"{folder}: {key!r} must be a mapping, got {type(given).__name__}")
+    made: list[tuple[re.Pattern[str], Any]] = []
+    cost = 0
+    for pattern, value in given.items():
+        repeats, choices = (len(re.findall(signs, pattern)) for signs in ("[*+{]", "[?|]"))
+        if len(pattern) > _LONGEST_PATTERN or re.search(r"\)[*+{?]", pattern) or repeats > 3:
             raise MdftError(f"{folder}: {key!r} has a pattern too involved to be read: {pattern!r}")
+        cost += 2**choices * sum((m.count(".") + 1) * len(m) ** repeats for m in modules)
+        if cost > _MOST_STEPS:
+            raise MdftError(
+                f"{folder}: {key!r} has patterns that may take too long to be matched with "
+                f"{len(modules)} modules, as {pattern!r}"
+            )
         try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error as error:
+            made.append((re.compile(rf"(.*\.)?({pattern})$"), value))
+        except (re.error, OverflowError, RecursionError) as error:
             raise MdftError(f"{folder}: {key!r} has no valid pattern: {error}") from None
-    return default
+    return made
 
 
-def _repeats(pattern: str) -> int:
-    return len(re.findall(r"[*+{]", pattern))
+def _by_pattern(patterns: list[tuple[re.Pattern[str], Any]], module: str, default: Any) -> Any:
+    return next((value for pattern, value in patterns if pattern.match(module)), default)

@@ -56,7 +56,9 @@ class StandIn:
     @property
     def attributes(self) -> dict[Any, Any]:
         """The object's attributes, as far as the pickle gives them."""
-        parts = self.state if isinstance(self.state, tuple) else (self.state,)
+        if isinstance(self.state, dict):
+            return self.state
+        parts = self.state[:2] if isinstance(self.state, tuple) else ()  # __dict__, __slots__
         return {k: v for part in parts if isinstance(part, dict) for k, v in part.items()}
 
 
@@ -67,8 +69,13 @@ def kind_of(value: Any) -> str:
     return value.name if isinstance(value, Name) else type(value).__name__
 
 
+def named(key: Any) -> str:
+    """Returns a key as text; its kind alone where that may hold more than a few characters."""
+    return str(key) if isinstance(key, (str, int)) else kind_of(key)
+
+
 class Machine:
-    """Runs pickles.
+    """Runs pickles, in time and memory that grow with their length alone.
 
     Args:
         functions: dotted name of a global -> what stands for it when it is called; they get what
@@ -89,6 +96,8 @@ class Machine:
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks under each mark
         self._memo: dict[int, Any] = {}
+        self._passed = 0  # items of containers that known functions got; each may copy them
+        self._tuple_keys = 0
         try:
             for opcode, argument, _ in pickletools.genops(stream):
                 if opcode.name == "STOP":
@@ -149,19 +158,19 @@ class Machine:
 
     def _dict(self, _: Any) -> None:
         made: dict[Any, Any] = {}
-        _set_items(made, self._pop_mark())
+        self._set_items(made, self._pop_mark())
         self._stack.append(made)
 
     def _frozenset(self, _: Any) -> None:
         items = self._pop_mark()
-        self._stack.append({_key(item) for item in items})
+        self._stack.append({self._key(item) for item in items})
 
     def _append(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if isinstance(target, (list, StandIn)):
             (target if isinstance(target, list) else target.elements).extend(items)
         elif isinstance(target, set):
-            target.update(_key(item) for item in items)
+            target.update(self._key(item) for item in items)
         else:
             raise PickleRefused(f"appends to {kind_of(target)}")
 
@@ -169,7 +178,7 @@ class Machine:
         target = self._stack[-1]
         if not isinstance(target, (dict, StandIn)):
             raise PickleRefused(f"sets items of {kind_of(target)}")
-        _set_items(target if isinstance(target, dict) else target.entries, items)
+        self._set_items(target if isinstance(target, dict) else target.entries, items)
 
     def _name(self, argument: str) -> None:
         self._stack.append(Name(argument.replace(" ", ".", 1)))
@@ -178,15 +187,22 @@ class Machine:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise PickleRefused("names a global that is no text")
+        if len(name) + len(module) > _LONGEST_NAME:
+            raise PickleRefused(f"names a global of more than {_LONGEST_NAME} characters")
         self._stack.append(Name(f"{module}.{name}"))
 
     def _call(self, function: Any, arguments: Any) -> None:
-        if not isinstance(arguments, (tuple, list)):
-            raise PickleRefused(f"passes {kind_of(arguments)} as arguments")
+        if not isinstance(arguments, tuple):  # of a list each call would make a copy
+            raise PickleRefused(f"passes {kind_of(arguments)} as arguments, not a tuple")
         name = kind_of(function)
         known = self._functions.get(name) if isinstance(function, Name) else None
-        made = StandIn(name, tuple(arguments)) if known is None else known(*arguments)
-        self._stack.append(made)
+        if known is None:
+            self._stack.append(StandIn(name, arguments))
+            return
+        self._passed += sum(len(a) for a in (arguments, *arguments[:9]) if isinstance(a, _SIZED))
+        if len(arguments) > 9 or self._passed > _MOST_PASSED:
+            raise PickleRefused(f"passes too many arguments to {name}")
+        self._stack.append(known(*arguments))
 
     def _reduce(self, _: Any) -> None:
         arguments = self._pop()
@@ -197,12 +213,12 @@ class Machine:
         self._stack.append(StandIn(kind_of(self._pop()), (arguments, keywords)))
 
     def _old_instance(self, argument: str) -> None:
-        arguments = self._pop_mark()
+        arguments = tuple(self._pop_mark())
         self._call(Name(argument.replace(" ", ".", 1)), arguments)
 
     def _old_object(self, _: Any) -> None:
         function, *arguments = self._pop_mark()
-        self._call(function, arguments)
+        self._call(function, tuple(arguments))
 
     def _build(self, _: Any) -> None:
         state, target = self._pop(), self._stack[-1]
@@ -212,24 +228,37 @@ class Machine:
     def _persist(self, argument: Any) -> None:
         self._stack.append(self._persistent(argument))
 
+    def _set_items(self, target: dict[Any, Any], items: list[Any]) -> None:
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[self._key(key)] = value
+
+    def _key(self, value: Any) -> Any:
+        """Refuses keys that are slow to hash, or that can be made to share one hash.
+
+        A tuple of tuples of ... takes exponential time; ints are hashed modulo 2**61 - 1, so a
+        dict of its multiples takes quadratic time; a tuple's hash is no secret either.
+        """
+        flat = value if isinstance(value, tuple) else (value,)
+        if flat is value:
+            self._tuple_keys += 1
+        if len(flat) > 8 or self._tuple_keys > _MOST_TUPLE_KEYS:
+            raise PickleRefused("uses too many or too long tuples as keys")
+        for item in flat:
+            if item is not None and not isinstance(item, _HASHED):
+                raise PickleRefused(f"uses {kind_of(value)} as a key")
+            if isinstance(item, int) and not -(2**63) <= item < 2**64:
+                raise PickleRefused("uses a number of more than 64 bits as a key")
+        return value
+
 
 def _reconstruct(kind: Any, *_: Any) -> StandIn:
     return StandIn(kind_of(kind))
 
 
-def _set_items(target: dict[Any, Any], items: list[Any]) -> None:
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        target[_key(key)] = value
-
-
-def _key(value: Any) -> Any:
-    """Refuses keys that are slow to hash: a tuple of tuples of ... takes exponential time."""
-    flat = value if isinstance(value, tuple) else (value,)
-    if not all(item is None or isinstance(item, _HASHED) for item in flat):
-        raise PickleRefused(f"uses {kind_of(value)} as a key")
-    return value
-
-
+_LONGEST_NAME = 1000
+_MOST_PASSED = 2_000_000
+_MOST_TUPLE_KEYS = 5000
+_SIZED = (tuple, list, dict, set, str, bytes, bytearray)
 _HASHED = (str, bytes, int, float, Name, StandIn)
 _RECONSTRUCTORS = ("copyreg._reconstructor", "copy_reg._reconstructor")
 _NOTHING = {"PROTO", "FRAME"}

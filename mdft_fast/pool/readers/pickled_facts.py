@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mdft_fast.pool.readers.facts import SourceFacts
+from mdft_fast.pool.readers.facts import OTHER, SourceFacts
 from mdft_fast.pool.readers.pickle_machine import StandIn
 
 # The last part of a class's name -> activation.
@@ -21,6 +21,7 @@ ACTIVATIONS = {
     "FastGELUActivation": "gelu_tanh",
 }
 _TRANSFORMS = ("val_preprocess", "preprocess")  # attributes of task_vectors' ImageEncoder
+_MOST_STEPS = 100
 _PIL = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of filters
 
 
@@ -45,7 +46,7 @@ def _transform(transform: StandIn) -> dict[str, Any]:
     steps = transform.attributes.get("transforms")
     known = {
         step.kind.rpartition(".")[2]: step.attributes
-        for step in (steps if isinstance(steps, list) else [])
+        for step in (steps[:_MOST_STEPS] if isinstance(steps, list) else [])
         if isinstance(step, StandIn)
     }
     resize, crop = known.get("Resize"), known.get("CenterCrop")
@@ -55,17 +56,27 @@ def _transform(transform: StandIn) -> dict[str, Any]:
         said["interpolation"] = _interpolation(resize.get("interpolation"))
     if crop is not None:
         said["size"] = crop.get("size")
-        edge = resize.get("size") if resize is not None else None
-        edges = crop.get("size")
-        said["resize"] = "shortest" if _single(edge) in (edges, _single(edges)) else None
-    elif resize is not None and isinstance(resize.get("size"), (list, tuple)):
-        said |= {"size": resize.get("size"), "resize": "squash"}
+        said["resize"] = _resize(
+            _edges(resize.get("size") if resize else None), _edges(said["size"])
+        )
+    elif resize is not None:
+        edges = _edges(resize.get("size"))
+        said |= {"size": edges, "resize": "squash"} if len(edges) == 2 else {"resize": OTHER}
     return said
 
 
-def _single(size: Any) -> Any:
-    items = size if isinstance(size, (list, tuple)) else [size]
-    return items[0] if items and all(item == items[0] for item in items) else None
+def _resize(edges: list[int], crop: list[int]) -> str:
+    """Says how Resize and then CenterCrop bring an image to one size."""
+    if len(edges) == 2 and edges == crop * (2 // len(crop or [0])):
+        return "squash"
+    return "shortest" if len(edges) == 1 and crop in (edges, edges * 2) else OTHER
+
+
+def _edges(size: Any) -> list[int]:
+    """Reads one or two numbers, and nothing else: == of nested lists takes exponential time."""
+    items = size[:3] if isinstance(size, (list, tuple)) else [size]
+    good = len(items) <= 2 and all(type(item) is int and 0 < item < 10**6 for item in items)
+    return list(items) if good else []
 
 
 def _interpolation(value: Any) -> str | None:
@@ -74,4 +85,4 @@ def _interpolation(value: Any) -> str | None:
         value = value.args[0] if value.args else None
     if isinstance(value, str):
         return value
-    return _PIL.get(value) if type(value) is int else None
+    return _PIL.get(value, OTHER) if type(value) is int else None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mdft_fast.errors import MdftError
 from mdft_fast.pool.readers.facts import SourceFacts
-from mdft_fast.pool.readers.pickle_machine import StandIn, kind_of
+from mdft_fast.pool.readers.pickle_machine import StandIn, kind_of, named
 from mdft_fast.pool.readers.pickled_facts import facts_of
 from mdft_fast.pool.readers.state import LazyTensors, State
 from mdft_fast.pool.readers.torch_file import Elements, open_torch_legacy, open_torch_zip
@@ -21,7 +21,10 @@ from mdft_fast.pool.readers.torch_values import TensorRef
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 _MOST_MODULES = 100_000
+_MOST_MEMBERS = 1_000_000  # of all modules; a module that is shared counts at each place
+_MOST_CHARACTERS = 1 << 26  # of the members' names
 _DEEPEST = 100
+_MOST_WRAPPED = 4
 _TOWER = "model.visual."  # in task_vectors' ImageEncoder
 _TEXT = (
     "transformer.*", "token_embedding.*", "positional_embedding", "text_projection*", "ln_final.*",
@@ -76,8 +79,8 @@ def text_tower(name: str) -> bool:
 def without_wrapper(names: Mapping[str, Any]) -> dict[str, str]:
     """Returns new name -> name, without the prefixes that wrapping modules put before all."""
     new = {name: name for name in names}
-    for prefix in PREFIXES:
-        while new and all(name.startswith(prefix) for name in new):
+    for prefix in PREFIXES * _MOST_WRAPPED:
+        if new and all(name.startswith(prefix) for name in new):
             new = {name.removeprefix(prefix): old for name, old in new.items()}
     return new
 
@@ -98,7 +101,7 @@ def _find(path: Path, root: Any) -> Found:
         if inner is None:
             break
         key, value = inner
-        left_out |= {str(k): f"stands beside {key!r}" for k in root if k != key}
+        left_out |= {named(k): f"stands beside {key!r}" for k in root if k != key}
         root = value
     if isinstance(root, StandIn):
         return _module(path, root, left_out)
@@ -110,23 +113,38 @@ def _find(path: Path, root: Any) -> Found:
             tensors[key] = value
         elif isinstance(value, StandIn) and "rebuild" in value.kind:
             raise MdftError(
-                f"{path}: {key!r} must be a dense tensor with data, got one of {value.kind}"
+                f"{path}: {named(key)!r} must be a dense tensor with data, got one of {value.kind}"
             )
         else:
-            left_out[str(key) if isinstance(key, (str, int)) else kind_of(key)] = (
-                f"not a tensor ({kind_of(value)})"
-            )
+            left_out[named(key)] = f"not a tensor ({kind_of(value)})"
     return Found(tensors, left_out, {}, None)
 
 
 def _unwrapped(root: Any) -> tuple[str, Any] | None:
-    if not isinstance(root, dict) or any(isinstance(v, TensorRef) for v in root.values()):
+    """Returns the wrapper's key and what it wraps; a tensor beside it is no reason to stay."""
+    if not isinstance(root, dict):
         return None
-    for key in WRAPPERS:
-        value = root.get(key)
-        if isinstance(value, dict) or (isinstance(value, StandIn) and _is_module(value)):
+    inner = {key: root[key] for key in WRAPPERS if key in root}
+    for key, value in inner.items():
+        if _holds_tensors(value, set()):
             return key, value
+    if not any(isinstance(v, TensorRef) for v in root.values()):
+        for key, value in inner.items():
+            if isinstance(value, dict):
+                return key, value
     return None
+
+
+def _holds_tensors(value: Any, seen: set[int]) -> bool:
+    """Says whether a value is a module, or a dict of tensors, maybe wrapped again."""
+    if isinstance(value, StandIn):
+        return _is_module(value)
+    if not isinstance(value, dict) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(isinstance(v, TensorRef) for v in value.values()) or any(
+        _holds_tensors(value.get(key), seen) for key in WRAPPERS
+    )
 
 
 def _is_module(value: StandIn) -> bool:
@@ -138,16 +156,25 @@ def _module(path: Path, root: StandIn, left_out: dict[str, str]) -> Found:
         raise MdftError(f"{path}: must hold a state dict or a module, got a pickled {root.kind}")
     tensors: dict[str, TensorRef] = {}
     kinds: dict[str, str] = {}
-    waiting: list[tuple[str, StandIn, int]] = [("", root, 0)]
+    waiting: list[tuple[str, StandIn, frozenset[int]]] = [("", root, frozenset())]
+    members = characters = 0
     while waiting:
-        prefix, module, depth = waiting.pop()
+        prefix, module, above = waiting.pop()
         kinds[prefix] = module.kind
-        if depth > _DEEPEST or len(kinds) > _MOST_MODULES:
+        if len(above) > _DEEPEST or len(kinds) > _MOST_MODULES or id(module) in above:
             raise MdftError(f"{path}: its modules are nested without end")
-        unsaved = _unsaved(module)
-        for name, value, own in _members(module):
+        state = module.attributes
+        unsaved = _unsaved(state)
+        members += len(state) + len(unsaved)
+        for name, value, own in _members(state):
+            members, characters = members + 1, characters + len(prefix) + len(name)
+            if members > _MOST_MEMBERS or characters > _MOST_CHARACTERS:
+                raise MdftError(
+                    f"{path}: its modules must have at most {_MOST_MEMBERS} members with names of "
+                    f"{_MOST_CHARACTERS} characters in all, got more"
+                )
             if isinstance(value, StandIn) and not own:
-                waiting.append((f"{prefix}{name}.", value, depth + 1))
+                waiting.append((f"{prefix}{name}.", value, above | {id(module)}))
             elif isinstance(value, TensorRef) and name in unsaved:
                 left_out[prefix + name] = "buffer that its module does not save"
             elif isinstance(value, TensorRef):
@@ -160,20 +187,19 @@ def _module(path: Path, root: StandIn, left_out: dict[str, str]) -> Found:
     return Found(dict(sorted(tensors.items())), left_out, kinds, root)
 
 
-def _members(module: StandIn) -> Iterator[tuple[str, Any, bool]]:
+def _members(state: Mapping[Any, Any]) -> Iterator[tuple[str, Any, bool]]:
     """Yields name, value, and whether it must be a tensor, for all that a module registers."""
-    state = module.attributes
     if "_modules" not in state:  # TorchScript: attributes of their own
-        yield from ((str(name), value, False) for name, value in state.items())
+        yield from ((named(name), value, False) for name, value in state.items())
         return
     for key in ("_parameters", "_buffers", "_modules"):
         items = state.get(key)
         if isinstance(items, dict):
-            yield from ((str(name), value, key != "_modules") for name, value in items.items())
+            yield from ((named(name), value, key != "_modules") for name, value in items.items())
 
 
-def _unsaved(module: StandIn) -> set[Any]:
-    names = module.attributes.get("_non_persistent_buffers_set", ())
+def _unsaved(state: Mapping[Any, Any]) -> set[Any]:
+    names = state.get("_non_persistent_buffers_set", ())
     if isinstance(names, StandIn):  # set(["name", ...])
         names = names.args[0] if names.args else ()
     return {n for n in names if isinstance(n, str)} if isinstance(names, (list, set)) else set()

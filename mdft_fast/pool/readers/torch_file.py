@@ -92,7 +92,11 @@ def open_torch_legacy(path: Path) -> tuple[Any, Elements]:
 def _legacy_places(
     path: Path, start: int, size: int, keys: Any, seen: dict[str, Storage]
 ) -> dict[str, tuple[int, int]]:
-    if not isinstance(keys, list) or set(map(str, keys)) != set(seen) or len(keys) != len(seen):
+    # Numbers in files before torch 0.4. str of anything else may take exponential time.
+    plain = isinstance(keys, list) and all(
+        type(key) is str or (type(key) is int and abs(key) < 2**64) for key in keys
+    )
+    if not plain or len(keys) != len(seen) or set(map(str, keys)) != set(seen):
         raise PickleRefused("its list of storages does not name those that are used")
     places: dict[str, tuple[int, int]] = {}
     with open(path, "rb") as file:

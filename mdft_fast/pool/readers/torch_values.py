@@ -94,20 +94,35 @@ def persistent(identity: Any) -> Storage | Name:
     return Storage(key, _DTYPES[leaf], elements, start, length)
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorRef:
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, _: Any = None, __: Any = None,
+    metadata: Any = None,
+) -> TensorRef:  # fmt: skip
+    _check_metadata(metadata)
     if not isinstance(storage, Storage):
         raise PickleRefused(f"a tensor's elements are {kind_of(storage)}, no storage")
     return _checked(storage, storage.dtype, storage.length, offset, size, stride)
 
 
 def _tensor_v3(
-    storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
-) -> TensorRef:
+    storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any,
+    metadata: Any = None,
+) -> TensorRef:  # fmt: skip
+    _check_metadata(metadata)
     known = _BY_NAME.get(kind_of(dtype))
     if not isinstance(storage, Storage) or known is None:
         raise PickleRefused(f"a tensor's dtype must be one of {sorted(_BY_NAME)}")
     length = storage.length * storage.dtype.itemsize // known.itemsize
     return _checked(storage, known, length, offset, size, stride)
+
+
+def _check_metadata(metadata: Any) -> None:
+    """Refuses what changes a tensor's values: the bits "conj" and "neg" of a lazy view."""
+    if metadata is not None and (not isinstance(metadata, dict) or metadata):
+        raise PickleRefused(
+            "a tensor must be without metadata, got some: is it a lazy conjugate or negative? "
+            "save resolve_conj().resolve_neg() of it"
+        )
 
 
 def _checked(
@@ -133,16 +148,20 @@ def _parameter(data: Any = None, *_: Any) -> Any:
 def _from_type(function: Any, _: Any, arguments: Any, __: Any = None) -> Any:
     """Rebuilds a tensor that had attributes of its own; they are not kept."""
     known = FUNCTIONS.get(kind_of(function)) if isinstance(function, Name) else None
-    if known is None or not isinstance(arguments, tuple):
+    if known not in (_tensor, _tensor_v3, _parameter) or not isinstance(arguments, tuple):
         raise PickleRefused(f"rebuilds a tensor with {kind_of(function)}")
     return known(*arguments)
 
 
 def _size(items: Any = ()) -> tuple[Any, ...]:
+    if not isinstance(items, (list, tuple)):
+        raise PickleRefused(f"a torch.Size is not made of numbers but of {kind_of(items)}")
     return tuple(items)
 
 
 def _ordered(pairs: Any = ()) -> dict[Any, Any]:
+    if not isinstance(pairs, (list, tuple)):
+        raise PickleRefused(f"an OrderedDict is not made of pairs but of {kind_of(pairs)}")
     if not all(isinstance(p, (list, tuple)) and len(p) == 2 and type(p[0]) is str for p in pairs):
         raise PickleRefused("an OrderedDict is not made of names and values")
     return dict(pairs)

@@ -123,7 +123,7 @@ def test_two_towers_are_ambiguous(clips: list[nn.Module], tmp_path: Path) -> Non
 
 def test_an_open_clip_folder(clips: list[nn.Module], tmp_path: Path) -> None:
     save_file(dict(clips[0].state_dict()), tmp_path / "open_clip_model.safetensors")
-    config = {
+    config: dict[str, Any] = {
         "model_cfg": {"embed_dim": 12, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": {}},
         "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bilinear",
                            "resize_mode": "squash"},
@@ -133,6 +133,16 @@ def test_an_open_clip_folder(clips: list[nn.Module], tmp_path: Path) -> None:
     assert facts.activation == "quick_gelu"
     assert (facts.size, facts.resize, facts.interpolation) == ((SIZE, SIZE), "squash", "bilinear")
     assert facts.mean == pytest.approx(MEAN)
+    config["preprocess_cfg"] |= {"resize_mode": "longest", "interpolation": "random"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    facts = open_state(tmp_path).facts
+    assert (facts.resize, facts.interpolation) == ("other", "other")
+    for content, kind in {"[1]": "list", '"x"': "str", "null": "NoneType"}.items():
+        (tmp_path / "open_clip_config.json").write_text(content)
+        with pytest.raises(
+            MdftError, match=rf"open_clip_config.json: must be a JSON object, got {kind}"
+        ):
+            open_state(tmp_path)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

@@ -129,6 +129,9 @@ def _config(folder: Path, **changes: Any) -> None:
         ({"r": None}, r"r and lora_alpha must be numbers"),
         ({"rank_pattern": {"(a+)+q": 2}}, r"a pattern too involved"),
         ({"rank_pattern": {"(": 2}}, r"no valid pattern"),
+        ({"rank_pattern": {"a{99999999999999}": 2}}, r"no valid pattern"),
+        ({"alpha_pattern": {"a?" * 60 + "a" * 60: 2}}, r"may take too long to be matched"),
+        ({"rank_pattern": {"(a|a)" * 40: 2}}, r"may take too long to be matched"),
         ({"fan_in_fan_out": True}, r"B·A must have the shape of .*transposed"),
     ],
 )
@@ -162,3 +165,61 @@ def test_a_dora_adapter_and_a_lone_one_are_refused(tmp_path: Path) -> None:
     adapter(tmp_path / "lora", target_modules=["fc"])
     with pytest.raises(MdftError, match=r"lora: is a LoRA adapter, .*the base must be given too"):
         open_state(tmp_path / "lora")
+
+
+def plain(folder: Path, tensors: dict[str, Tensor], **config: Any) -> Path:
+    """An adapter by hand, of rank 1."""
+    folder.mkdir()
+    root = "base_model.model."
+    save_file({root + n: t for n, t in tensors.items()}, folder / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "r": 1, "lora_alpha": 1} | config
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    return folder
+
+
+def halves(module: str) -> dict[str, Tensor]:
+    return {
+        f"{module}.lora_A.weight": torch.ones(1, 4),
+        f"{module}.lora_B.weight": torch.ones(4, 1),
+    }
+
+
+def test_two_towers_that_fit_are_an_error(tmp_path: Path) -> None:
+    towers = {f"{t}_model.layers.0.q.weight": torch.zeros(4, 4) for t in ("text", "vision")}
+    save_file(towers, tmp_path / "both.safetensors")
+    both = open_state(tmp_path / "both.safetensors")
+    folder = plain(tmp_path / "adapter", halves("layers.0.q"))
+    with pytest.raises(
+        MdftError, match=r"must be one weight of .*\['text_model.layers.0.q.weight', 'vision_model"
+    ):
+        open_state(folder, base=both)
+    towers["vision_model.layers.1.q.weight"] = torch.zeros(4, 4)
+    save_file(towers, tmp_path / "more.safetensors")
+    more = open_state(tmp_path / "more.safetensors")
+    folder = plain(tmp_path / "longer", halves("layers.0.q") | halves("layers.1.q"))
+    state = open_state(folder, base=more)  # one tower alone has both layers
+    assert state.formed == {f"vision_model.layers.{i}.q.weight" for i in (0, 1)}
+
+
+def test_one_weight_has_one_change(tmp_path: Path) -> None:
+    save_file({"m.q.weight": torch.zeros(4, 4)}, tmp_path / "base.safetensors")
+    base = open_state(tmp_path / "base.safetensors")
+    twice = halves("m.q") | {"m.q.lora_A.default.weight": 2 * torch.ones(1, 4)}
+    with pytest.raises(MdftError, match=r"got two tensors for one: .*lora_A.* and .*lora_A"):
+        open_state(plain(tmp_path / "twice", twice), base=base)
+    whole = halves("m.q") | {"m.q.base_layer.weight": torch.ones(4, 4)}
+    with pytest.raises(MdftError, match=r"got 'm.q.weight' whole and as B·A"):
+        open_state(plain(tmp_path / "whole", whole), base=base)
+
+
+def test_long_names_are_refused(tmp_path: Path) -> None:
+    name = "a" * 500
+    save_file({f"{name}.weight": torch.zeros(4, 4)}, tmp_path / "base.safetensors")
+    base = open_state(tmp_path / "base.safetensors")
+    folder = plain(tmp_path / "adapter", halves(name), rank_pattern={"a*a*a*b": 1})
+    with pytest.raises(MdftError, match=r"names must be at most 500 characters, got 514: 'aaa"):
+        open_state(folder, base=base)
+    name = ".".join("a" * 100)
+    folder = plain(tmp_path / "dots", halves(name) | halves("b"), rank_pattern={".*.*.*b": 1})
+    with pytest.raises(MdftError, match=r"may take too long to be matched with 2 modules"):
+        open_state(folder, base=base)

@@ -13,6 +13,7 @@ from torch import nn
 
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import open_state, read_state
+from mdft_fast.pool.convert import convert
 from tests.pool.readers.corpus import same
 
 FORMATS = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
@@ -78,6 +79,24 @@ def test_wrappers_are_taken_off(wrapper: str, legacy: bool, tmp_path: Path) -> N
     assert same(opened.tensors, state)
     assert set(opened.left_out) == {"optimizer", "epoch", "args"}
     assert opened.left_out["epoch"] == f"stands beside {wrapper!r}"
+
+
+@FORMATS
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_tensor_beside_the_wrapper_is_left_out(twice: bool, legacy: bool, tmp_path: Path) -> None:
+    inner: dict[str, Any] = {"w": torch.ones(2)}
+    inner = {"state_dict": inner} if twice else inner
+    whole = {"step": torch.tensor(1), "state_dict": {}, "model": inner, "params": {"lr": 1}}
+    path = save(whole, tmp_path / "a.pt", legacy)
+    opened = open_state(path)
+    assert same(opened.tensors, {"w": torch.ones(2)})
+    assert opened.left_out == dict.fromkeys(
+        ["step", "state_dict", "params"], "stands beside 'model'"
+    )
+    convert(path, tmp_path / "a.safetensors")
+    assert list(open_state(tmp_path / "a.safetensors").tensors) == ["w"]
+    plain = {"model": {"lr": 1}, "w": torch.ones(2)}  # no wrapper: it holds no tensors
+    assert list(open_state(save(plain, path, legacy)).tensors) == ["w"]
 
 
 @FORMATS

@@ -164,9 +164,36 @@ PROCESSORS = {
     "dinov2": (
         {"do_center_crop": True, "crop_size": {"height": 16, "width": 16},
          "size": {"shortest_edge": 20}},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "squash, then a crop of it all": (
+        {"do_center_crop": True, "crop_size": {"height": 16, "width": 16},
+         "size": {"height": 16, "width": 16}},
+        {"size": [16, 16], "resize": "squash"},
+    ),
+    "a crop that is not read": (
+        {"do_center_crop": True, "crop_size": {"shortest_edge": 16}, "size": 16},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "no crop": ({"size": {"shortest_edge": 16}}, {"size": [16, 16], "resize": "other"}),
+    "no resizing": ({"size": 16, "do_resize": False}, {"size": [16, 16], "resize": "other"}),
+    "another filter": ({"resample": 1}, {"size": [16, 16], "interpolation": "other"}),
+    "not normalized": (
+        {"do_normalize": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+        {"size": [16, 16], "mean": [0.0] * 3, "std": [1.0] * 3},
+    ),
+    "not rescaled": (
+        {"do_rescale": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
         {"size": [16, 16]},
     ),
-    "nonsense": ({"size": "x", "image_mean": [1], "resample": "3"}, {"size": [16, 16]}),
+    "rescaled by another factor": (
+        {"rescale_factor": 1 / 127.5, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+        {"size": [16, 16]},
+    ),
+    "nothing": ({}, {"size": [16, 16]}),
+    "nonsense": (
+        {"size": "x", "image_mean": [1], "resample": "3"}, {"size": [16, 16], "resize": "other"}
+    ),
 }  # fmt: skip
 
 
@@ -176,6 +203,20 @@ def test_the_processors_file_says_how_images_are_made(case: str, tmp_path: Path)
     library_model("CLIPVisionModel", 0).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(given))
     assert open_state(tmp_path).facts.preprocess() == wanted
+
+
+def test_what_is_not_done_here_must_be_given(tmp_path: Path) -> None:
+    models = [library_model("Dinov2Model", seed) for seed in range(2)]
+    folders = [tmp_path / str(k) for k in range(2)]
+    for model, folder in zip(models, folders, strict=True):
+        model.save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS["dinov2"][0]))
+    backbone = build_backbone(spec("Dinov2Model"))
+    message = r"'resize' must be given, 'shortest' or 'squash', as .*0 says another .*resize"
+    for said in ({}, {"resize": "other"}):  # "other": what a recipe's preprocess takes from it
+        with pytest.raises(MdftError, match=message):
+            pool_of(folders, backbone, 16, **said)
+    assert pool_of(folders, backbone, 16, resize="shortest").preprocess["resize"] == "shortest"
 
 
 def test_contradictions(tmp_path: Path) -> None:
