@@ -16,8 +16,9 @@ from mdft_fast.data import Task
 from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel, Mode, build_backbone
 from mdft_fast.model.pieces import names_of
-from mdft_fast.pool import Head, Pool, as_preprocess, open_state
+from mdft_fast.pool import Head, Pool, SourceFacts, as_preprocess, open_state
 from mdft_fast.pool.places import find_checkpoint
+from mdft_fast.pool.readers.facts import check_preprocess
 from mdft_fast.run.data import class_names_of, sources_of
 from mdft_fast.run.heads import Base, head_of, prompts_of
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
@@ -147,12 +148,14 @@ def _sources(recipe: Recipe) -> dict[str, Any]:
 def preprocess_of(recipe: Recipe) -> dict[str, Any]:
     """Returns what a recipe's preprocess says, and where it is silent what its base says."""
     base = recipe.pool.base
-    said = {} if base is None else open_state(base).facts.preprocess()
+    facts = SourceFacts() if base is None else open_state(base).facts
+    said = facts.preprocess()
     if recipe.preprocess is not None:
         said |= recipe.preprocess.said()
     missing = [key for key in ("size", "mean", "std") if key not in said]
     if missing:
         raise MdftError(f"recipe: preprocess must be given, as {base} does not say {missing}")
+    check_preprocess(facts, dict.fromkeys(said, str(base)), said)
     return said
 
 
