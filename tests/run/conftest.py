@@ -29,7 +29,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("pool")
     generator = torch.Generator().manual_seed(0)
-    backbone = build_backbone(SPEC)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = build_backbone(SPEC)
     base = {
         k: torch.randn(v.shape, generator=generator).mul(0.1).add(v).half()
         for k, v in backbone.state_dict().items()

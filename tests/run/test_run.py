@@ -71,7 +71,9 @@ def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
     assert [point["step"] for point in curve] == [0, 1, 2, 3]
     assert curve[0]["accuracy"] == result["accuracy"]["meta"]["shapes"]
     assert curve[-1]["accuracy"] == result["accuracy"]["specialized"]["shapes"]
-    assert curve[-1]["distance"] < curve[0]["distance"]
+    away = torch.tensor(result["coefficients"]["specialize"]["shapes"])
+    away[0] -= 1  # from λ = e_k
+    assert curve[-1]["distance"] == pytest.approx(float(away.norm()))
     lines = [json.loads(row) for row in (summary.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["stage"] == "construct"] == [1, 2, 3, 4]
     assert sum(line["stage"] == "control" for line in lines) == 6
@@ -355,7 +357,7 @@ def test_resume_refuses_other_models_and_other_samples(
     arrays = dict(np.load(copy / "data" / "shapes.npz"))
     arrays["x_unlabelled"][0] ^= 1
     np.savez(copy / "data" / "shapes.npz", **arrays)
-    with pytest.raises(MdftError, match="tasks must be what the run was started with"):
+    with pytest.raises(MdftError, match="shapes: samples must be what the run was started with"):
         run(recipe, resume=True, progress=False)
     state = load_file(copy / "models" / "shapes.safetensors")
     state["norm.bias"][0] += 1
