@@ -176,12 +176,12 @@ def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | 
         raise MdftError(f"{path}: does not say its backbone; pass backbone=...")
     module = copy.deepcopy(backbone) if backbone is not None else build_backbone(_spec(path, about))
     module.float()  # as saved
-    _check_fits(path, state, module.state_dict())
+    check_fits(path, state, module.state_dict())
     module.load_state_dict(state)
     return module.eval()
 
 
-def _check_fits(
+def check_fits(
     path: str | os.PathLike[str], state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> None:
     """Refuses a file whose names or shapes are not the backbone's; names the first one."""

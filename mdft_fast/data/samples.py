@@ -73,8 +73,10 @@ class Samples:
 
     def digests(self) -> Array:
         """Returns what tells the images apart, uint8 ``[n, 16]``; equal images, equal rows."""
-        if self.known_digests is not None:
-            return self.known_digests
+        return self._digests if self.known_digests is None else self.known_digests
+
+    @functools.cached_property
+    def _digests(self) -> Array:  # each set is compared with every other
         return digests_of(self.x.cpu().numpy())
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mdft_fast.errors import MdftError
 from mdft_fast.files import cache_folder, replacing
-from mdft_fast.pool import Head
+from mdft_fast.pool import Head, container
 
 _FORMAT = 1  # of the files, and of what a head's ingredients say
 
@@ -56,11 +56,7 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _digest(path: str, size: int, changed: int) -> str:
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            total.update(piece)
-    return total.hexdigest()
+    return container.file_digest(Path(path))
 
 
 def _write(file: Path, head: Head) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mdft_fast.cards import check_fits
 from mdft_fast.data import NpzSource, compare_class_names, load_labelled, read_npz
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import (
@@ -72,19 +73,9 @@ def _load(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> nn.Module:
     """Builds a backbone with a checkpoint's weights; more than it needs may be in the file."""
     module = build_backbone(spec)
     own, found = module.state_dict(), _tensors(file, module)
-    missing = [name for name in own if name not in found]
-    if missing:
-        raise MdftError(
-            f"{file}: must hold the backbone's tensors, got none of {missing[:3]} ({len(missing)} "
-            f"of {len(own)} missing)"
-        )
-    for name, tensor in own.items():
-        if found[name].shape != tensor.shape:
-            raise MdftError(
-                f"{file}: {name!r} must be {list(tensor.shape)} as the backbone's, got "
-                f"{list(found[name].shape)}"
-            )
-    module.load_state_dict({name: found[name] for name in own})
+    state = {name: found[name] for name in own if name in found}
+    check_fits(file, state, own)
+    module.load_state_dict(state)
     return module
 
 
