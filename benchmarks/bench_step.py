@@ -56,6 +56,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "mdft_fast streamed": {"mode": "streamed"},
     "mdft_fast resident, again": {"checkpointing": True},
     "mdft_fast layerwise, again": {"mode": "layerwise", "checkpointing": True},
+    "mdft_fast resident, bf16": {"codec": "bf16"},
     "mdft_fast resident, int8": {"codec": "int8"},
     "mdft_fast layerwise, int8": {"mode": "layerwise", "codec": "int8"},
 }
