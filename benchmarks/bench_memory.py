@@ -51,42 +51,43 @@ class Named:
         self.head = Head(20 * torch.nn.functional.normalize(weight), None, True)
 
 
-def make_pool(model: str, folder: Path) -> None:
-    """Writes K random models around a random base, tensor by tensor, and packs them.
+def write_models(model: str, folder: Path, dtype: torch.dtype = torch.float16) -> dict[str, Any]:
+    """Writes a random base and K models around it, tensor by tensor: never two models in memory.
 
-    At no time is more than one model's size in memory.
+    Returns:
+        The arguments of :meth:`Pool.pack` but for its folder.
     """
     spec, size = MODELS[model], SIZE.get(model, 224)
     torch.manual_seed(0)
     backbone = build_backbone(spec)
-    inventory = take_inventory(backbone)
+    merged = take_inventory(backbone).merged
     state = {name: value.detach() for name, value in backbone.state_dict().items()}
     with torch.no_grad():
         features = backbone(torch.zeros(1, 3, size, size)).shape[-1]
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-        files = [Path(place, f"{k}.safetensors") for k in range(-1, K)]
-        for k, file in enumerate(files):
-            write_tensors(file, list(_shards(state, inventory.merged, k)))
-        del state
-        tasks = [Named(f"task{k}", c, features) for k, c in enumerate(CLASSES["CLIP's eight"])]
-        Pool.pack(
-            folder, files[0], files[1:], tasks, backbone=backbone, backbone_spec=spec,
-            preprocess={"size": size, "mean": 0.5, "std": 0.5},
-        )  # fmt: skip
+    files = [folder / f"{k}.safetensors" for k in range(K + 1)]
+    for k, file in enumerate(files):  # 0 is the base
+        write_tensors(file, [
+            Entry(name, dtype, tuple(value.shape), _made(name, value, merged, k, dtype))
+            for name, value in state.items()
+        ])  # fmt: skip
+    return {
+        "base": files[0],
+        "checkpoints": files[1:],
+        "tasks": [Named(f"task{k}", c, features) for k, c in enumerate(CLASSES["CLIP's eight"])],
+        "backbone": backbone,
+        "backbone_spec": spec,
+        "preprocess": {"size": size, "mean": 0.5, "std": 0.5},
+    }
 
 
-def _shards(state: Mapping[str, Tensor], merged: Mapping[str, Any], k: int) -> Iterator[Entry]:
-    """Yields the tensors of model k; 0 is the base."""
-    for name, value in state.items():
-        yield Entry(name, torch.float16, tuple(value.shape), _made(name, value, merged, k))
-
-
-def _made(name: str, value: Tensor, merged: Mapping[str, Any], k: int) -> Iterator[Tensor]:
+def _made(
+    name: str, value: Tensor, merged: Mapping[str, Any], k: int, dtype: torch.dtype
+) -> Iterator[Tensor]:
     if k and name in merged:
         generator = torch.Generator().manual_seed(1000 * k + len(name))
         noise = torch.randn(value.shape, generator=generator)
         value = value + 0.02 * value.std(correction=0) * noise + 1e-3 * (value.std() == 0)
-    yield value.half()
+    yield value.to(dtype)
 
 
 def watch(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,12 +101,12 @@ def watch(given: Mapping[str, Any]) -> dict[str, Any]:
     assert process.stderr is not None
     if process.stdout.readline().strip() != "ready":
         raise RuntimeError(process.stderr.read()[-2000:])
-    bare = _resident(process.pid)
+    bare = resident(process.pid)
     process.stdin.write("\n")
     process.stdin.flush()
     anonymous = mapped = 0
     while process.poll() is None:
-        now = _resident(process.pid)
+        now = resident(process.pid)
         if now is not None and bare is not None:
             anonymous = max(anonymous, now[0] - bare[0])
             mapped = max(mapped, now[1] - bare[1])
@@ -117,7 +118,7 @@ def watch(given: Mapping[str, Any]) -> dict[str, Any]:
     return found | json.loads(out)
 
 
-def _resident(pid: int) -> tuple[int, int] | None:
+def resident(pid: int) -> tuple[int, int] | None:
     """Returns a process's anonymous and file-backed resident bytes."""
     try:
         rows = dict(
@@ -162,7 +163,8 @@ def _pools(folder: Path, model: str, codecs: Sequence[str]) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     if not pools["fp32"].exists():
         print(f"making {K} models of {model}", flush=True)
-        make_pool(model, pools["fp32"])
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            Pool.pack(pools["fp32"], **write_models(model, Path(place)))
     for codec, path in pools.items():
         if not path.exists():
             print(f"packing them in {codec}", flush=True)

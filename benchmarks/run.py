@@ -30,6 +30,7 @@ from benchmarks import (  # noqa: E402
     bench_memory,
     bench_merge,
     bench_merge_dots,
+    bench_pack,
     bench_scaling,
     bench_step,
 )
@@ -91,7 +92,7 @@ def memory(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str,
     folder = Path(args.pools) if args.pools else None
     for row in bench_memory.run(models, codecs, keep=folder):
         print(bench_memory.table(row), flush=True)
-        yield row
+        yield row | {"busy": load()[1]}
 
 
 def scaling(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -111,10 +112,19 @@ def data(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, A
         yield row | {"busy": load()[1]}
 
 
+def pack(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """How fast a pool is packed, against a copy of its checkpoints."""
+    models = list(bench_memory.MODELS)[:1] if args.quick else args.memory_models
+    for row in bench_pack.run(models, args.codecs, 1 if args.quick else args.rounds):
+        print(bench_pack.table(row), flush=True)
+        yield row | {"busy": load()[1]}
+
+
 WATCHES: dict[str, Callable[[argparse.Namespace, torch.device], Iterator[dict[str, Any]]]] = {
     "memory": memory,
     "scaling": scaling,
     "data": data,
+    "pack": pack,
 }
 
 
@@ -131,7 +141,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("suites", nargs="*", metavar="SUITE", help=f"some of {ALL}; none: all")
     add("--json", metavar="FILE", help="writes the results there")
     add("--device", choices=["cpu", "cuda"], default="cpu")
-    add("--codecs", nargs="*", choices=CODECS, default=list(CODECS), help="of memory and scaling")
+    add("--codecs", nargs="*", choices=CODECS, default=list(CODECS),
+        help="of memory, scaling and pack")  # fmt: skip
     add("--pools", metavar="FOLDER", help="keeps memory's pools there, or finds them")
     add("--quick", action="store_true", help="three rounds of tiny cases: does it run?")
     add("--allow-busy", action="store_true", help="measures on a busy machine; the result says so")

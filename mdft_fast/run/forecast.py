@@ -184,6 +184,7 @@ def _simulate(
     return Simulated(mode, checkpointing, live.peak, meta.merged_elements)
 
 
+@torch.enable_grad()
 def _step(meta: MetaModel, subject: Subject, samples: int) -> None:
     images = torch.empty(samples, 3, *subject.size)
     features = meta.encode(images)

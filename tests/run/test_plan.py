@@ -110,6 +110,12 @@ def test_rows_say_what_they_are_made_of(make_recipe: Callable[..., Recipe]) -> N
     assert by_codec["int4"] == by_codec["fp32"] // 8 + by_codec["fp32"] // 128
 
 
+def test_a_caller_without_gradients_gets_the_same_plan(make_recipe: Callable[..., Recipe]) -> None:
+    expected = plan(make_recipe("memory.budget=4GB"))
+    with torch.no_grad():
+        assert plan(make_recipe("memory.budget=4GB")) == expected
+
+
 def test_nothing_is_loaded(
     make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
