@@ -62,9 +62,17 @@ def codes_of(elements: int, codec: Codec) -> int:
     return elements // 2 if codec == "int4" else elements
 
 
-def empty_vectors(K: int, N: int, codec: Codec) -> TaskVectors:
-    """Returns room for K task vectors of N elements, a multiple of ``GROUP``."""
-    codes = torch.empty(K, codes_of(N, codec), dtype=DTYPE_OF_CODEC[codec])
+def empty_vectors(K: int, N: int, codec: Codec, codes: Tensor | None = None) -> TaskVectors:
+    """Returns room for K task vectors of N elements, a multiple of ``GROUP``.
+
+    Args:
+        K: how many.
+        N: of how many elements.
+        codec: how an element is stored.
+        codes: room for the codes, from an earlier call; None: it is made.
+    """
+    if codes is None:
+        codes = torch.empty(K, codes_of(N, codec), dtype=DTYPE_OF_CODEC[codec])
     scales = torch.empty(K, N // GROUP) if codec in LARGEST_CODE else None
     return TaskVectors(codes, codec, scales)
 
@@ -100,9 +108,12 @@ class Encoder:
         self.scales: list[Tensor] = []
         self.errors: dict[str, CodecError] = {}
         self._layout = layout
+        self._codes: Tensor | None = None
 
     def encode(self, row: TaskVectors, owner: str) -> TaskVectors:
         """Returns a single task vector in the codec; itself where it is already.
+
+        The next call overwrites its codes.
 
         Args:
             row: K = 1, in any codec, of the layout's N elements.
@@ -121,7 +132,8 @@ class Encoder:
         return row
 
     def _encode(self, row: TaskVectors, owner: str) -> TaskVectors:
-        out = empty_vectors(1, row.N, self.codec)
+        out = empty_vectors(1, row.N, self.codec, self._codes)
+        self._codes = out.codes
         worst, largest = torch.empty(row.N // GROUP), torch.empty(row.N // GROUP)
         for first in range(0, row.N, PIECE):
             last = min(first + PIECE, row.N)

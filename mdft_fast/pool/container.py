@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from mdft_fast.errors import MdftError
 
 PAGE = 4096  # bytes; the header is padded with spaces to a whole number of pages
-_PIECE = 1 << 20  # bytes hashed and then written, while they are still in the cache
+_PIECE = 1 << 20  # bytes written and hashed at the same time, while they are still in the cache
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -90,12 +91,13 @@ def write_tensors(
     header = _header(entries, path, metadata)
     total = hashlib.sha256()
     size = 0
-    with open(path, "xb") as file:
+    with open(path, "xb") as file, ThreadPoolExecutor(1) as beside:
         for piece in _all_pieces(header, entries):
             for start in range(0, len(piece), _PIECE):
                 part = piece[start : start + _PIECE]
-                total.update(part)
+                hashed = beside.submit(total.update, part)
                 file.write(part)
+                hashed.result()
             size += len(piece)
         file.flush()
         os.fsync(file.fileno())

@@ -71,11 +71,12 @@ def stream_pool(
     spec: Mapping[str, Any],
     overwrite: bool,
 ) -> None:
-    """Packs and writes a pool, holding one task vector at a time."""
+    """Packs and writes a pool, holding one task vector at a time; the base is mapped."""
     check_spec(spec)
     with _new_pool(path, overwrite) as folder:
-        files = {BASE: _write_base(folder, packing.base, packing.buffers)}
         encoder, size = Encoder(codec, packing.layout), (packing.K, packing.layout.elements)
+        files = {BASE: _write_base(folder, packing.base, packing.buffers)}
+        packing.base = _take(folder / BASE, "base", torch.float32, size[1:])
         vectors, files[TAU] = _write_rows(folder, size, encoder, packing.rows(encoder))
         _finish(folder, packing.finish(vectors, encoder, spec), files)
 

@@ -104,6 +104,11 @@ class Packing:
             self._base_arena = arena
         return self._base_arena
 
+    @base.setter
+    def base(self, arena: Tensor) -> None:
+        """Takes the same numbers from elsewhere, such as a mapped file, and lets its own go."""
+        self._base_arena = arena
+
     def rows(self, encoder: Encoder) -> Iterator[TaskVectors]:
         """Yields the K task vectors, encoded, one at a time.
 
@@ -114,7 +119,7 @@ class Packing:
         seen: dict[str, State] = {}
         for task, state in zip(self._tasks, self._models, strict=True):
             self._round_off.append(self._subtract(state, row))
-            if not row.any():
+            if not any(piece.any() for piece in row.split(PIECE)):
                 raise MdftError(
                     f"{state.label}: is equal to {self._base.label}, so its task vector is "
                     f"all zero; wanted a model fine-tuned on task {task.name!r}"

@@ -204,7 +204,8 @@ class Pool:
     ) -> Pool:
         """Does :meth:`from_checkpoints` and :meth:`save` in one, task vector by task vector.
 
-        Peak memory is the base and one task vector, whatever K. Returns the pool, mapped.
+        Peak memory is one task vector, in float32 and in the codec, whatever K: the base is mapped
+        as soon as it is written. Returns the pool, mapped.
         """
         from mdft_fast.pool.folder import open_pool, stream_pool
         from mdft_fast.pool.pack import Packing

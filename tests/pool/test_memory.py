@@ -28,27 +28,32 @@ def _anonymous_bytes() -> int:
 
 
 class Square(nn.Module):
-    """One matrix of 4 MiB."""
+    """One matrix of 4 * side * side bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, side: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1024, 1024))
+        self.weight = nn.Parameter(torch.zeros(side, side))
+
+
+def _models(make_parts: Any, folder: Path, K: int, side: int) -> Any:
+    """Writes K models of one matrix."""
+    made = make_parts(K=1)
+    made.options["backbone"] = Square(side)
+    made.base = folder / "base.safetensors"
+    save_file({"weight": torch.zeros(side, side)}, made.base)
+    head = Head(torch.ones(1, 4))
+    task = type(made.tasks[0])
+    made.tasks = [task(name=f"t{k}", class_names=("a",), head=head) for k in range(K)]
+    made.models = [folder / f"t{k}.safetensors" for k in range(K)]
+    for k, path in enumerate(made.models):
+        save_file({"weight": torch.full((side, side), k + 1.0)}, path)
+    return made
 
 
 @pytest.fixture
-def large(parts: Any, make_parts: Any, tmp_path: Path) -> tuple[Any, int]:
+def large(make_parts: Any, tmp_path: Path) -> tuple[Any, int]:
     """Thirty-two models of 4 MiB, in files; and the bytes of their task vectors."""
-    made = make_parts(K=1)
-    made.options["backbone"] = Square()
-    made.base = tmp_path / "base.safetensors"
-    save_file({"weight": torch.zeros(1024, 1024)}, made.base)
-    head = Head(torch.ones(1, 4))
-    task = type(made.tasks[0])
-    made.tasks = [task(name=f"t{k}", class_names=("a",), head=head) for k in range(32)]
-    made.models = [tmp_path / f"t{k}.safetensors" for k in range(32)]
-    for k, path in enumerate(made.models):
-        save_file({"weight": torch.full((1024, 1024), k + 1.0)}, path)
-    return made, 32 * 4 * 2**20
+    return _models(make_parts, tmp_path, 32, 1024), 32 * 4 * 2**20
 
 
 def _peak_of(work: Callable[[], Any]) -> int:
@@ -76,8 +81,8 @@ def test_opening_maps_and_packing_to_a_folder_holds_one_row(
 ) -> None:
     parts, tau_bytes = large
     parts.pack(tmp_path / "warm", codec=codec)  # what the first call of anything keeps
-    # base, θ, τ, the header's page, and pieces of 4 MiB: a few arenas, far below thirty-two.
-    assert _peak_of(lambda: parts.pack(tmp_path / "pool", codec=codec)) < tau_bytes / 2
+    # θ, τ, the header's page, and up to ten pieces of 4 MiB, some not yet given back by malloc.
+    assert _peak_of(lambda: parts.pack(tmp_path / "pool", codec=codec)) < 3 * tau_bytes / 4
 
     before = _anonymous_bytes()
     pool = Pool.open(tmp_path / "pool")
@@ -92,3 +97,13 @@ def test_packing_again_in_another_codec_holds_one_row(
     pool = parts.pack(tmp_path / "pool")
     pool.save(tmp_path / "warm", "bf16")
     assert _peak_of(lambda: pool.save(tmp_path / "other", "bf16")) < tau_bytes / 3
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
+def test_packing_to_a_folder_stays_below_two_models(
+    codec: str, make_parts: Any, tmp_path: Path
+) -> None:
+    parts = _models(make_parts, tmp_path, 3, 4096)  # of 64 MiB, many times a piece
+    parts.pack(tmp_path / "warm", codec=codec)
+    peak = _peak_of(lambda: parts.pack(tmp_path / "pool", codec=codec))
+    assert peak < (1.25 if codec == "fp32" else 1.75) * 64 * 2**20
