@@ -37,6 +37,7 @@ class CoefficientCard:
         granularity: which tensors share a column.
         pool_checksum: of the pool that it belongs to.
         about: recipe, metrics, whatever a reader should know; plain JSON values.
+        source: what errors call it; the file, where it was read from one.
     """
 
     coefficients: Tensor
@@ -45,6 +46,7 @@ class CoefficientCard:
     granularity: Granularity
     pool_checksum: str
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: str = "coefficient card"
 
     @staticmethod
     def of(meta: MetaModel, about: Mapping[str, Any] | None = None) -> CoefficientCard:
@@ -98,7 +100,7 @@ class CoefficientCard:
                 raise ValueError(f"coefficients {list(matrix.shape)} for {len(columns)} columns")
             return CoefficientCard(
                 matrix, tuple(rows), columns, card["granularity"], card["pool_checksum"],
-                card.get("about", {}),
+                card.get("about", {}), str(path),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise MdftError(f"{path}: damaged coefficient card: {error!r}") from None
@@ -113,13 +115,13 @@ class CoefficientCard:
         """
         if pool.checksum != self.pool_checksum:
             raise MdftError(
-                f"coefficient card: its pool has checksum {self.pool_checksum[:12]}..., got "
-                f"{pool.checksum[:12]}..."
+                f"{self.source}: pool_checksum must be the given pool's, "
+                f"{pool.checksum[:12]}..., got {self.pool_checksum[:12]}..."
             )
         meta = MetaModel(backbone, pool, granularity=self.granularity, device=device)
         if sorted(self.tasks) != sorted(pool.names) or self.columns != meta.layout.columns:
             raise MdftError(
-                f"coefficient card: tasks and columns must be the pool's ({list(pool.names)}, "
+                f"{self.source}: tasks and columns must be the pool's ({list(pool.names)}, "
                 f"{len(meta.layout.columns)} columns), got {list(self.tasks)} and "
                 f"{len(self.columns)} columns"
             )
