@@ -262,9 +262,9 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run fol
 
     Example: mdft report runs/real
     """
-    from mdft_fast.report import write_report
+    from mdft_fast.cli.work import report_run
 
-    written = write_report(folder)
+    written = report_run(folder)
     say(f"report: {written}")
     say(f"page:   {written.with_suffix('.html')}")
 

@@ -16,7 +16,7 @@ import mdft_fast.run
 from mdft_fast.cli import app, work
 from mdft_fast.errors import MdftError
 from mdft_fast.recipe import Recipe
-from tests.report.conftest import make_result
+from tests.report.conftest import make_metrics, make_result
 
 COMMANDS = (
     "init",
@@ -238,6 +238,19 @@ def test_report_writes_the_report_again(tmp_path: Path) -> None:
     assert f"page:   {tmp_path / 'report.html'}" in shown.output
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_a_run_that_was_stopped_says_what_is_missing(recipe: Path, command: str) -> None:
+    folder = recipe.parent
+    metrics = "".join(json.dumps(line) + "\n" for line in make_metrics())
+    (folder / "metrics.jsonl").write_text(metrics)
+    (folder / "splits.json").write_text("{}")
+    arguments = ["--to", "a.safetensors"] if command == "export" else []
+    shown = call(command, folder, *arguments)
+    assert shown.exit_code == 1
+    wanted = "must hold a finished run, got one that ended in stage 2 of 'mnist' (0 of 20 steps)"
+    assert shown.stderr == (f"error: {folder}: {wanted}; go on with: mdft run {recipe} --resume\n")
 
 
 def test_doctor() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from mdft_fast import CoefficientCard, MdftError, Pool, load, run
 from mdft_fast.recipe import Recipe
 from mdft_fast.run import build
-from mdft_fast.run.folder import RunFolder
+from mdft_fast.run.folder import RunFolder, check_finished
 
 Make = Callable[..., Recipe]
 
@@ -93,9 +94,17 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [2, 4, 6, 11])
+@pytest.mark.parametrize(
+    ("after", "missing"),
+    [
+        (2, "stage 1 (2 of 4 steps)"),
+        (4, "stage 2 of 'shapes' (0 of 3 steps)"),
+        (6, "stage 2 of 'shapes' (2 of 3 steps)"),
+        (11, "the control of 'shapes' (1 of 3 steps)"),
+    ],
+)
 def test_a_stopped_run_goes_on_bit_for_bit(
-    make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, missing: str
 ) -> None:
     """Stopped as Ctrl-C stops it, between a step's line in the metrics and its state."""
     whole = run(make_recipe(f"output={tmp_path / 'whole'}"), progress=False)
@@ -113,7 +122,12 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         run(recipe, progress=False)
     monkeypatch.undo()
-    resumed = run(recipe, resume=True, progress=False)
+    written = recipe.output / "recipe.yaml"
+    again = f"ended in {missing}; go on with: mdft run {written} --resume"
+    with pytest.raises(MdftError, match=re.escape(again)):
+        check_finished(recipe.output)
+    resumed = run(Recipe.load(written), resume=True, progress=False)  # as those words say
+    check_finished(recipe.output)
     for name in ("meta", "specialized/shapes", "specialized/letters"):
         assert torch.equal(card(resumed.folder, name), card(whole.folder, name))
     assert resumed.result["accuracy"] == whole.result["accuracy"]
