@@ -21,6 +21,7 @@ from mdft_fast.files import replacing, write_json
 from mdft_fast.model import Granularity, MetaModel, build_backbone
 from mdft_fast.pool import Pool
 from mdft_fast.pool.container import write_tensors
+from mdft_fast.pool.fit import check_fits
 
 _FORMAT = "mdft_fast coefficient card"
 _VERSION = 1
@@ -181,25 +182,6 @@ def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | 
     check_fits(path, state, module.state_dict())
     module.load_state_dict(state)
     return module.eval()
-
-
-def check_fits(
-    path: str | os.PathLike[str], state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> None:
-    """Refuses a file whose names or shapes are not the backbone's; names the first one."""
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or extra:
-        one = f"lacks {missing[0]!r}" if missing else f"holds {extra[0]!r}"
-        raise MdftError(
-            f"{path}: must hold the backbone's {len(wanted)} tensors, got one that {one} "
-            f"({len(missing)} missing, {len(extra)} extra)"
-        )
-    for name, tensor in wanted.items():
-        if state[name].shape != tensor.shape:
-            raise MdftError(
-                f"{path}: tensor {name!r} must be {list(tensor.shape)} as in the backbone, got "
-                f"{list(state[name].shape)}"
-            )
 
 
 def _spec(path: str | os.PathLike[str], about: Mapping[str, str]) -> dict[str, Any]:

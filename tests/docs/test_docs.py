@@ -7,7 +7,6 @@ import ast
 import contextlib
 import copy
 import functools
-import importlib.util
 import json
 import re
 import shlex
@@ -26,6 +25,7 @@ import mdft_fast
 from mdft_fast import MdftError, Pool, Task
 from mdft_fast.model import build_backbone
 from mdft_fast.recipe import PRESETS, Recipe
+from tests.scripts import script
 from tests.world import PREPROCESS, Encoder, World, make_world
 
 ROOT = Path(__file__).parents[2]
@@ -443,12 +443,7 @@ def test_messages_of_the_recipes_page_are_what_is_raised(tmp_path: Path) -> None
 
 @functools.cache
 def make_results() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs/make_results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("docs/make_results.py")
 
 
 def test_results_on_the_pages_are_the_committed_ones() -> None:
