@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -224,8 +225,10 @@ def specialize(
     """
     from mdft_fast.cli.work import specialize_run
 
-    say(f"wrote {specialize_run(folder, task, assignments or (), overwrite)}")
-    say("the run's report shows the run as it was; `mdft eval` measures this card")
+    card = specialize_run(folder, task, assignments or (), overwrite)
+    say(f"wrote {card}")
+    measure = shlex.join(["mdft", "eval", str(card), str(folder / "recipe.yaml")])
+    say(f"the run's report shows the run as it was; this measures the new card: {measure}")
 
 
 @app.command()
