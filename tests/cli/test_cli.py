@@ -290,6 +290,15 @@ def test_errors_of_the_commands_on_runs(recipe: Path, arguments: list[str], mess
     assert message in shown.stderr
 
 
+def test_specialize_names_the_command_that_measures(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = recipe.parent / "specialized" / "mnist" / "card.json"
+    monkeypatch.setattr(work, "specialize_run", lambda *_: card)
+    shown = call("specialize", recipe.parent, "--task", "mnist")
+    assert shown.stdout.endswith(f"measures the new card: mdft eval {card} {recipe}\n")
+
+
 def test_a_free_name(tmp_path: Path) -> None:
     assert work.free_name(tmp_path / "demo") == tmp_path / "demo"
     (tmp_path / "demo").mkdir()
