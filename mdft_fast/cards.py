@@ -21,6 +21,7 @@ from mdft_fast.files import replacing, write_json
 from mdft_fast.model import Granularity, MetaModel, build_backbone
 from mdft_fast.pool import Pool
 from mdft_fast.pool.container import write_tensors
+from mdft_fast.pool.fit import check_fits
 
 _FORMAT = "mdft_fast coefficient card"
 _VERSION = 1
@@ -37,6 +38,7 @@ class CoefficientCard:
         granularity: which tensors share a column.
         pool_checksum: of the pool that it belongs to.
         about: recipe, metrics, whatever a reader should know; plain JSON values.
+        source: what errors call it; the file, where it was read from one.
     """
 
     coefficients: Tensor
@@ -45,6 +47,7 @@ class CoefficientCard:
     granularity: Granularity
     pool_checksum: str
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: str = "coefficient card"
 
     @staticmethod
     def of(meta: MetaModel, about: Mapping[str, Any] | None = None) -> CoefficientCard:
@@ -98,7 +101,7 @@ class CoefficientCard:
                 raise ValueError(f"coefficients {list(matrix.shape)} for {len(columns)} columns")
             return CoefficientCard(
                 matrix, tuple(rows), columns, card["granularity"], card["pool_checksum"],
-                card.get("about", {}),
+                card.get("about", {}), str(path),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise MdftError(f"{path}: damaged coefficient card: {error!r}") from None
@@ -113,13 +116,13 @@ class CoefficientCard:
         """
         if pool.checksum != self.pool_checksum:
             raise MdftError(
-                f"coefficient card: its pool has checksum {self.pool_checksum[:12]}..., got "
-                f"{pool.checksum[:12]}..."
+                f"{self.source}: pool_checksum must be the given pool's, "
+                f"{pool.checksum[:12]}..., got {self.pool_checksum[:12]}..."
             )
         meta = MetaModel(backbone, pool, granularity=self.granularity, device=device)
         if sorted(self.tasks) != sorted(pool.names) or self.columns != meta.layout.columns:
             raise MdftError(
-                f"coefficient card: tasks and columns must be the pool's ({list(pool.names)}, "
+                f"{self.source}: tasks and columns must be the pool's ({list(pool.names)}, "
                 f"{len(meta.layout.columns)} columns), got {list(self.tasks)} and "
                 f"{len(self.columns)} columns"
             )
@@ -179,25 +182,6 @@ def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | 
     check_fits(path, state, module.state_dict())
     module.load_state_dict(state)
     return module.eval()
-
-
-def check_fits(
-    path: str | os.PathLike[str], state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> None:
-    """Refuses a file whose names or shapes are not the backbone's; names the first one."""
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or extra:
-        one = f"lacks {missing[0]!r}" if missing else f"holds {extra[0]!r}"
-        raise MdftError(
-            f"{path}: must hold the backbone's {len(wanted)} tensors, got one that {one} "
-            f"({len(missing)} missing, {len(extra)} extra)"
-        )
-    for name, tensor in wanted.items():
-        if state[name].shape != tensor.shape:
-            raise MdftError(
-                f"{path}: tensor {name!r} must be {list(tensor.shape)} as in the backbone, got "
-                f"{list(state[name].shape)}"
-            )
 
 
 def _spec(path: str | os.PathLike[str], about: Mapping[str, str]) -> dict[str, Any]:

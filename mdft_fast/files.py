@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    # A name of its own: threads, and processes of other machines and containers, may write too.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
         yield temporary
         with open(temporary, "rb+") as file:

@@ -25,6 +25,7 @@ from mdft_fast.report.style import (
     VERMILION,
     WINE,
     heading,
+    name_rows,
     new_figure,
 )
 
@@ -163,10 +164,7 @@ def draw(results: Results) -> Figure:
                 ms=15 if marker == "|" else 6 + hollow,
                 mfc="none" if hollow else color,
             )
-    axes.set_yticks(range(len(names)), names)
-    axes.get_yticklabels()[-1].set_fontweight("bold")
-    axes.invert_yaxis()
-    axes.grid(False, axis="y")
+    name_rows(axes, names)
     axes.set_xlabel("top-1 accuracy, %")
     figure.legend(loc="outside lower center", ncols=4)
     return figure

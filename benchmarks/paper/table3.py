@@ -12,7 +12,17 @@ from benchmarks.paper.form import Item, Results, table
 from benchmarks.paper.published import TABLE3, TRAINABLE
 from benchmarks.paper.study import Study, timed
 from benchmarks.paper.table2 import MULTI_TASK, read_baselines
-from mdft_fast.report.style import BLUE, GRAY, GREEN, ORANGE, SKY, VERMILION, heading, new_figure
+from mdft_fast.report.style import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    SKY,
+    VERMILION,
+    heading,
+    name_rows,
+    new_figure,
+)
 from mdft_fast.run import construct_config, specialize_config
 from mdft_fast.stages import construct, specialize, teach
 
@@ -136,9 +146,7 @@ def draw(results: Results) -> Figure:
         for y, (name, one) in enumerate(tuned["sums"].items(), start=1):
             names.append(SUPERVISED[name][0])
             axes.barh([y], [one["cpu_seconds"]], color=SUPERVISED[name][1])
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.grid(False, axis="y")
+    name_rows(axes, names)
     axes.set_xlabel("CPU seconds")
     figure.legend(loc="outside lower center", ncols=4)
     return figure

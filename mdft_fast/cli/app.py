@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -224,8 +225,10 @@ def specialize(
     """
     from mdft_fast.cli.work import specialize_run
 
-    say(f"wrote {specialize_run(folder, task, assignments or (), overwrite)}")
-    say("the run's report shows the run as it was; `mdft eval` measures this card")
+    card = specialize_run(folder, task, assignments or (), overwrite)
+    say(f"wrote {card}")
+    measure = shlex.join(["mdft", "eval", str(card), str(folder / "recipe.yaml")])
+    say(f"the run's report shows the run as it was; this measures the new card: {measure}")
 
 
 @app.command()
@@ -262,9 +265,9 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run fol
 
     Example: mdft report runs/real
     """
-    from mdft_fast.report import write_report
+    from mdft_fast.cli.work import report_run
 
-    written = write_report(folder)
+    written = report_run(folder)
     say(f"report: {written}")
     say(f"page:   {written.with_suffix('.html')}")
 

@@ -132,6 +132,15 @@ def specialize_run(folder: Path, task: str, assignments: Sequence[str], overwrit
     return target
 
 
+def report_run(folder: Path) -> Path:
+    """Writes a run's report again; returns the path of ``report.md``."""
+    from mdft_fast.report import write_report
+    from mdft_fast.run.folder import check_finished
+
+    check_finished(folder)
+    return write_report(folder)
+
+
 def export_model(
     source: Path, to: Path, task: str | None, recipe: Path | None, overwrite: bool
 ) -> None:
@@ -167,8 +176,11 @@ def _quoted(path: Path) -> str:
 
 
 def _inside(folder: Path, name: str) -> Path:
+    from mdft_fast.run.folder import check_finished
+
     path = folder / name
     if not path.is_file():
+        check_finished(folder)
         raise MdftError(f"{folder}: must hold {name}, got none; is it a finished run's folder?")
     return path
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.model.backbones import without_alarm
 from mdft_fast.pool import open_state
+from mdft_fast.pool.fit import check_fits
 
 # In place of the image tower, which a zero-shot head does not use.
 _SMALL_VISION = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32}
 # Beside the weights in OpenAI's own archives.
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-_SHOWN = 3  # names in an error
 
 
 def open_clip() -> ModuleType:
@@ -89,33 +88,9 @@ def load_clip(name: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, An
         state = library.model.convert_to_custom_text_state_dict(state)
     own = {key: t for key, t in model.state_dict().items() if not key.startswith("visual.")}
     found = {key: t for key, t in state.items() if not key.startswith("visual.")}
-    _check_fits(own, found, name, weights)
-    model.load_state_dict({key: found[key].reshape(own[key].shape) for key in own}, strict=False)
+    for key in own.keys() & found.keys():
+        if own[key].numel() == found[key].numel() == 1:  # logit_scale: [] or [1]
+            found[key] = found[key].reshape(own[key].shape)
+    check_fits(weights, found, own, f"open_clip's {name} but for its image tower")
+    model.load_state_dict(found, strict=False)
     return model.eval(), library.get_tokenizer(name)
-
-
-def _check_fits(
-    own: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str, file: str | os.PathLike[str]
-) -> None:
-    missing = [key for key in own if key not in found]
-    if missing:
-        raise MdftError(
-            f"{file}: must hold the text tower of {name} with open_clip's names, got none of "
-            f"{missing[:_SHOWN]} ({len(missing)} of {len(own)} missing)"
-        )
-    more = [key for key in found if key not in own]
-    if more:
-        raise MdftError(
-            f"{file}: must be a checkpoint of {name}, got tensors that it does not have: "
-            f"{more[:_SHOWN]}"
-        )
-    for key, tensor in own.items():
-        if _shape(found[key]) != _shape(tensor):
-            raise MdftError(
-                f"{file}: {key!r} of {name} must be {list(tensor.shape)}, got "
-                f"{list(found[key].shape)}; is it another model's checkpoint?"
-            )
-
-
-def _shape(tensor: Tensor) -> list[int]:
-    return [] if tensor.numel() == 1 else list(tensor.shape)  # logit_scale: [] or [1]

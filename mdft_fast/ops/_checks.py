@@ -22,6 +22,22 @@ def shape(x: Tensor) -> str:
     return str(list(x.shape))
 
 
+def check_vector(op: str, what: str, x: Tensor, wanted: str, least: int = 0) -> None:
+    """Refuses what is no vector of at least so many elements; ``wanted`` has its letters."""
+    torch._check(
+        x.dim() == 1 and x.shape[0] >= least,
+        lambda: f"{op}: {what} must be {wanted}, got {shape(x)}",
+    )
+
+
+def check_length(op: str, what: str, x: Tensor, length: int) -> None:
+    """Refuses what is no vector of one length."""
+    torch._check(
+        x.dim() == 1 and x.shape[0] == length,
+        lambda: f"{op}: {what} must be [{length}], got {shape(x)}",
+    )
+
+
 def check_floating(op: str, what: str, x: Tensor) -> None:
     """Refuses what is not a floating dtype."""
     torch._check(

@@ -12,16 +12,9 @@ from mdft_fast.reference import accumulator
 
 
 def _check_rows(op: str, logits: Tensor, row_offsets: Tensor, task_rows: Tensor) -> None:
-    shape = checks.shape
-    torch._check(logits.dim() == 1, lambda: f"{op}: logits must be [M], got {shape(logits)}")
-    torch._check(
-        row_offsets.dim() == 1 and row_offsets.shape[0] >= 1,
-        lambda: f"{op}: row_offsets must be [R + 1], got {shape(row_offsets)}",
-    )
-    torch._check(
-        task_rows.dim() == 1 and task_rows.shape[0] >= 1,
-        lambda: f"{op}: task_rows must be [K + 1], got {shape(task_rows)}",
-    )
+    checks.check_vector(op, "logits", logits, "[M]")
+    checks.check_vector(op, "row_offsets", row_offsets, "[R + 1]", least=1)
+    checks.check_vector(op, "task_rows", task_rows, "[K + 1]", least=1)
     checks.check_floating(op, "logits", logits)
     checks.check_dtype(op, "row_offsets", row_offsets, torch.int64)
     checks.check_dtype(op, "task_rows", task_rows, torch.int64)
@@ -41,13 +34,10 @@ def check_debiased_entropy_args(
     reweight: int,
 ) -> None:
     """Refuses what csrc/debiased_entropy/debiased_entropy.h refuses."""
-    op, shape = "debiased_entropy", checks.shape
+    op = "debiased_entropy"
     _check_rows(op, logits, row_offsets, task_rows)
     m, r = logits.shape[0], row_offsets.shape[0] - 1
-    torch._check(
-        teacher.dim() == 1 and teacher.shape[0] == m,
-        lambda: f"{op}: teacher must be [{m}], got {shape(teacher)}",
-    )
+    checks.check_length(op, "teacher", teacher, m)
     acc = accumulator(logits.dtype)
     torch._check(
         teacher.dtype in (acc, logits.dtype),
@@ -58,10 +48,7 @@ def check_debiased_entropy_args(
     )
     checks.check_beside(op, "teacher", teacher, logits)
     if teacher_entropy is not None:
-        torch._check(
-            teacher_entropy.dim() == 1 and teacher_entropy.shape[0] == r,
-            lambda: f"{op}: teacher_entropy must be [{r}], got {shape(teacher_entropy)}",
-        )
+        checks.check_length(op, "teacher_entropy", teacher_entropy, r)
         checks.check_dtype(op, "teacher_entropy", teacher_entropy, acc)
         checks.check_beside(op, "teacher_entropy", teacher_entropy, logits)
     torch._check(alpha >= 0, lambda: f"{op}: alpha must be >= 0, got {alpha:g}")
@@ -100,11 +87,7 @@ def _debiased_entropy_backward_fake(
 ) -> Tensor:
     op = "debiased_entropy_backward"
     _check_rows(op, grad, row_offsets, task_rows)
-    k = task_rows.shape[0] - 1
-    torch._check(
-        grad_loss.dim() == 1 and grad_loss.shape[0] == k,
-        lambda: f"{op}: grad_loss must be [{k}], got {checks.shape(grad_loss)}",
-    )
+    checks.check_length(op, "grad_loss", grad_loss, task_rows.shape[0] - 1)
     checks.check_dtype(op, "grad_loss", grad_loss, accumulator(grad.dtype))
     checks.check_beside(op, "grad_loss", grad_loss, grad)
     return torch.empty_like(grad)

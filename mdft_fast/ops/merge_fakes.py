@@ -73,45 +73,39 @@ def check_merge_args(
     out_dtype: torch.dtype,
 ) -> None:
     """Refuses what check_merge_args of csrc/merge/merge.h refuses."""
-    shape = checks.shape
-    torch._check(base.dim() == 1, lambda: f"merge: base must be [N], got {shape(base)}")
+    op, shape = "merge", checks.shape
+    checks.check_vector(op, "base", base, "[N]")
     n = base.shape[0]
     stored = n // 2 if deltas.dtype == torch.uint8 else n
     torch._check(
         deltas.dim() == 2 and deltas.shape[1] == stored,
-        lambda: f"merge: deltas must be [K, {stored}], got {shape(deltas)}",
+        lambda: f"{op}: deltas must be [K, {stored}], got {shape(deltas)}",
     )
-    _check_scales("merge", deltas, scales, n)
+    _check_scales(op, deltas, scales, n)
+    k = deltas.shape[0]
     torch._check(
-        coefficients.dim() == 2 and coefficients.shape[0] == deltas.shape[0],
-        lambda: f"merge: coefficients must be [{deltas.shape[0]}, L], got {shape(coefficients)}",
+        coefficients.dim() == 2 and coefficients.shape[0] == k,
+        lambda: f"{op}: coefficients must be [{k}, L], got {shape(coefficients)}",
     )
-    _check_range("merge", first, last, n)
-    torch._check(
-        columns.dim() == 1 and columns.shape[0] == last - first,
-        lambda: f"merge: columns must be [{last - first}], got {shape(columns)}",
-    )
-    checks.check_floating("merge", "base", base)
+    _check_range(op, first, last, n)
+    checks.check_length(op, "columns", columns, last - first)
+    checks.check_floating(op, "base", base)
     acc = accumulator(base.dtype)
-    _check_deltas("merge", deltas.dtype, acc)
-    checks.check_dtype("merge", "coefficients", coefficients, acc)
-    checks.check_dtype("merge", "columns", columns, torch.int32)
-    checks.check_accumulates("merge", "out", out_dtype, acc)
-    checks.check_beside("merge", "base", base, deltas)
-    checks.check_beside("merge", "deltas", deltas, base)
+    _check_deltas(op, deltas.dtype, acc)
+    checks.check_dtype(op, "coefficients", coefficients, acc)
+    checks.check_dtype(op, "columns", columns, torch.int32)
+    checks.check_accumulates(op, "out", out_dtype, acc)
+    checks.check_beside(op, "base", base, deltas)
+    checks.check_beside(op, "deltas", deltas, base)
     if scales is not None:
-        checks.check_beside("merge", "scales", scales, base)
-    checks.check_beside("merge", "coefficients", coefficients, base)
-    checks.check_beside("merge", "columns", columns, base)
+        checks.check_beside(op, "scales", scales, base)
+    checks.check_beside(op, "coefficients", coefficients, base)
+    checks.check_beside(op, "columns", columns, base)
 
 
 def check_merge_out(base: Tensor, out: Tensor, first: int, last: int) -> None:
     """Refuses what check_merge_out of csrc/merge/merge.h refuses, but for shared memory."""
-    wanted = _elements(first, last, base.shape[0])
-    torch._check(
-        out.dim() == 1 and out.shape[0] == wanted,
-        lambda: f"merge: out must be [{wanted}], got {checks.shape(out)}",
-    )
+    checks.check_length("merge", "out", out, _elements(first, last, base.shape[0]))
     checks.check_beside("merge", "out", out, base)
 
 
@@ -158,22 +152,15 @@ def check_merge_dots_args(
     last: int,
 ) -> None:
     """Refuses what check_merge_dots_args of csrc/merge/merge.h refuses before it reads data."""
-    op, shape, n = "merge_dots", checks.shape, len(grads)
-    torch._check(deltas.dim() == 2, lambda: f"{op}: deltas must be [K, N], got {shape(deltas)}")
+    op = "merge_dots"
+    torch._check(
+        deltas.dim() == 2, lambda: f"{op}: deltas must be [K, N], got {checks.shape(deltas)}"
+    )
     _check_scales(op, deltas, scales, elements_of_row(deltas))
     _check_range(op, first, last, elements_of_row(deltas))
-    torch._check(
-        order.dim() == 1 and order.shape[0] == last - first,
-        lambda: f"{op}: order must be [{last - first}], got {shape(order)}",
-    )
-    torch._check(
-        starts.dim() == 1 and starts.shape[0] >= 1,
-        lambda: f"{op}: starts must be [L + 1], got {shape(starts)}",
-    )
-    torch._check(
-        tensor_tiles.dim() == 1 and tensor_tiles.shape[0] == n + 1,
-        lambda: f"{op}: tensor_tiles must be [{n + 1}], got {shape(tensor_tiles)}",
-    )
+    checks.check_length(op, "order", order, last - first)
+    checks.check_vector(op, "starts", starts, "[L + 1]", least=1)
+    checks.check_length(op, "tensor_tiles", tensor_tiles, len(grads) + 1)
     rule = "float32, float64, float16, bfloat16, int8 or uint8"
     torch._check(
         deltas.dtype in (*checks.FLOATING, *CODES),

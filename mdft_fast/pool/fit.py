@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+
+from torch import Tensor
 
 from mdft_fast.errors import MdftError
 from mdft_fast.pool.inventory import Inventory
@@ -45,6 +48,35 @@ def other_names(raw: State, inventory: Inventory) -> dict[str, str]:
             pairs = ((name, prefix + spelling.get(name, name)) for name in inventory.names)
             return {name: key for name, key in pairs if key in raw.tensors}
     return {}
+
+
+def check_fits(
+    path: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    of: str = "the backbone",
+) -> None:
+    """Refuses a file whose names or shapes are not those that are wanted; names the first one.
+
+    Args:
+        path: the file, for errors.
+        state: its tensors.
+        wanted: a module's.
+        of: words for that module.
+    """
+    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or extra:
+        one = f"lacks {missing[0]!r}" if missing else f"holds {extra[0]!r}"
+        raise MdftError(
+            f"{path}: must hold the {len(wanted)} tensors of {of}, got a file that {one} "
+            f"({len(missing)} missing, {len(extra)} extra)"
+        )
+    for name, tensor in wanted.items():
+        if state[name].shape != tensor.shape:
+            raise MdftError(
+                f"{path}: tensor {name!r} must be {list(tensor.shape)} as in {of}, got "
+                f"{list(state[name].shape)}"
+            )
 
 
 def _spellings(inventory: Inventory) -> Iterator[Mapping[str, str]]:

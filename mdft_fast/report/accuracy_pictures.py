@@ -16,12 +16,12 @@ from mdft_fast.report.style import (
     VERMILION,
     WINE,
     heading,
+    name_rows,
     new_figure,
 )
 from mdft_fast.report.verdict import average, compare
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LABELS: dict[Method, str] = {
@@ -79,7 +79,7 @@ def accuracy(result: Result) -> Figure | None:
         face = "none" if method == "specialized" else color
         axes.plot(x, y_of, marker, color=color, ms=size, mew=1.8, mfc=face, label=LABELS[method],
                   zorder=3)  # fmt: skip
-    _task_axis(axes, [name for name, _ in table])
+    name_rows(axes, [name for name, _ in table])
     axes.set_xlabel("top-1 accuracy, %")
     figure.legend(loc="outside lower center", ncols=6, columnspacing=1.2, handletextpad=0.3)
     return figure
@@ -106,19 +106,8 @@ def gains(result: Result) -> Figure | None:
         color = GREEN if low > 0 else VERMILION if high < 0 else GRAY
         axes.plot([100 * low, 100 * high], [y, y], color=color, lw=2.2, solid_capstyle="butt")
         axes.plot(100 * middle, y, "o", color=color, ms=6)
-    _task_axis(axes, names)
+    name_rows(axes, names)
     axes.set_xlabel(
         "points with 95 % interval; green: measurably better, red: measurably worse, gray: neither"
     )
     return figure
-
-
-def _task_axis(axes: Axes, names: list[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    if names[-1] == "average":
-        axes.axhline(len(names) - 1.5, color=FAINT, lw=1)
-        axes.get_yticklabels()[-1].set_fontweight("bold")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mdft_fast.report.accuracy_pictures import LABELS, rows
+from mdft_fast.report.legend import legend
 from mdft_fast.report.schema import Metric, Result
 from mdft_fast.report.series import step_times
 from mdft_fast.report.verdict import interval, points, title, verdict
@@ -28,6 +29,7 @@ def markdown(
         f"# {title(result)}",
         *verdict(result),
         *_warnings(result),
+        "\n".join(f"* **{word}**: {meaning}" for word, meaning in legend(result)),
         *_accuracy(result, pictures),
         *_stage_1(result, metrics, pictures),
         *_stage_2(result, pictures),

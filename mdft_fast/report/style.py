@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,18 @@ def bare(axes: Axes) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.tick_params(length=0)
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names a row each, from the top; a last one named "average" is set apart."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    if names[-1] == "average":
+        axes.axhline(len(names) - 1.5, color=FAINT, lw=1)
+        axes.get_yticklabels()[-1].set_fontweight("bold")
 
 
 def heading(figure: Figure, text: str) -> None:

@@ -9,6 +9,12 @@ from typing import NamedTuple
 
 from mdft_fast.report.schema import Interval, Method, Result
 
+_LEVEL = {1: "better than", 0: "level with", -1: "worse than"}  # by a comparison's sign
+_NAMES: dict[Method, str] = {
+    "task_arithmetic": "task arithmetic",
+    "individual": "the individual models",
+    "control": "the control without stage 1",
+}
 Z = 1.96  # standard deviations on either side of 95 % of a normal distribution
 
 
@@ -123,12 +129,10 @@ def title(result: Result) -> str:
     head = f"{len(names)} tasks, one pool" if len(names) != 1 else "one task"
     found = compare(result, "specialized", "individual")
     if found:
-        words = {1: "better than", 0: "level with", -1: "worse than"}[found.sign]
-        return f"{head}: the specialized models are {words} the individual ones"
+        return f"{head}: the specialized models are {_LEVEL[found.sign]} the individual ones"
     found = compare(result, "meta", "task_arithmetic")
     if found:
-        words = {1: "better than", 0: "level with", -1: "worse than"}[found.sign]
-        return f"{head}: the meta-model is {words} task arithmetic"
+        return f"{head}: the meta-model is {_LEVEL[found.sign]} task arithmetic"
     return f"{head}: learned, and not measured with labels"
 
 
@@ -146,8 +150,34 @@ def verdict(result: Result) -> list[str]:
             "**No accuracy was measured**: no task has labelled test samples. What follows shows "
             "what was learned, not how good it is."
         )
-    found += [*_stage_1(result), *_holdout(result), *_stage_2(result), *_control(result)]
+    found += [
+        *_short(result),
+        *_stage_1(result),
+        *_holdout(result),
+        *_stage_2(result),
+        *_control(result),
+    ]
     return found
+
+
+def _short(result: Result) -> Iterator[str]:
+    """Gives what came out in one sentence: each stage against its two measures."""
+    parts = []
+    measures: list[tuple[str, Method, tuple[Method, Method]]] = [
+        ("the meta-model is", "meta", ("task_arithmetic", "individual")),
+        ("the specialized models are", "specialized", ("individual", "control")),
+    ]
+    for name, method, against in measures:
+        found = [(_NAMES[other], compare(result, method, other)) for other in against]
+        told = [
+            f"{_LEVEL[c.sign]} {other} ({percent(c.first)} against {percent(c.second)})"
+            for other, c in found
+            if c
+        ]
+        if told:
+            parts.append(f"{name} {' and '.join(told)}")
+    if parts:
+        yield f"**In short**, by accuracy: {'; '.join(parts)}."
 
 
 def _stage_1(result: Result) -> Iterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +149,32 @@ def check_inputs(path: Path, inputs: Mapping[str, Any]) -> None:
                 f"{path}: {key} must be what the run was started with (splits.json), got a "
                 f"changed one"
             )
+
+
+def check_finished(path: Path) -> None:
+    """Refuses a run that was stopped: says what is missing, and which command goes on.
+
+    Args:
+        path: the run's folder; one in which no run has begun is none that was stopped.
+    """
+    if (path / "result.json").exists() or not (path / "splits.json").exists():
+        return
+    from mdft_fast.recipe import Recipe
+    from mdft_fast.report import read_metrics
+
+    recipe = Recipe.load(path / "recipe.yaml")
+    done = Counter((line["stage"], line["task"]) for line in read_metrics(path))
+    wanted = [("stage 1", done["construct", None], recipe.construct.steps)]
+    for name in recipe.specialized:
+        wanted.append((f"stage 2 of {name!r}", done["specialize", name], recipe.specialize.steps))
+    for name in recipe.specialized if recipe.specialize.control else ():
+        wanted.append((f"the control of {name!r}", done["control", name], recipe.specialize.steps))
+    missing = [f"{part} ({has} of {steps} steps)" for part, has, steps in wanted if has < steps]
+    again = shlex.join(["mdft", "run", str(path / "recipe.yaml"), "--resume"])
+    raise MdftError(
+        f"{path}: must hold a finished run, got one that ended in "
+        f"{missing[0] if missing else 'the evaluation'}; go on with: {again}"
+    )
 
 
 def _first_change(before: str, after: str) -> str:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.cards import check_fits
 from mdft_fast.data import NpzSource, compare_class_names, load_labelled, read_npz
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import (
@@ -32,7 +31,7 @@ from mdft_fast.heads import (
 from mdft_fast.model import build_backbone
 from mdft_fast.pool import Head, open_state, take_inventory
 from mdft_fast.pool.container import digest
-from mdft_fast.pool.fit import fit
+from mdft_fast.pool.fit import check_fits, fit
 from mdft_fast.run.data import class_names_of, sources_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import mdft_fast.run
 from mdft_fast.cli import app, work
 from mdft_fast.errors import MdftError
 from mdft_fast.recipe import Recipe
-from tests.report.conftest import make_result
+from tests.report.conftest import make_metrics, make_result
 
 COMMANDS = (
     "init",
@@ -76,13 +76,12 @@ def test_every_command_has_a_help_worth_reading(command: str) -> None:
     assert first in " ".join(call("--help").output.split("\n"))
 
 
-def test_help_needs_no_torch() -> None:
-    # The package's own __init__ is left out: what it imports is not the CLI's.
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in ("init", "convert"))]
+)
+def test_help_needs_no_torch(arguments: list[str]) -> None:
     code = """
-import sys, types
-package = types.ModuleType("mdft_fast")
-package.__path__ = [sys.argv.pop(1)]
-sys.modules["mdft_fast"] = package
+import sys
 from mdft_fast.cli import main
 try:
     main()
@@ -91,14 +90,11 @@ except SystemExit as end:
 heavy = {"torch", "numpy", "yaml", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy
 """
-    folder = Path(work.__file__).parent.parent
-    for arguments in ([], ["run"]):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(folder), *arguments, "--help"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "Usage:" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout or "--version" in arguments
 
 
 def test_an_error_is_one_line_and_code_1(tmp_path: Path) -> None:
@@ -240,6 +236,19 @@ def test_report_writes_the_report_again(tmp_path: Path) -> None:
     assert (tmp_path / "report.md").exists()
 
 
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_a_run_that_was_stopped_says_what_is_missing(recipe: Path, command: str) -> None:
+    folder = recipe.parent
+    metrics = "".join(json.dumps(line) + "\n" for line in make_metrics())
+    (folder / "metrics.jsonl").write_text(metrics)
+    (folder / "splits.json").write_text("{}")
+    arguments = ["--to", "a.safetensors"] if command == "export" else []
+    shown = call(command, folder, *arguments)
+    assert shown.exit_code == 1
+    wanted = "must hold a finished run, got one that ended in stage 2 of 'mnist' (0 of 20 steps)"
+    assert shown.stderr == (f"error: {folder}: {wanted}; go on with: mdft run {recipe} --resume\n")
+
+
 def test_doctor() -> None:
     shown = call("doctor")
     assert shown.exit_code == 0, shown.output
@@ -279,6 +288,15 @@ def test_errors_of_the_commands_on_runs(recipe: Path, arguments: list[str], mess
     shown = call(*(word.replace("{run}", str(recipe.parent)) for word in arguments))
     assert shown.exit_code == 1, shown.output
     assert message in shown.stderr
+
+
+def test_specialize_names_the_command_that_measures(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = recipe.parent / "specialized" / "mnist" / "card.json"
+    monkeypatch.setattr(work, "specialize_run", lambda *_: card)
+    shown = call("specialize", recipe.parent, "--task", "mnist")
+    assert shown.stdout.endswith(f"measures the new card: mdft eval {card} {recipe}\n")
 
 
 def test_a_free_name(tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +22,7 @@ from mdft_fast.evaluate import load_test_sets
 from mdft_fast.model import build_backbone
 from mdft_fast.recipe import Recipe
 from mdft_fast.run import build
-from tests.conftest import ROOT
+from tests.scripts import script
 from tests.toy import CLASSES, SPEC, write_toy
 
 pytest.importorskip("timm")
@@ -34,15 +32,7 @@ OPTIONS = ["--steps", "24", "--batch", "16", "--lr", "2e-3", "--save-every", "3"
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "finetune_pool", ROOT / "examples/finetune_pool.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["finetune_pool"] = module  # its dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    return script("examples/finetune_pool.py")
 
 
 @pytest.fixture(scope="module")

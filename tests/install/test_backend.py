@@ -14,6 +14,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.scripts import script
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Stands in for the project's own: says what it was given instead of compiling for half a minute.
@@ -26,14 +28,7 @@ file(WRITE "${MDFT_PACKAGE_DIR}/lib/torch_root.txt" "${MDFT_TORCH_ROOT}")
 
 @pytest.fixture(scope="module")
 def backend() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "mdft_build", ROOT / "build_backend/mdft_build.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("build_backend/mdft_build.py")
 
 
 def ask(hook: str, packages: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:

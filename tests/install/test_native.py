@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The built libraries: tied to no version of torch, and honest about how they were built."""
 
-import importlib.util
 import platform
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ import torch
 
 import mdft_fast
 from mdft_fast import _native
+from tests.scripts import script
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = sorted((Path(mdft_fast.__file__).parent / "lib").glob("*.so"))
@@ -27,12 +27,7 @@ ptxas info    : Compiling entry function 'merge_kernel' for 'sm_90a'
 
 @pytest.fixture(scope="module")
 def gates() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gates", ROOT / "scripts/check_native.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("scripts/check_native.py")
 
 
 def test_the_operators_were_built() -> None:

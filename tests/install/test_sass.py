@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.scripts import script
 
 ROOT = Path(__file__).parent.parent.parent
 LIBRARY = ROOT / "mdft_fast" / "lib" / "libmdft_ops_cuda.so"
@@ -16,12 +17,7 @@ MERGE = "_ZN4mdft4cuda6kernelINS0_11MergeKernelIffLi4EEEEEvNT_4ArgsE"
 
 @pytest.fixture(scope="module")
 def check_sass() -> Any:
-    spec = importlib.util.spec_from_file_location("check_sass", ROOT / "scripts/check_sass.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("scripts/check_sass.py")
 
 
 def listing(*operations: str, of: str = MERGE) -> str:

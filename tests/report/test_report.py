@@ -13,6 +13,7 @@ import pytest
 from mdft_fast.errors import MdftError
 from mdft_fast.report import page, read_metrics, read_result, write_report
 from mdft_fast.report.coefficient_pictures import groups
+from mdft_fast.report.legend import legend
 
 Write = Callable[..., Path]
 PICTURES = {
@@ -48,6 +49,21 @@ def test_the_report_holds_every_part(result: dict[str, Any], folder: Write) -> N
     assert "version: 1" in text
     assert "A step of stage 1: 480.0 ms in the median, 266 samples a second." in text
     assert "torch 2.11.0" in text
+
+
+def test_its_words_are_explained_before_they_are_needed(
+    result: dict[str, Any], folder: Write
+) -> None:
+    words = ["λ", "e_k", "Task arithmetic", "Meta-model", "Individual", "Specialized", "Control"]
+    assert [word for word, _ in legend(result)] == words
+    text = write_report(folder(result)).read_text(encoding="utf-8")
+    html = page(result, [])
+    for word, meaning in legend(result):
+        assert text.index(f"* **{word}**: {meaning}") < text.index("## Accuracy")
+        shown = html.index(f"<dt>{word}</dt><dd>{meaning.replace(chr(39), '&#39;')}</dd>")
+        assert shown < html.index("<h2>Accuracy</h2>")
+    del result["accuracy"]["control"]
+    assert [word for word, _ in legend(result)] == words[:-1]
 
 
 def test_every_picture_is_there_and_of_a_sensible_size(

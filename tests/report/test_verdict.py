@@ -30,6 +30,26 @@ def set_specialized(result: Result, difference: float, half: float) -> None:
     }
 
 
+def test_the_first_sentence_says_what_came_out(result: Result) -> None:
+    set_specialized(result, -0.03, 0.01)
+    shift(result, "control", -0.3)
+    wanted = (
+        "**In short**, by accuracy: the meta-model is better than task arithmetic "
+        "(68.1 % against 52.1 %) and worse than the individual models (68.1 % against 80.1 %); "
+        "the specialized models are worse than the individual models (77.1 % against 80.1 %) and "
+        "better than the control without stage 1 (77.1 % against 50.9 %)."
+    )
+    del result["comparisons"]
+    assert verdict(result)[0] == wanted
+    for method in ("specialized", "control"):
+        del result["accuracy"][method]
+    result["accuracy"]["meta"] = result["accuracy"]["task_arithmetic"]
+    assert verdict(result)[0] == (
+        "**In short**, by accuracy: the meta-model is level with task arithmetic "
+        "(52.1 % against 52.1 %) and worse than the individual models (52.1 % against 80.1 %)."
+    )
+
+
 @pytest.mark.parametrize(
     ("difference", "words", "line"),
     [

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.torch import save_file
 
+from mdft_fast import CoefficientCard
 from mdft_fast.recipe import Recipe
 
 pytest.importorskip("timm")
@@ -20,11 +22,14 @@ SPEC = {"library": "timm", "name": "test_vit", "kwargs": {"img_size": 32, "num_c
 CLASSES = {"shapes": 3, "letters": 7}
 
 
+def card(folder: Path, name: str = "meta") -> torch.Tensor:
+    """Returns λ of a card in a run folder."""
+    return CoefficientCard.load(folder / name / "card.json").coefficients
+
+
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints, heads and images of two tasks for timm's smallest ViT."""
-    import torch
-
     from mdft_fast.model import build_backbone
 
     folder = tmp_path_factory.mktemp("pool")

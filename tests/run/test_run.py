@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mdft_fast import CoefficientCard, MdftError, Pool, load, run
+from mdft_fast import MdftError, Pool, load, run
 from mdft_fast.recipe import Recipe
-from mdft_fast.run import build
-from mdft_fast.run.folder import RunFolder
+from mdft_fast.run.folder import RunFolder, check_finished
+from tests.run.conftest import card
 
 Make = Callable[..., Recipe]
-
-
-def card(folder: Path, name: str = "meta") -> torch.Tensor:
-    return CoefficientCard.load(folder / name / "card.json").coefficients
 
 
 def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
@@ -89,17 +86,8 @@ def test_the_same_command_twice_gives_equal_bits(make_recipe: Make, tmp_path: Pa
         )
 
 
-class Stopped(Exception):
-    pass
-
-
-@pytest.mark.parametrize("after", [2, 4, 6, 11])
-def test_a_stopped_run_goes_on_bit_for_bit(
-    make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
-    """Stopped as Ctrl-C stops it, between a step's line in the metrics and its state."""
-    whole = run(make_recipe(f"output={tmp_path / 'whole'}"), progress=False)
-    recipe = make_recipe(f"output={tmp_path / 'stopped'}")
+def run_until(after: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops a run as Ctrl-C does, between a step's line in the metrics and its state."""
     original = RunFolder.save_state
     calls = []
 
@@ -109,11 +97,33 @@ def test_a_stopped_run_goes_on_bit_for_bit(
             raise KeyboardInterrupt
         original(self, name, state)
 
-    monkeypatch.setattr(RunFolder, "save_state", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, progress=False)
-    monkeypatch.undo()
-    resumed = run(recipe, resume=True, progress=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "save_state", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("after", "missing"),
+    [
+        (2, "stage 1 (2 of 4 steps)"),
+        (4, "stage 2 of 'shapes' (0 of 3 steps)"),
+        (6, "stage 2 of 'shapes' (2 of 3 steps)"),
+        (11, "the control of 'shapes' (1 of 3 steps)"),
+    ],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(
+    make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, missing: str
+) -> None:
+    whole = run(make_recipe(f"output={tmp_path / 'whole'}"), progress=False)
+    recipe = make_recipe(f"output={tmp_path / 'stopped'}")
+    run_until(after, recipe, monkeypatch)
+    written = recipe.output / "recipe.yaml"
+    again = f"ended in {missing}; go on with: mdft run {written} --resume"
+    with pytest.raises(MdftError, match=re.escape(again)):
+        check_finished(recipe.output)
+    resumed = run(Recipe.load(written), resume=True, progress=False)  # as those words say
+    check_finished(recipe.output)
     for name in ("meta", "specialized/shapes", "specialized/letters"):
         assert torch.equal(card(resumed.folder, name), card(whole.folder, name))
     assert resumed.result["accuracy"] == whole.result["accuracy"]
@@ -126,19 +136,7 @@ def test_a_line_cut_off_by_a_kill_is_made_again(
     make_recipe: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make_recipe()
-    original = RunFolder.save_state
-    calls = []
-
-    def stop(self: Any, name: str, state: Any) -> None:
-        calls.append(1)
-        if len(calls) == 3:
-            raise Stopped
-        original(self, name, state)
-
-    monkeypatch.setattr(RunFolder, "save_state", stop)
-    with pytest.raises(Stopped):
-        run(recipe, progress=False)
-    monkeypatch.undo()
+    run_until(3, recipe, monkeypatch)
     with open(recipe.output / "metrics.jsonl", "a") as file:
         file.write('{"stage": "construct", "task": null, "st')  # cut off by a kill
     folder = run(recipe, resume=True, progress=False).folder
@@ -203,63 +201,6 @@ def test_a_damaged_state_is_one_clear_error(make_recipe: Make) -> None:
     (recipe.output / "state" / "construct.pt").write_bytes(b"not a state")
     with pytest.raises(MdftError, match=r"construct.pt: not a readable state"):
         run(recipe, resume=True, progress=False)
-
-
-def test_the_saved_model_and_the_card_load_bit_for_bit(make_recipe: Make) -> None:
-    recipe = make_recipe()
-    folder = run(recipe, progress=False).folder
-    built = build(recipe)
-    meta = built.meta_model()
-    for name in ("meta", "specialized/letters"):
-        meta.set_coefficients(card(folder, name))
-        expected = meta.materialize().state_dict()
-        from_card = load(folder / name / "card.json", pool=built.pool).state_dict()
-        assert all(torch.equal(from_card[key], value) for key, value in expected.items())
-        assert (folder / name / "card.json").stat().st_size < 10_000
-    saved = load(folder / "meta" / "model.safetensors")
-    assert not saved.training
-    meta.set_coefficients(card(folder))
-    for key, value in meta.materialize().state_dict().items():
-        assert torch.equal(saved.state_dict()[key], value)
-
-
-def test_a_card_of_another_pool_is_refused(make_recipe: Make, files: Path, tmp_path: Path) -> None:
-    recipe = make_recipe("specialize.tasks=none")
-    folder = run(recipe, progress=False).folder
-    models = tmp_path / "models"
-    shutil.copytree(files / "models", models)
-    state = load_file(models / "shapes.safetensors")
-    state["norm.bias"][0] += 1
-    save_file(state, models / "shapes.safetensors")
-    other = build(make_recipe(f"pool.models={models}")).pool
-    with pytest.raises(MdftError, match="its pool has checksum"):
-        load(folder / "meta" / "card.json", pool=other)
-    with pytest.raises(MdftError, match="needs its pool"):
-        load(folder / "meta" / "card.json")
-
-
-def test_damaged_cards_and_models(tmp_path: Path) -> None:
-    for content in ("", "[]", '{"format": "mdft_fast coefficient card", "version": 9}',
-                    '{"format": "mdft_fast coefficient card", "version": 1}'):  # fmt: skip
-        (tmp_path / "card.json").write_text(content)
-        with pytest.raises(MdftError, match=r"card.json: "):
-            CoefficientCard.load(tmp_path / "card.json")
-    (tmp_path / "model.safetensors").write_bytes(b"\x08")
-    with pytest.raises(MdftError, match=r"model.safetensors: not a readable safetensors"):
-        load(tmp_path / "model.safetensors")
-
-
-def test_weights_of_another_model_are_one_clear_error(tmp_path: Path) -> None:
-    path, layer = tmp_path / "model.safetensors", torch.nn.Linear(3, 2)
-    save_file({"weight": torch.zeros(2, 3), "bais": torch.zeros(2)}, path)
-    with pytest.raises(MdftError, match=r"backbone's 2 tensors, got one that lacks 'bias' \(1 mis"):
-        load(path, backbone=layer)
-    save_file({**layer.state_dict(), "scale": torch.zeros(1)}, path)
-    with pytest.raises(MdftError, match=r"got one that holds 'scale' \(0 missing, 1 extra\)"):
-        load(path, backbone=layer)
-    save_file({"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, path)
-    with pytest.raises(MdftError, match=r"tensor 'weight' must be \[2, 3\].*got \[2, 4\]"):
-        load(path, backbone=layer)
 
 
 def test_a_packed_pool_gives_the_same_run(make_recipe: Make, tmp_path: Path) -> None:
@@ -371,24 +312,6 @@ def test_coefficients_that_run_away_are_an_error_that_names_the_step(make_recipe
     with pytest.raises(MdftError, match=r"must stay finite.*at step \d of 4 .*lower the learning"):
         run(recipe, progress=False)
     assert "NaN" not in (recipe.output / "metrics.jsonl").read_text()
-
-
-def test_a_sorted_card_is_the_same_model(make_recipe: Make) -> None:
-    recipe = make_recipe("specialize.tasks=none")
-    folder = run(recipe, progress=False).folder
-    built = build(recipe)
-    path = folder / "meta" / "card.json"
-    expected = load(path, pool=built.pool).state_dict()
-    card = json.loads(path.read_text())
-    card["coefficients"] = dict(sorted(card["coefficients"].items()))
-    assert list(card["coefficients"]) != list(built.pool.names)
-    path.write_text(json.dumps(card))
-    for key, value in load(path, pool=built.pool).state_dict().items():
-        assert torch.equal(value, expected[key])
-    card["columns"][0] = "another"
-    path.write_text(json.dumps(card))
-    with pytest.raises(MdftError, match="tasks and columns must be the pool's"):
-        load(path, pool=built.pool)
 
 
 def test_a_pool_packed_in_bf16_stays_so(make_recipe: Make, tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mdft_fast.errors import MdftError, nearest
+from mdft_fast.errors import MdftError
 from mdft_fast.pool.readers.lora_config import LONGEST, Scalings, check_kind
+from mdft_fast.pool.readers.lora_names import match_modules
 from mdft_fast.pool.readers.sniff import ADAPTER, read_json, weights_of
 from mdft_fast.pool.readers.state import LazyTensors, State
 
@@ -66,7 +67,7 @@ def read_adapter(
             f"{folder}: is a LoRA adapter, a difference to its base; the base must be given too"
         )
     pairs, whole = _sort(folder, config, adapter)
-    names = _match(folder, [*pairs], base, also)
+    names = match_modules(folder, [*pairs], base, also)
     made: dict[str, Callable[[], Tensor]] = {}
     for target, pair in pairs.items():
         made[names[target]] = _sum(folder, base, names[target], pair)
@@ -161,69 +162,6 @@ def _add(folder: Path, keys: dict[str, str], name: str, key: str) -> None:
             f"{folder}: must hold one adapter, got two tensors for one: {keys[name]!r} and {key!r}"
         )
     keys[name] = key
-
-
-def _match(
-    folder: Path, modules: list[str], base: State, also: Mapping[str, str]
-) -> dict[str, str]:
-    """Returns module -> name of its weight in the base.
-
-    Names may differ by a prefix (``vit.``) on either side, the same for all. Two prefixes of the
-    base behind which all stand are an error: a whole CLIP has two towers.
-    """
-    known = {name: name for name in base.tensors} | dict(also)
-    first = modules[0]
-    cuts = [first.split(".", i)[-1] for i in range(first.count(".") + 1)]
-    for i, cut in enumerate(cuts):
-        away = len(first) - len(cut)
-        prefix = first[:away]
-        if not all(m.startswith(prefix) for m in modules):
-            continue
-        fitting: dict[tuple[str, ...], dict[str, str]] = {}  # two names of one weight are one
-        for leading in _leadings(known, first) if i == 0 else [""]:
-            found = {m: _found(known, leading + m[away:]) for m in modules}
-            _no_attention(folder, found)
-            whole = {m: name for m, name in found.items() if name}
-            if len(whole) == len(modules):
-                fitting.setdefault(tuple(whole.values()), whole)
-        if len(fitting) > 1:
-            raise MdftError(
-                f"{folder}: the adapter's module {first!r} must be one weight of {base.label}, got "
-                f"{sorted(names[0] for names in fitting)}; give the part that it was trained on"
-            )
-        if fitting:
-            return next(iter(fitting.values()))
-    missing = next((m for m in modules if not _found(known, m)), first)
-    raise MdftError(
-        f"{folder}: {base.label} has no weight of the adapter's module {missing!r} "
-        f"({len(modules)} modules){nearest(missing + '.weight', known)}"
-    )
-
-
-def _leadings(known: Mapping[str, str], module: str) -> list[str]:
-    """Returns what may stand before a module's name in the base; nothing where it is there."""
-    if _found(known, module):
-        return [""]
-    ends = [f".{module}{leaf}" for leaf in _LEAVES]
-    found = {n[: 1 - len(end)]: None for end in ends for n in known if n.endswith(end)}
-    return list(found) or [""]
-
-
-def _no_attention(folder: Path, found: Mapping[str, str | None]) -> None:
-    for module, name in found.items():
-        if name is not None and name.endswith(_LEAVES[1]):
-            raise MdftError(
-                f"{folder}: {module!r} is an nn.MultiheadAttention, to whose out_proj peft adds "
-                f"B·A twice (seen in 0.21.2), in training and in merging; merge it with the peft "
-                f"that trained it and save the whole model"
-            )
-
-
-_LEAVES = (".weight", ".in_proj_weight")  # the second: of nn.MultiheadAttention
-
-
-def _found(known: Mapping[str, str], module: str) -> str | None:
-    return next((known[module + leaf] for leaf in _LEAVES if module + leaf in known), None)
 
 
 def _sum(folder: Path, base: State, name: str, pair: Pair) -> Callable[[], Tensor]:

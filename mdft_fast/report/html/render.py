@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdft_fast.report.html import accuracy, confusion, cost, course, lambdas, samples
 from mdft_fast.report.html.colors import stylesheet
+from mdft_fast.report.legend import legend
 from mdft_fast.report.schema import Metric, Result
 from mdft_fast.report.verdict import title, verdict
 
@@ -43,6 +44,7 @@ def page(result: Result, metrics: Sequence[Metric], recipe: str = "") -> str:
             result=result,
             title=title(result),
             verdict=[_rich(paragraph) for paragraph in verdict(result)],
+            legend=legend(result),
             policy=_policy(style, script),
             style=style,
             script=script,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from mdft_fast import MetaModel, Pool
 from mdft_fast.errors import MdftError
 from mdft_fast.model import build_backbone
 from mdft_fast.pool import Head, open_state
+from mdft_fast.pool.convert import convert
 
 transformers = pytest.importorskip("transformers")
 KWARGS: dict[str, Any] = {
@@ -264,3 +266,10 @@ def test_an_adapter_of_a_library_that_renames(tmp_path: Path) -> None:
     with torch.no_grad(), meta.using(meta.individual("task0")):
         wanted = feature(adapted.merge_and_unload(), x)
         torch.testing.assert_close(meta.encode(x), wanted, rtol=1e-5, atol=1e-5)
+    # Without a backbone nobody knows both names; the error says where there is one.
+    wanted = (
+        rf"transformers 5 renames .* `pool: {{base: .*/base, models: {re.escape(str(tmp_path))}}}`"
+        r" and `backbone: {library: transformers, name: ViTModel, .* with a task 'adapter'"
+    )
+    with pytest.raises(MdftError, match=wanted):
+        convert(tmp_path / "adapter", tmp_path / "out.safetensors", base=tmp_path / "base")
