@@ -6,37 +6,64 @@ The whole way: Pool, Task -> MetaModel -> construct, specialize -> evaluate, Coe
 or all of it at once: run(recipe).
 """
 
-import importlib
-import sys
-import types
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from mdft_fast.public import *  # noqa: F403 - what its __all__ says
-
 __version__ = "0.1.0"
 
+from mdft_fast.cards import CoefficientCard, load, save_model
+from mdft_fast.data import NpzSource, Task
+from mdft_fast.errors import MdftError, MdftFallbackWarning
+from mdft_fast.evaluate import Evaluation, evaluate
+from mdft_fast.layout import Layout
+from mdft_fast.model import MetaModel
+from mdft_fast.ops import (
+    DebiasedEntropyFunction,
+    MergeFunction,
+    debiased_entropy_loss,
+    kernels,
+    merge,
+    merge_dots,
+    merge_tensors,
+)
+from mdft_fast.pool import Head, Pool
+from mdft_fast.run import MemoryPlan, plan, run
+from mdft_fast.stages import (
+    ConstructConfig,
+    OptimizerConfig,
+    RunResult,
+    SpecializeConfig,
+    construct,
+    specialize,
+)
+from mdft_fast.task_vectors import TaskVectors
 
-class _Package(types.ModuleType):
-    """Loads what is public, torch with it, when it is first asked for: `mdft --help` need not."""
-
-    def __getattr__(self, name: str) -> Any:
-        public = importlib.import_module("mdft_fast.public")
-        names = getattr(public, "__all__", None)
-        if names:  # none while it is being imported
-            vars(self).update({known: getattr(public, known) for known in names}, __all__=names)
-        try:
-            return vars(self)[name]
-        except KeyError:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}") from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # `run` and `evaluate` are modules too: importing one must not hide the function.
-        if not (name in ("run", "evaluate") and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *self.__all__})
-
-
-sys.modules[__name__].__class__ = _Package
+__all__ = [
+    "CoefficientCard",
+    "ConstructConfig",
+    "DebiasedEntropyFunction",
+    "Evaluation",
+    "Head",
+    "Layout",
+    "MdftError",
+    "MdftFallbackWarning",
+    "MemoryPlan",
+    "MergeFunction",
+    "MetaModel",
+    "NpzSource",
+    "OptimizerConfig",
+    "Pool",
+    "RunResult",
+    "SpecializeConfig",
+    "Task",
+    "TaskVectors",
+    "construct",
+    "debiased_entropy_loss",
+    "evaluate",
+    "kernels",
+    "load",
+    "merge",
+    "merge_dots",
+    "merge_tensors",
+    "plan",
+    "run",
+    "save_model",
+    "specialize",
+]
