@@ -63,7 +63,8 @@ class Pool:
         if recipe.pool.base is None or spec is None:
             raise MdftError("recipe: pool.base and backbone must be given, got none")
         self.base = build_backbone(spec)
-        self.state = dict(fit(open_state(recipe.pool.base), take_inventory(self.base)).tensors)
+        fitted = fit(open_state(recipe.pool.base), take_inventory(self.base))
+        self.state, self.sha256 = dict(fitted.tensors), fitted.sha256()
         try:
             self.base.load_state_dict({k: v.float() for k, v in self.state.items()})
         except RuntimeError as error:
@@ -71,7 +72,6 @@ class Pool:
         self.device = choose_device(recipe.device)
         self.base.to(self.device).eval()
         self.preprocess = preprocess_of(recipe)
-        self.sha256 = digest(*(self.state[name] for name in sorted(self.state)))
         self.heads = out / "heads"
         self.tasks = [self._read(given, train / given.name) for given in recipe.tasks]
 

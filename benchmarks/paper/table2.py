@@ -13,7 +13,8 @@ from benchmarks.paper.published import TABLE2
 from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy, mean
 from mdft_fast import MdftError
 from mdft_fast.evaluate import difference_interval
-from mdft_fast.pool.container import file_digest
+from mdft_fast.pool import open_state, take_inventory
+from mdft_fast.pool.fit import fit
 from mdft_fast.report.style import (
     BLUE,
     FAINT,
@@ -47,6 +48,14 @@ SUPERVISED = ("multi_task", "finetuned")
 MULTI_TASK = "multi_task.safetensors"
 
 
+def base_sha256(study: Study) -> str:
+    """Returns the digest of the base's tensors, as examples/finetune_pool.py writes it."""
+    base = study.recipe.pool.base
+    if base is None:
+        raise MdftError("recipe: pool.base must be given where baselines are, got none")
+    return fit(open_state(base), take_inventory(study.built.backbone)).sha256()
+
+
 def read_baselines(study: Study, folder: Path | None) -> Any:
     """Returns what examples/finetune_pool.py made of this recipe's base and tasks, or None."""
     if folder is None:
@@ -55,8 +64,7 @@ def read_baselines(study: Study, folder: Path | None) -> Any:
     if not file.is_file():
         raise MdftError(f"{file}: no such file; examples/finetune_pool.py --out {folder} makes it")
     content = json.loads(file.read_text(encoding="utf-8"))
-    base = study.recipe.pool.base
-    if base is None or content["config"]["base_sha256"] != file_digest(base):
+    if content["config"]["base_sha256"] != base_sha256(study):
         raise MdftError(f"{file}: must be of the recipe's own base, got another one's")
     known = [Path(name).stem for name in content["models"] if name != MULTI_TASK]
     if sorted(known) != sorted(study.names):

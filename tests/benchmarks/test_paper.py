@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.paper import ITEMS, command, fig3, study, table2, variants
 from benchmarks.paper.study import Study
 from docs import make_paper
 from mdft_fast.evaluate import evaluate
-from mdft_fast.pool.container import file_digest
+from mdft_fast.pool.container import digest
 from tests.conftest import ROOT
 from tests.toy import CLASSES, write_models, write_toy
 
@@ -42,8 +43,9 @@ def baselines(recipe: Path) -> Path:
     one = {"seconds": 4.0, "cpu_seconds": 3.0, "steps": 5, "images": 80, "trainable": 1000}
     models = {f"models/{name}.safetensors": {**one, "accuracy": {name: 0.75}} for name in CLASSES}
     models["multi_task.safetensors"] = {**one, "accuracy": dict.fromkeys(CLASSES, 0.625)}
-    base = file_digest(recipe.parent / "base.safetensors")
-    content = {"labels": "supervised", "config": {"base_sha256": base}, "models": models,
+    state = load_file(recipe.parent / "base.safetensors")
+    content = {"labels": "supervised", "models": models,
+               "config": {"base_sha256": digest(*(state[name] for name in sorted(state)))},
                "threads": 1, "device": "a CPU"}  # fmt: skip
     (recipe.parent / "baselines.json").write_text(json.dumps(content))
     return recipe.parent

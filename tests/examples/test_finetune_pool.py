@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from benchmarks.paper import command
 from mdft_fast import MetaModel, NpzSource, evaluate
 from mdft_fast.analysis import entropy_and_loss
 from mdft_fast.data import load_labelled
@@ -59,6 +60,15 @@ def made(train: Run, recipe: Path) -> Path:
     out = recipe.parent / "out"
     assert train(out) == 0
     return out
+
+
+def test_the_tables_take_what_is_made(made: Path, recipe: Path, tmp_path: Path) -> None:
+    options = ["--recipe", str(recipe), "--baselines", str(made), "--out", str(tmp_path / "out")]
+    quick = ["--set", "construct.batch=4", "specialize.steps=1", "specialize.batch=4"]
+    given = [*options, "--work", str(tmp_path / "work"), "--steps", "1", *quick]
+    assert command.main(["table2", *given]) == 0
+    results = json.loads((tmp_path / "out" / "table2.json").read_text())["results"]
+    assert {"multi_task", "finetuned"} < set(results["accuracy"])
 
 
 def report(out: Path) -> Any:

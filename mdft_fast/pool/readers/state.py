@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor, nn
 
+from mdft_fast.pool.container import digest
 from mdft_fast.pool.readers.facts import SourceFacts
 
 StateSource = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
@@ -36,6 +37,10 @@ class State:
     facts: SourceFacts = dataclasses.field(default_factory=SourceFacts)
     formed: frozenset[str] = frozenset()
     normalize: bool | None = None
+
+    def sha256(self) -> str:
+        """Returns one digest of all tensors, in the order of their names; every one is read."""
+        return digest(*(self.tensors[name] for name in sorted(self.tensors)))
 
 
 class LazyTensors(Mapping[str, Tensor]):
