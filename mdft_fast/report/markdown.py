@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from mdft_fast.report.accuracy_pictures import LABELS, rows
 from mdft_fast.report.legend import legend
 from mdft_fast.report.schema import Metric, Result
-from mdft_fast.report.series import step_times
+from mdft_fast.report.series import PEAK, step_times
 from mdft_fast.report.verdict import interval, points, title, verdict
 
 ABSENT = "\N{EN DASH}"
@@ -156,6 +156,7 @@ def _cost(result: Result, metrics: Sequence[Metric], pictures: Mapping[str, str]
     ]
     total = sum(phase["seconds"] for phase in result["phases"])
     yield table(["phase", "seconds", "peak MB"], [*body, ["**sum**", f"**{total:,.2f}**", ""]])
+    yield PEAK
     yield from step_times(metrics)
 
 

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from mdft_fast.report.schema import Metric
 
 Point = tuple[float, float]
+PEAK = (
+    "Peak: what was resident in the phase, with PyTorch and with the pages of mapped files, which "
+    "the system takes back at need; on a GPU, what was allocated there."
+)
 
 
 def finite(x: Sequence[float], y: Sequence[float | None]) -> list[Point]:

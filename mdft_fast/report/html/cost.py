@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mdft_fast.report.schema import Metric, Result
-from mdft_fast.report.series import step_times
+from mdft_fast.report.series import PEAK, step_times
 
 
 def section(result: Result, metrics: Sequence[Metric]) -> dict[str, Any] | None:
@@ -17,8 +17,9 @@ def section(result: Result, metrics: Sequence[Metric]) -> dict[str, Any] | None:
         return None
     longest = max(phase["seconds"] for phase in phases) or 1.0
     most = max((phase["peak_mb"] or 0.0 for phase in phases), default=0.0) or 1.0
+    memory = any(phase["peak_mb"] is not None for phase in phases)
     return {
-        "memory": any(phase["peak_mb"] is not None for phase in phases),
+        "memory": memory,
         "lines": [
             {
                 **phase,
@@ -28,5 +29,5 @@ def section(result: Result, metrics: Sequence[Metric]) -> dict[str, Any] | None:
             for phase in phases
         ],
         "total": sum(phase["seconds"] for phase in phases),
-        "steps": step_times(metrics),
+        "notes": [*([PEAK] if memory else []), *step_times(metrics)],
     }
