@@ -225,22 +225,23 @@ def test_labels_change_no_coefficient(recipe: Path, opened: Study, tmp_path: Pat
     assert not torch.equal(other.individual()["sides"], opened.individual()["sides"])
 
 
-def test_the_page_and_the_tables_are_the_committed_results() -> None:
-    text = make_paper.PAGE.read_text()
-    block = make_paper.block()
+@pytest.mark.parametrize(("name", "pool"), [("paper", "demo"), ("paper_real", "real_pool")])
+def test_a_page_and_its_tables_are_the_committed_results(name: str, pool: str) -> None:
+    folder, text = make_paper.RESULTS / name, make_paper.PAGES[name].read_text()
+    block = make_paper.block(folder)
     assert make_paper.replaced(text, block) == text, "run: python docs/make_paper.py"
-    for file in make_paper.RESULTS.glob("*.json"):
+    for file in folder.glob("*.json"):
         content = json.loads(file.read_text())
         assert file.with_suffix(".md").read_text() == command.page(content), file.name
         assert file.with_suffix(".png").is_file()
-        assert content["pool"]["name"] == "demo"
+        assert content["pool"]["name"] == pool
 
 
 def test_the_page_says_what_is_not_there(made: Path, tmp_path: Path) -> None:
     shutil.copy(made / "fig5.json", tmp_path)
     block = make_paper.block(tmp_path)
     assert block.count("No result is committed yet.") == len(ITEMS) - 1
-    assert "](../benchmarks/results/paper/fig5.png)" in block
+    assert f"](../benchmarks/results/{tmp_path.name}/fig5.png)" in block
 
 
 def test_run_py_hands_over(tmp_path: Path) -> None:
