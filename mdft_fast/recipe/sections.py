@@ -66,6 +66,7 @@ class Preprocess(Section):
         std: on the scale [0, 1], one number or one a channel.
         resize: how images of another size come to this one; null: the pool's, else shortest.
         interpolation: of the resizing; null: the pool's, else bicubic.
+        crop_pct: share of the resized edges that is cut out; null: the pool's, else 1.
     """
 
     size: PixelSize
@@ -75,6 +76,7 @@ class Preprocess(Section):
     interpolation: (
         Annotated[Literal["bicubic", "bilinear"], choice("bicubic", "bilinear")] | None
     ) = None
+    crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
 
     def said(self) -> dict[str, Any]:
         """Returns the keys that are not null."""
