@@ -108,7 +108,9 @@ class Recipe(Keys):
         ]
         for i, task in enumerate(self.tasks):
             wanted += _head_files(f"tasks[{i}].head", task.head)
-            for part, data in (("adapt", task.adapt), ("evaluate", task.evaluate)):
+            shots = task.head.prototypes if task.head else None
+            parts = ("adapt", task.adapt), ("evaluate", task.evaluate), ("head.prototypes", shots)
+            for part, data in parts:
                 places = data.places() if data else ()
                 wanted += [(f"tasks[{i}].{part}.{key}", path, kind) for key, kind, path in places]
         there = {"file": Path.is_file, "folder": Path.is_dir, "file or folder": Path.exists}
@@ -135,5 +137,4 @@ def _head_files(key: str, head: HeadSource | None) -> list[tuple[str, Path | Non
     return [
         (f"{key}.file", head.file, "file"),
         (f"{key}.zero_shot.weights", head.zero_shot.weights if head.zero_shot else None, "file"),
-        (f"{key}.prototypes.npz", head.prototypes.npz if head.prototypes else None, "file"),
     ]

@@ -19,8 +19,8 @@ from mdft_fast.model.pieces import names_of
 from mdft_fast.pool import Head, Pool, SourceFacts, as_preprocess, open_state
 from mdft_fast.pool.places import find_checkpoint
 from mdft_fast.pool.readers.facts import check_preprocess
-from mdft_fast.run.data import class_names_of, sources_of
 from mdft_fast.run.heads import Base, head_of, prompts_of
+from mdft_fast.run.sources import class_names_of, sources_of
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def build(recipe: Recipe) -> Built:
         base = _packed_base(recipe, pool, backbone)
         named = {task.name: task.class_names for task in pool.tasks}
         tasks = tuple(
-            _task(t, base, recipe.transductive, pool.heads.get(t.name), named.get(t.name))
-            for t in recipe.tasks
+            _task(recipe, t, base, pool.heads.get(t.name), named.get(t.name)) for t in recipe.tasks
         )
         if recipe.memory.codec != "fp32":  # what was packed narrower gains nothing from fp32
             pool = pool.encode(recipe.memory.codec)
@@ -132,7 +131,7 @@ def _sources(recipe: Recipe) -> dict[str, Any]:
     assert file is not None
     preprocess = preprocess_of(recipe)
     base = Base.of_file(file, spec, preprocess, choose_device(recipe.device))
-    tasks = [_task(task, base, recipe.transductive) for task in recipe.tasks]
+    tasks = [_task(recipe, task, base) for task in recipe.tasks]
     with torch.device("meta"):  # shapes and names are all that is read of it
         backbone = build_backbone(spec)
     return {
@@ -194,19 +193,19 @@ def _packed_base(recipe: Recipe, pool: Pool, backbone: nn.Module) -> Base:
 
 
 def _task(
+    recipe: Recipe,
     given: TaskRecipe,
     base: Base,
-    transductive: bool,
     packed: Head | None = None,
     known: tuple[str, ...] | None = None,
 ) -> Task:
-    adapt, labelled = sources_of(given, transductive=transductive)
-    names = class_names_of(given, adapt, labelled, known)
-    head = head_of(given, packed, base, names)
+    sources = sources_of(given, transductive=recipe.transductive)
+    names = class_names_of(given, sources, known)
+    head = head_of(given, packed, base, names, sources, drop=recipe.duplicates == "drop")
     if names is None and given.head is not None and given.head.zero_shot is not None:
         names = prompts_of(given, names)[0]
     names = names or tuple(str(c) for c in range(head.classes))
-    return Task(given.name, names, head, adapt, labelled)
+    return Task(given.name, names, head, sources.adapt, sources.evaluate)
 
 
 def spec_of(recipe: Recipe) -> dict[str, Any] | None:
