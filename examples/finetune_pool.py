@@ -38,7 +38,7 @@ from mdft_fast.pool import Head, open_state, take_inventory
 from mdft_fast.pool.container import digest
 from mdft_fast.pool.fit import fit
 from mdft_fast.recipe import Recipe
-from mdft_fast.run.build import choose_device, preprocess_of, spec_of
+from mdft_fast.run.pool import choose_device, preprocess_of, spec_of
 from mdft_fast.run.sources import sources_of
 from mdft_fast.run.system import environment
 

@@ -19,7 +19,6 @@ from mdft_fast.model import MetaModel
 from mdft_fast.run.build import (
     Built,
     build,
-    choose_device,
     construct_config,
     images_at_once,
     specialize_config,
@@ -31,6 +30,7 @@ from mdft_fast.run.heads import label_notes
 from mdft_fast.run.inputs import inputs_of
 from mdft_fast.run.measure import TASK_ARITHMETIC, Measured, measure
 from mdft_fast.run.plan import MemoryPlan, explained, plan, size
+from mdft_fast.run.pool import choose_device
 from mdft_fast.run.progress import Progress
 from mdft_fast.run.sources import shots_of
 from mdft_fast.run.system import Phases, deterministic, environment
