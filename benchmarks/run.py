@@ -104,7 +104,7 @@ def scaling(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str
 
 def data(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """What loading gives and what an encoder takes, in images a second."""
-    every = list(bench_step.MODELS)[:2]
+    every = [name for name in args.models if name in list(bench_step.MODELS)[:2]]
     models, images, rounds = (every[:1], 24, 1) if args.quick else (every, 1024, args.rounds)
     for threads in sorted({1, torch.get_num_threads()}):
         for row in bench_data.run(models, device, images, rounds, threads):
