@@ -25,7 +25,7 @@ CELLS = (48, 64, 3)  # of the noise in it
 
 
 def run(
-    models: Sequence[str], device: torch.device, images: int, rounds: int
+    models: Sequence[str], device: torch.device, images: int, rounds: int, threads: int
 ) -> Iterator[dict[str, Any]]:
     """Yields a row for each encoder: what loading gives, and what the encoder takes.
 
@@ -34,10 +34,15 @@ def run(
         device: the encoder's.
         images: number of files.
         rounds: turns of what is repeated; medians are reported.
+        threads: of torch, and those that decode.
     """
+    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         write_photographs(Path(folder, "photographs"), images)
-        with mock.patch.dict(os.environ, MDFT_CACHE=str(Path(folder, "cache"))):
+        with (
+            mock.patch.dict(os.environ, MDFT_CACHE=str(Path(folder, "cache"))),
+            mock.patch.object(cache, "threads", return_value=threads),
+        ):
             for model in models:
                 yield _row(model, FolderSource(Path(folder, "photographs")), device, rounds)
 
@@ -72,7 +77,7 @@ def _row(model: str, source: FolderSource, device: torch.device, rounds: int) ->
         "case": f"{model}, {size} x {size} from {FILE[0]} x {FILE[1]} JPEG",
         "images": len(samples),
         "batch": BATCH,
-        "decoding_threads": cache.threads(),
+        "threads": cache.threads(),
         "images_per_s": {
             "decoding": round(len(samples) / decoding, 1),
             "opening": round(len(samples) / opening, 1),
@@ -127,9 +132,10 @@ def _wait(answer: Any) -> Any:
 
 def table(row: dict[str, Any]) -> str:
     """Returns a row as lines of text."""
-    lines = [f"{row['op']}: {row['case']}  ({row['images']} files, batches of {row['batch']})"]
+    threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
+    about = f"{row['images']} files, batches of {row['batch']}, {threads}"
+    lines = [f"{row['op']}: {row['case']}  ({about})"]
     for name, rate in row["images_per_s"].items():
-        threads = f"  {row['decoding_threads']} threads" if name == "decoding" else ""
-        lines.append(f"  {name:32} {rate:12,.0f} images/s{threads}")
+        lines.append(f"  {name:32} {rate:12,.0f} images/s")
     lines.append(f"  cached batches are {row['batches_over_forward']:.1f} x the forward pass")
     return "\n".join(lines)

@@ -106,11 +106,12 @@ def scaling(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str
 
 def data(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """What loading gives and what an encoder takes, in images a second."""
-    every = list(bench_step.MODELS)[:2]
+    every = [name for name in args.models if name in list(bench_step.MODELS)[:2]]
     models, images, rounds = (every[:1], 24, 1) if args.quick else (every, 1024, args.rounds)
-    for row in bench_data.run(models, device, images, rounds):
-        print(bench_data.table(row), flush=True)
-        yield row | {"busy": load()[1]}
+    for threads in sorted({1, torch.get_num_threads()}):
+        for row in bench_data.run(models, device, images, rounds, threads):
+            print(bench_data.table(row), flush=True)
+            yield row | {"load_average": load()[0], "busy": load()[1]}
 
 
 def pack(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:

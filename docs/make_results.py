@@ -6,10 +6,10 @@
 
 Reads benchmarks/results/: real_pool.json, real_pool_paper.json and demo_pool.json ({"runs":
 [result.json, ...]}),
-kernels_cpu.json, step_cpu.json, kernels_cuda.json, step_cuda.json, memory_cpu.json and
-scaling_cpu.json (benchmarks/run.py), codec_accuracy.json (benchmarks/codec_accuracy.py) and
-defaults.json (benchmarks/select_defaults.py). What is absent is left out. Every number on the two
-pages that is a result stands between the markers.
+kernels_cpu.json, step_cpu.json, kernels_cuda.json, step_cuda.json, memory_cpu.json,
+scaling_cpu.json and data_cpu.json (benchmarks/run.py), codec_accuracy.json
+(benchmarks/codec_accuracy.py) and defaults.json (benchmarks/select_defaults.py). What is absent is
+left out. Every number on the two pages that is a result stands between the markers.
 """
 
 from __future__ import annotations
@@ -270,6 +270,27 @@ def scaling_details(content: Any) -> Iterator[str]:
     yield f"One block of ViT-L/14, 12.6 M elements. From {origin(content)}"
 
 
+def data_details(content: Any) -> Iterator[str]:
+    """Gives what loading gives beside what an encoder takes."""
+    yield "## Loading of images on the CPU"
+    rates = list(content["results"][0]["images_per_s"])
+    lines = [
+        [r["case"], r["threads"], *(f"{r['images_per_s'][n]:,.0f}" for n in rates),
+         f"{r['batches_over_forward']:.0f}", f"{r['load_average']:.1f}"]
+        for r in content["results"]
+    ]  # fmt: skip
+    yield table(["encoder", "threads", *rates, "batches / forward", "load"], lines)
+    first = content["results"][0]
+    yield (
+        f"Images a second; {first['images']:,} files just written, batches of {first['batch']}. "
+        "Decoding fills the cache, once for all runs; opening compares every cached image with its "
+        "digest, once a process; cached batches are what every step reads: gathered, made floats, "
+        "normalized. The encoder alone, nothing merged, is the least that a step takes. Load: of "
+        "the machine, other work included, over the last minute."
+    )
+    yield f"From {origin(content)}"
+
+
 def codec_details(content: Any) -> Iterator[str]:
     """Gives what a codec of the task vectors costs in accuracy."""
     yield "## Accuracy by codec of the task vectors"
@@ -349,6 +370,8 @@ def page_block(folder: Path = RESULTS) -> str:
         parts += memory_details(content)
     if content := read(folder, "scaling_cpu"):
         parts += scaling_details(content)
+    if content := read(folder, "data_cpu"):
+        parts += data_details(content)
     if content := read(folder, "codec_accuracy"):
         parts += codec_details(content)
     if content := read(folder, "defaults"):

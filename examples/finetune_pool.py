@@ -38,8 +38,8 @@ from mdft_fast.pool import Head, open_state, take_inventory
 from mdft_fast.pool.container import digest
 from mdft_fast.pool.fit import fit
 from mdft_fast.recipe import Recipe
-from mdft_fast.run.build import choose_device, preprocess_of, spec_of
-from mdft_fast.run.data import sources_of
+from mdft_fast.run.pool import choose_device, preprocess_of, spec_of
+from mdft_fast.run.sources import sources_of
 from mdft_fast.run.system import environment
 
 WARNING = "supervised: training labels were read to make every model here"
@@ -104,7 +104,7 @@ class Pool:
         names = names or [str(c) for c in range(head.classes)]
         samples, labels = load_labelled(source, self.preprocess, len(names))
         head = head or self._class_means(samples, labels, len(names))
-        test = sources_of(given, transductive=True)[1]
+        test = sources_of(given, transductive=True).evaluate
         return Labelled(Task(given.name, names, head, samples.x, test), samples, labels, made)
 
     @torch.no_grad()

@@ -245,8 +245,8 @@ def export(
 ) -> None:
     """Writes a model's merged weights as one file.
 
-    A card holds a few KB of coefficients; with its pool it is a whole model. The file has the
-    backbone's own names and loads without mdft_fast.
+    A card holds a few KB of coefficients; with its pool it is a whole model: the recipe's heads and
+    samples need not be there. The file has the backbone's own names and loads without mdft_fast.
 
     Example: mdft export runs/real --task mnist --to mnist.safetensors
     """

@@ -87,7 +87,7 @@ def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict
     from mdft_fast.evaluate import evaluate
     from mdft_fast.model import build_backbone
     from mdft_fast.run import build
-    from mdft_fast.run.build import spec_of
+    from mdft_fast.run.pool import spec_of
 
     built = build(load_recipe(recipe, assignments))
     tasks = [task for task in built.tasks if task.evaluate is not None]
@@ -146,7 +146,7 @@ def export_model(
 ) -> None:
     """Writes the merged weights of a card, or of a run's meta or specialized model."""
     from mdft_fast.cards import CoefficientCard, save_model
-    from mdft_fast.run import build
+    from mdft_fast.run.pool import choose_device, open_pool
 
     if to.suffix != ".safetensors":
         raise MdftError(f"--to: must be a .safetensors file, got {to}")
@@ -158,8 +158,9 @@ def export_model(
     else:
         file = source
     card = CoefficientCard.load(file)
-    built = build(load_recipe(recipe or _recipe_of(file), ()))
-    save_model(card.meta_model(built.pool, built.backbone, built.device), to)
+    opened = load_recipe(recipe or _recipe_of(file), ())
+    backbone, pool = open_pool(opened)
+    save_model(card.meta_model(pool, backbone, choose_device(opened.device)), to)
 
 
 def free_name(folder: Path) -> Path:

@@ -5,8 +5,14 @@ from mdft_fast.data.folders import SPLITS, FolderSource, listed
 from mdft_fast.data.hf import HfSource
 from mdft_fast.data.listing import ListedSource, Listing, check_class_names, compare_class_names
 from mdft_fast.data.order import BatchOrder, split
-from mdft_fast.data.overlap import shared_images
-from mdft_fast.data.samples import Samples, load_labelled, load_samples, load_test_images
+from mdft_fast.data.overlap import shared_images, unshared
+from mdft_fast.data.samples import (
+    Samples,
+    load_labelled,
+    load_samples,
+    load_test_images,
+    read_labels,
+)
 from mdft_fast.data.sources import (
     LabelledSource,
     NpzSource,
@@ -44,7 +50,9 @@ __all__ = [
     "load_test_images",
     "npz_keys",
     "read_class_names",
+    "read_labels",
     "read_npz",
     "shared_images",
     "split",
+    "unshared",
 ]

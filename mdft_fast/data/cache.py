@@ -52,7 +52,7 @@ def cached_images(
 
     Args:
         listing: the source.
-        preprocess: ``size``, ``resize`` and ``interpolation`` count; mean and std do not.
+        preprocess: mean and std do not count, all else does.
         watch: told how far decoding is; None: a bar where standard error is a terminal.
 
     Returns:
@@ -133,6 +133,7 @@ def _pixels(listing: Listing, preprocess: Preprocess) -> dict[str, Any]:
         "size": preprocess["size"],
         "resize": preprocess["resize"],
         "interpolation": preprocess["interpolation"],
+        "crop_pct": preprocess["crop_pct"],
         "channels": listing.channels,
     }
 

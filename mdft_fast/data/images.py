@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import Preprocess
+from mdft_fast.pool import Preprocess, edges_before_crop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,13 +64,14 @@ def fit(image: Image, preprocess: Preprocess, channels: int = 3) -> Array:
 
     Args:
         image: of any size and mode.
-        preprocess: its ``size``, ``resize`` and ``interpolation`` are used.
+        preprocess: its ``size``, ``resize``, ``interpolation`` and ``crop_pct`` are used.
         channels: 3, or 1 for a grayscale image that may stay one.
 
     Returns:
         uint8 ``[H, W, channels]``. Divided by 255 and normalized, it is what
         ``open_clip.image_transform`` makes of the same RGB image; "bilinear" with one edge for
-        both is torchvision's ``Resize`` and ``CenterCrop``.
+        both is torchvision's ``Resize`` and ``CenterCrop``; with ``crop_pct`` it is timm's
+        evaluation transform.
     """
     from PIL import Image
 
@@ -87,7 +88,7 @@ def fit(image: Image, preprocess: Preprocess, channels: int = 3) -> Array:
 
 def _resized(image: Image, preprocess: Preprocess) -> tuple[int, int]:
     """Returns width and height before the center is cut out."""
-    height, width = preprocess["size"]
+    height, width = edges_before_crop(preprocess["size"], preprocess["crop_pct"])
     if preprocess["resize"] == "squash":
         return width, height
     if height == width:  # as torchvision rounds: down

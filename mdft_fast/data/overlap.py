@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what a task adapts to and what it is tested on have images in common."""
+"""Whether what a task learns from and what it is tested on have images in common."""
 
 from __future__ import annotations
+
+import torch
+from torch import Tensor
 
 from mdft_fast.data.samples import Samples
 
@@ -27,3 +30,12 @@ def shared_images(adapt: Samples, test: Samples) -> tuple[list[int], list[int]] 
         [i for i, row in enumerate(mine) if row in second],
         [i for i, row in enumerate(theirs) if row in first],
     )
+
+
+def unshared(samples: Samples, *tests: Samples) -> Tensor:
+    """Returns the indices of the samples whose image is in none of the test sets, int64 ``[m]``."""
+    kept = torch.ones(len(samples), dtype=torch.bool)
+    for test in tests:
+        found = shared_images(samples, test)
+        kept[found[0] if found else []] = False
+    return kept.nonzero()[:, 0]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mdft_fast.data.cache import Watch, cached_images, cached_labels, digests_of
 from mdft_fast.data.folders import listed
-from mdft_fast.data.listing import Listing
+from mdft_fast.data.listing import ListedSource, Listing, Role
 from mdft_fast.data.sources import (
     Array,
     LabelledSource,
@@ -38,15 +38,22 @@ class Samples:
             as already normalised; c is 1 or 3.
         preprocess: size, mean and standard deviation.
         known_digests: uint8 ``[n, 16]`` where a cache has them; see :meth:`digests`.
+        rows: int64 ``[n]``: which images of ``x`` they are, as :meth:`take` chose them; None: all.
     """
 
     x: Tensor
     preprocess: Preprocess
     known_digests: Array | None = None
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         """Returns the number of samples."""
-        return self.x.shape[0]
+        return self.x.shape[0] if self.rows is None else len(self.rows)
+
+    def take(self, indices: Tensor) -> Samples:
+        """Returns some of the samples, int64 ``[m]``; the images are not copied."""
+        rows = indices if self.rows is None else self.rows[indices]
+        return dataclasses.replace(self, rows=rows, known_digests=self.digests()[indices.numpy()])
 
     def batch(self, indices: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """Returns some samples as the backbone wants them.
@@ -59,6 +66,7 @@ class Samples:
             float32 ``[b, 3, H, W]``, contiguous: ``(x / 255 - mean) / std`` of uint8 images,
             float images as they are. Grayscale is repeated over the three channels.
         """
+        indices = indices if self.rows is None else self.rows[indices.to(self.rows.device)]
         images = self.x.index_select(0, indices.to(self.x.device)).to(device, non_blocking=True)
         if images.dtype == torch.float32:
             return images.expand(-1, 3, -1, -1).contiguous()
@@ -163,31 +171,30 @@ def _again(samples: Samples, preprocess: Preprocess) -> Samples:
 
 
 def load_labelled(
-    source: LabelledSource, preprocess: Mapping[str, Any], classes: int
+    source: LabelledSource, preprocess: Mapping[str, Any], classes: int, *, role: Role = "test"
 ) -> tuple[Samples, Tensor]:
-    """Reads labelled images, for evaluation alone.
+    """Reads labelled images, for an evaluation, or for a head that labels make.
 
     Args:
         source: an :class:`NpzSource` with ``y``; a tuple ``(x, y)`` of arrays; a source on disk;
             or a dataset of items ``(image, label)``.
         preprocess: as in :func:`load_samples`.
         classes: ``C``; labels must lie in [0, C).
+        role: the split of a source on disk that names none: "test", or "train" for a head.
 
     Returns:
         The images, and their labels int64 ``[n]``.
     """
     on_disk = listed(source)
     if on_disk is not None:
-        listing = on_disk.listing("test")
+        listing = on_disk.listing(role)
         samples = _from_cache(listing, preprocess)
         label = f"{listing.name}: labels"
         labels = torch.tensor(cached_labels(listing))
     elif isinstance(source, NpzSource):
-        if source.y is None:
-            raise MdftError(f"{source.path}: no key of labels is given; use NpzSource(path, x, y)")
-        samples = load_samples(NpzSource(source.path, source.x), preprocess)
-        label = _label(source, source.y)
-        labels = as_tensor(read_npz(source.path, source.y), label)
+        labels = read_labels(source)
+        samples = load_samples(source, preprocess)
+        label = _label(source, str(source.y))
     elif isinstance(source, tuple):
         if len(source) != 2:
             raise MdftError(f"labelled samples: must be a tuple (x, y), got {len(source)} entries")
@@ -199,6 +206,15 @@ def load_labelled(
         label = f"{_label(source, '')}: labels"
         labels = torch.tensor([_item_label(source, i, label) for i in range(len(samples))])
     return samples, _checked_labels(labels, len(samples), classes, label)
+
+
+def read_labels(source: NpzSource | ListedSource, role: Role = "test") -> Tensor:
+    """Reads the labels of a source on disk, and no image; ``role`` as in :func:`load_labelled`."""
+    if isinstance(source, ListedSource):
+        return torch.tensor(cached_labels(source.listing(role)))
+    if source.y is None:
+        raise MdftError(f"{source.path}: no key of labels is given; use NpzSource(path, x, y)")
+    return as_tensor(read_npz(source.path, source.y), _label(source, source.y))
 
 
 def _item_label(dataset: Any, index: int, label: str) -> int:

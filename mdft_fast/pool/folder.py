@@ -160,6 +160,9 @@ def _write_base(folder: Path, base: Tensor, buffers: Mapping[str, Tensor]) -> Wr
 
 
 def _finish(folder: Path, pool: Pool, files: dict[str, Written]) -> None:
+    headless = [task.name for task in pool.tasks if task.name not in pool.heads]
+    if headless:
+        raise MdftError(f"pool: tasks must have heads to be saved, got none for {headless}")
     (folder / _HEADS).mkdir()
     for name, head in pool.heads.items():
         tensors = [entry("weight", head.weight)]

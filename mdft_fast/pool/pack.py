@@ -52,13 +52,13 @@ class Packing:
             raise MdftError(f"pool: buffers must be 'same' or 'base', got {buffers!r}")
         self._tasks = tuple(tasks)
         check_tasks(self._tasks)
-        self._heads = {task.name: task.head for task in self._tasks}
+        self._heads = {task.name: task.head for task in self._tasks if task.head is not None}
         self.K = len(self._tasks)
         self._inventory = take_inventory(backbone)
         self.layout = Layout.of(self._inventory.merged)
         self._base, *self._models = self._open(base, align(checkpoints, self._tasks))
         self._agree(backbone, preprocess)
-        check_features(backbone, self._preprocess["size"], self._tasks)
+        check_features(backbone, self._preprocess["size"], self._heads)
         ignored: dict[str, str] = {}
         for state in (self._base, *self._models):
             ignored |= state.left_out

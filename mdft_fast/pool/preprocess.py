@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an image becomes the backbone's input: size, resizing, mean and standard deviation."""
+"""How an image becomes the backbone's input: size, resizing, crop, mean, standard deviation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "resize": get_args(Resize),
     "interpolation": get_args(Interpolation),
 }
-_KEYS = (*_NEEDED, *_CHOICES)
+_KEYS = (*_NEEDED, *_CHOICES, "crop_pct")
 
 
 class Preprocess(TypedDict):
@@ -31,6 +31,8 @@ class Preprocess(TypedDict):
         resize: how an image of another size comes to this one. "shortest" (the default): its
             shortest edge does, and the center is cut out. "squash": both edges do.
         interpolation: of the resizing, antialiased: "bicubic" (the default) or "bilinear".
+        crop_pct: the share of the resized edges that is cut out, as timm says it, in (0, 1]; 1 is
+            the default. The image is resized to :func:`edges_before_crop`, not to ``size``.
     """
 
     size: list[int]
@@ -38,6 +40,7 @@ class Preprocess(TypedDict):
     std: list[float]
     resize: Resize
     interpolation: Interpolation
+    crop_pct: float
 
 
 def as_preprocess(given: Mapping[str, Any]) -> Preprocess:
@@ -45,7 +48,8 @@ def as_preprocess(given: Mapping[str, Any]) -> Preprocess:
 
     Args:
         given: ``size``: one number or [H, W]; ``mean`` and ``std``: one number or three;
-            ``resize`` and ``interpolation``: see :class:`Preprocess`; may be left out.
+            ``resize``, ``interpolation`` and ``crop_pct``: see :class:`Preprocess`; may be left
+            out.
     """
     if not isinstance(given, Mapping):
         raise MdftError(f"preprocess: must be a mapping with keys {list(_KEYS)}, got {given!r}")
@@ -66,13 +70,22 @@ def as_preprocess(given: Mapping[str, Any]) -> Preprocess:
     mean = _numbers(given["mean"], 3, "mean")
     resize: Any = _choice(given, "resize")
     interpolation: Any = _choice(given, "interpolation")
+    (crop_pct,) = _numbers(given.get("crop_pct", 1.0), 1, "crop_pct")
+    if not 0 < crop_pct <= 1:
+        raise MdftError(f"preprocess: 'crop_pct' must be in (0, 1], got {given['crop_pct']!r}")
     return {
         "size": [int(value) for value in size],
         "mean": mean,
         "std": std,
         "resize": resize,
         "interpolation": interpolation,
+        "crop_pct": crop_pct,
     }
+
+
+def edges_before_crop(size: Sequence[int], crop_pct: float) -> list[int]:
+    """Returns the edges that an image is resized to before ``size`` is cut out: timm's rounding."""
+    return [math.floor(edge / crop_pct) for edge in size]
 
 
 def _choice(given: Mapping[str, Any], key: str) -> str:
@@ -90,5 +103,6 @@ def _numbers(value: Any, count: int, key: str) -> list[float]:
         items = items * count
     good = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in items)
     if not good or len(items) != count or not all(math.isfinite(v) for v in items):
-        raise MdftError(f"preprocess: {key!r} must be one number or {count}, got {value!r}")
+        wanted = "one number" if count == 1 else f"one number or {count}"
+        raise MdftError(f"preprocess: {key!r} must be {wanted}, got {value!r}")
     return [float(v) for v in items]

@@ -30,8 +30,8 @@ class TaskLike(Protocol):
         """One name a class."""
 
     @property
-    def head(self) -> Head:
-        """The classifier."""
+    def head(self) -> Head | None:
+        """The classifier; None: the pool has none for the task, and cannot be saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,9 @@ class TaskInfo:
 def check_tasks(tasks: Sequence[TaskLike]) -> None:
     """Checks names, class names and heads against each other."""
     check_names([task.name for task in tasks])
-    for task in tasks:
-        _check_head(task, tasks[0])
+    headed = [(task, task.head) for task in tasks if task.head is not None]
+    for task, head in headed:
+        _check_head(task, head, *headed[0])
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -76,16 +77,15 @@ def check_names(names: Sequence[str]) -> None:
             raise MdftError(f"pool: task names must differ, got {name!r} twice in {list(names)}")
 
 
-def _check_head(task: TaskLike, first: TaskLike) -> None:
-    head: Head = task.head
+def _check_head(task: TaskLike, head: Head, first: TaskLike, known: Head) -> None:
     if head.classes != len(task.class_names):
         raise MdftError(
             f"task {task.name!r}: head must have one row for each of {len(task.class_names)} "
             f"class names, got weight {list(head.weight.shape)}"
         )
-    if head.features != first.head.features:
+    if head.features != known.features:
         raise MdftError(
-            f"task {task.name!r}: head must read {first.head.features} features as that of "
+            f"task {task.name!r}: head must read {known.features} features as that of "
             f"task {first.name!r}, got weight {list(head.weight.shape)}"
         )
     for key, tensor in (("weight", head.weight), ("bias", head.bias)):
@@ -122,7 +122,7 @@ def align(
     return [checkpoints[name] for name in names]
 
 
-def check_features(backbone: nn.Module, size: Sequence[int], tasks: Sequence[TaskLike]) -> None:
+def check_features(backbone: nn.Module, size: Sequence[int], heads: Mapping[str, Head]) -> None:
     """Checks that the heads read as many features as the backbone gives.
 
     The forward runs on the meta device: shapes only, no arithmetic, nothing of the module's
@@ -138,8 +138,9 @@ def check_features(backbone: nn.Module, size: Sequence[int], tasks: Sequence[Tas
         return
     if not isinstance(features, Tensor) or features.dim() != 2:
         return
-    if features.shape[1] != tasks[0].head.features:
-        raise MdftError(
-            f"task {tasks[0].name!r}: head must read the backbone's {features.shape[1]} features, "
-            f"got weight {list(tasks[0].head.weight.shape)}"
-        )
+    for name, head in heads.items():
+        if features.shape[1] != head.features:
+            raise MdftError(
+                f"task {name!r}: head must read the backbone's {features.shape[1]} features, "
+                f"got weight {list(head.weight.shape)}"
+            )

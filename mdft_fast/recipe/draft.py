@@ -65,6 +65,7 @@ memory:                    # how weights are held; `mdft plan` shows what each c
 seed: 0                    # of every draw: equal seeds, equal results
 deterministic: true        # equal inputs give equal bits
 transductive: false        # true: the unlabelled samples may be the test images
+duplicates: refuse         # drop: test images among the unlabelled samples are left out
 """
 
 

@@ -52,6 +52,7 @@ with warnings.catch_warnings():
             seed: of every draw.
             output: the run folder.
             transductive: whether the unlabelled samples may be the test images.
+            duplicates: what is done with test images among the unlabelled samples.
             deterministic: whether equal inputs must give equal bits.
         """
 
@@ -72,6 +73,7 @@ with warnings.catch_warnings():
         seed: Annotated[int, Field(ge=0)] = 0
         output: FilePath
         transductive: bool = False
+        duplicates: Annotated[Literal["refuse", "drop"], choice("refuse", "drop")] = "refuse"
         deterministic: bool = True
 
         @model_validator(mode="after")
@@ -133,7 +135,7 @@ def _head_problems(key: str, task: TaskRecipe) -> Iterator[str]:
     if not head.file and head.normalize is not None:
         yield f"{key}.normalize: belongs to {key}.file, and there is none"
     shots = head.prototypes
-    if shots and test and (shots.npz, shots.x) == (test.npz, test.x):
+    if shots and test and _same_images(shots, test):
         yield f"{key}.prototypes: these are the test images, and a head may not know their labels"
 
 
@@ -150,6 +152,8 @@ def _same_images(adapt: AdaptData, test: EvaluateData) -> bool:
 
 def _method_problems(recipe: Keys) -> Iterator[str]:
     construct = recipe.construct
+    if recipe.transductive and recipe.duplicates == "drop":
+        yield "duplicates: must be 'refuse' with transductive: true, which lets test images in"
     if isinstance(recipe.start, tuple) and len(recipe.start) != len(recipe.tasks):
         wanted = f"must be one number or {len(recipe.tasks)}, one a task"
         yield f"start: {wanted}, got {len(recipe.start)}"

@@ -16,7 +16,7 @@ from mdft_fast.recipe.keys import Keys
 from mdft_fast.recipe.messages import RecipeError, recipe_error
 from mdft_fast.recipe.overrides import override
 from mdft_fast.recipe.presets import PRESETS, merged
-from mdft_fast.recipe.sections import HeadSource
+from mdft_fast.recipe.sections import HeadSource, TaskRecipe
 from mdft_fast.recipe.text import parse, render
 
 UNKNOWN = "CHANGE_ME"
@@ -94,21 +94,28 @@ class Recipe(Keys):
         """Writes :meth:`dump` to a file that appears whole or not at all."""
         write_text(path, self.dump())
 
-    def check_files(self) -> None:
-        """Raises a :class:`RecipeError` that lists every input file that is not there."""
-        missing = [f"{key}: no such {kind}: {path}" for key, kind, path in self._absent()]
+    def check_files(self, *, pool_alone: bool = False) -> None:
+        """Raises a :class:`RecipeError` that lists every input file that is not there.
+
+        Args:
+            pool_alone: looks for the pool's files only, not for heads and samples.
+        """
+        found = self._absent(() if pool_alone else self.tasks)
+        missing = [f"{key}: no such {kind}: {path}" for key, kind, path in found]
         if missing:
             raise RecipeError("recipe", missing)
 
-    def _absent(self) -> Iterator[tuple[str, str, Path]]:
+    def _absent(self, tasks: Sequence[TaskRecipe]) -> Iterator[tuple[str, str, Path]]:
         wanted: list[tuple[str, Path | None, str]] = [
             ("pool.base", self.pool.base, "file or folder"),
             ("pool.models", self.pool.models, "folder"),
             ("pool.folder", self.pool.folder, "folder"),
         ]
-        for i, task in enumerate(self.tasks):
+        for i, task in enumerate(tasks):
             wanted += _head_files(f"tasks[{i}].head", task.head)
-            for part, data in (("adapt", task.adapt), ("evaluate", task.evaluate)):
+            shots = task.head.prototypes if task.head else None
+            parts = ("adapt", task.adapt), ("evaluate", task.evaluate), ("head.prototypes", shots)
+            for part, data in parts:
                 places = data.places() if data else ()
                 wanted += [(f"tasks[{i}].{part}.{key}", path, kind) for key, kind, path in places]
         there = {"file": Path.is_file, "folder": Path.is_dir, "file or folder": Path.exists}
@@ -135,5 +142,4 @@ def _head_files(key: str, head: HeadSource | None) -> list[tuple[str, Path | Non
     return [
         (f"{key}.file", head.file, "file"),
         (f"{key}.zero_shot.weights", head.zero_shot.weights if head.zero_shot else None, "file"),
-        (f"{key}.prototypes.npz", head.prototypes.npz if head.prototypes else None, "file"),
     ]

@@ -66,6 +66,7 @@ class Preprocess(Section):
         std: on the scale [0, 1], one number or one a channel.
         resize: how images of another size come to this one; null: the pool's, else shortest.
         interpolation: of the resizing; null: the pool's, else bicubic.
+        crop_pct: share of the resized edges that is cut out; null: the pool's, else 1.
     """
 
     size: PixelSize
@@ -75,6 +76,7 @@ class Preprocess(Section):
     interpolation: (
         Annotated[Literal["bicubic", "bilinear"], choice("bicubic", "bilinear")] | None
     ) = None
+    crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
 
     def said(self) -> dict[str, Any]:
         """Returns the keys that are not null."""
@@ -99,20 +101,22 @@ class ZeroShot(Section):
     templates: NameOrList | None = None
 
 
-class Prototypes(Section):
+class Prototypes(EvaluateData):
     """A head made of the base's features of labelled images, given for that purpose alone.
 
     Attributes:
-        npz: the file.
+        npz: as for evaluate, and so x, y, folder, split, torchvision and hf; but what names no
+            split means train.
         x: its array of images.
-        y: its array of labels.
+        folder: as for evaluate.
+        split: as for evaluate.
+        torchvision: as for evaluate.
+        hf: as for evaluate.
+        y: the file's array of labels.
         scale: what cosines are multiplied by.
         normalize: whether features are divided by their norm first.
     """
 
-    npz: FilePath
-    x: Text = "x"
-    y: Text = "y"
     scale: Annotated[Number, Field(gt=0)] = 20.0
     normalize: bool = True
 

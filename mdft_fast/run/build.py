@@ -5,22 +5,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from mdft_fast.data import Task
 from mdft_fast.errors import MdftError
-from mdft_fast.model import MetaModel, Mode, build_backbone
-from mdft_fast.model.pieces import names_of
-from mdft_fast.pool import Head, Pool, SourceFacts, as_preprocess, open_state
-from mdft_fast.pool.places import find_checkpoint
-from mdft_fast.pool.readers.facts import check_preprocess
-from mdft_fast.run.data import class_names_of, sources_of
+from mdft_fast.model import MetaModel, Mode
+from mdft_fast.pool import Head, Pool
 from mdft_fast.run.heads import Base, head_of, prompts_of
+from mdft_fast.run.pool import (
+    agreed_backbone,
+    choose_device,
+    from_checkpoints,
+    in_codec,
+    open_packed,
+    pool_arguments,
+    preprocess_of,
+    spec_of,
+)
+from mdft_fast.run.sources import class_names_of, sources_of
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
 
 if TYPE_CHECKING:
@@ -80,20 +86,16 @@ def build(recipe: Recipe) -> Built:
     """
     recipe.check_files()
     if recipe.pool.folder is not None:
-        pool = Pool.open(recipe.pool.folder)
-        pool.check_finite(recipe.pool.folder)
-        backbone = _without_weights(_agreed_backbone(recipe, pool), pool)
-        _check_agrees(recipe, pool)
+        backbone, pool = open_packed(recipe)
         base = _packed_base(recipe, pool, backbone)
         named = {task.name: task.class_names for task in pool.tasks}
         tasks = tuple(
-            _task(t, base, recipe.transductive, pool.heads.get(t.name), named.get(t.name))
-            for t in recipe.tasks
+            _task(recipe, t, base, pool.heads.get(t.name), named.get(t.name)) for t in recipe.tasks
         )
-        if recipe.memory.codec != "fp32":  # what was packed narrower gains nothing from fp32
-            pool = pool.encode(recipe.memory.codec)
+        pool = in_codec(recipe, pool)
     else:
-        backbone, tasks, pool = _from_checkpoints(recipe)
+        tasks = _tasks(recipe)
+        backbone, pool = from_checkpoints(recipe, tasks)
     for task in tasks:
         if task.name not in pool.names:
             raise MdftError(f"recipe: task must be one of {list(pool.names)}, got {task.name!r}")
@@ -112,75 +114,16 @@ def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: boo
         own = recipe.memory.codec if recipe.memory.codec != "fp32" else None
         pool.save(path, codec or own, overwrite=overwrite)
         return Pool.open(path)
-    return Pool.pack(
-        path, **_sources(recipe), codec=codec or recipe.memory.codec, overwrite=overwrite
-    )
+    arguments = pool_arguments(recipe, _tasks(recipe))
+    return Pool.pack(path, **arguments, codec=codec or recipe.memory.codec, overwrite=overwrite)
 
 
-def _from_checkpoints(recipe: Recipe) -> tuple[nn.Module, tuple[Task, ...], Pool]:
-    sources = _sources(recipe)
-    pool = Pool.from_checkpoints(**sources, codec=recipe.memory.codec)
-    return _without_weights(pool.backbone_spec, pool), tuple(sources["tasks"]), pool
-
-
-def _sources(recipe: Recipe) -> dict[str, Any]:
-    """Returns the arguments of ``Pool.from_checkpoints`` and ``Pool.pack``."""
-    models, spec = recipe.pool.models, spec_of(recipe)
-    if spec is None or models is None:
-        raise MdftError("recipe: backbone and pool.models must be given, got none")
-    file = recipe.pool.base
-    assert file is not None
-    preprocess = preprocess_of(recipe)
-    base = Base.of_file(file, spec, preprocess, choose_device(recipe.device))
-    tasks = [_task(task, base, recipe.transductive) for task in recipe.tasks]
-    with torch.device("meta"):  # shapes and names are all that is read of it
-        backbone = build_backbone(spec)
-    return {
-        "base": file,
-        "checkpoints": {task.name: find_checkpoint(models, task.name) for task in tasks},
-        "tasks": tasks,
-        "backbone": backbone,
-        "preprocess": preprocess,
-        "backbone_spec": spec,
-    }
-
-
-def preprocess_of(recipe: Recipe) -> dict[str, Any]:
-    """Returns what a recipe's preprocess says, and where it is silent what its base says."""
-    base = recipe.pool.base
-    facts = SourceFacts() if base is None else open_state(base).facts
-    said = facts.preprocess()
-    if recipe.preprocess is not None:
-        said |= recipe.preprocess.said()
-    missing = [key for key in ("size", "mean", "std") if key not in said]
-    if missing:
-        raise MdftError(f"recipe: preprocess must be given, as {base} does not say {missing}")
-    check_preprocess(facts, dict.fromkeys(said, str(base)), said)
-    return said
-
-
-def _without_weights(spec: Mapping[str, Any], pool: Pool) -> nn.Module:
-    """Returns a backbone in which merged weights take no memory, and all else is in place."""
-    with torch.device("meta"):
-        module = build_backbone(spec)
-    merged = {name for names in names_of(pool.layout, pool.left_out) for name in names}
-    own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
-    if any(name not in merged and name not in pool.buffers for name, _ in own):
-        module = build_backbone(spec)  # a buffer that no checkpoint holds: its value is needed
-        empty: dict[int, nn.Parameter] = {}  # a tie stays one
-    for name, tensor in own:
-        path, _, leaf = name.rpartition(".")
-        holder = module.get_submodule(path)
-        if name in merged:
-            old = holder._parameters[leaf]
-            assert old is not None
-            if old.device.type != "meta":
-                holder._parameters[leaf] = empty.setdefault(id(old), nn.Parameter(old.to("meta")))
-        elif name in pool.buffers and isinstance(tensor, nn.Parameter):
-            holder._parameters[leaf] = nn.Parameter(pool.buffers[name].clone(), requires_grad=False)
-        elif name in pool.buffers:
-            holder._buffers[leaf] = pool.buffers[name].clone()
-    return module
+def _tasks(recipe: Recipe) -> tuple[Task, ...]:
+    """Returns the tasks of a recipe whose pool is checkpoints."""
+    assert recipe.pool.base is not None
+    preprocess, device = preprocess_of(recipe), choose_device(recipe.device)
+    base = Base.of_file(recipe.pool.base, spec_of(recipe) or {}, preprocess, device)
+    return tuple(_task(recipe, task, base) for task in recipe.tasks)
 
 
 def _packed_base(recipe: Recipe, pool: Pool, backbone: nn.Module) -> Base:
@@ -189,58 +132,24 @@ def _packed_base(recipe: Recipe, pool: Pool, backbone: nn.Module) -> Base:
     def load() -> nn.Module:
         return MetaModel(backbone, pool, granularity="task", start=0.0).materialize().to(device)
 
-    identity = f"pool {pool.checksum} {_agreed_backbone(recipe, pool)}"
+    identity = f"pool {pool.checksum} {agreed_backbone(recipe, pool)}"
     return Base(functools.cache(load), lambda: identity, pool.preprocess)
 
 
 def _task(
+    recipe: Recipe,
     given: TaskRecipe,
     base: Base,
-    transductive: bool,
     packed: Head | None = None,
     known: tuple[str, ...] | None = None,
 ) -> Task:
-    adapt, labelled = sources_of(given, transductive=transductive)
-    names = class_names_of(given, adapt, labelled, known)
-    head = head_of(given, packed, base, names)
+    sources = sources_of(given, transductive=recipe.transductive)
+    names = class_names_of(given, sources, known)
+    head = head_of(given, packed, base, names, sources, drop=recipe.duplicates == "drop")
     if names is None and given.head is not None and given.head.zero_shot is not None:
         names = prompts_of(given, names)[0]
     names = names or tuple(str(c) for c in range(head.classes))
-    return Task(given.name, names, head, adapt, labelled)
-
-
-def spec_of(recipe: Recipe) -> dict[str, Any] | None:
-    """Returns the backbone that a recipe names, as ``build_backbone`` takes it."""
-    return recipe.backbone.model_dump() if recipe.backbone is not None else None
-
-
-def _agreed_backbone(recipe: Recipe, pool: Pool) -> dict[str, Any]:
-    """Returns the backbone that recipe and pool name; a contradiction is an error."""
-    said, packed = spec_of(recipe), dict(pool.backbone_spec)
-    if said is not None and packed and said != packed:
-        raise MdftError(f"recipe: backbone must be the pool's {packed}, got {said}")
-    spec = said or packed
-    if not spec:
-        raise MdftError("recipe: backbone must be given, got none in recipe or pool")
-    return spec
-
-
-def _check_agrees(recipe: Recipe, pool: Pool) -> None:
-    if recipe.preprocess is None:
-        return
-    said = as_preprocess({**pool.preprocess, **recipe.preprocess.said()})
-    if said != pool.preprocess:
-        raise MdftError(f"recipe: preprocess must be the pool's {pool.preprocess}, got {said}")
-
-
-def choose_device(name: str) -> torch.device:
-    """Returns the device that a recipe names; "auto": CUDA where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise MdftError(f"recipe: device must be there, got {name!r} and torch sees no GPU")
-    return device
+    return Task(given.name, names, head, sources.adapt, sources.evaluate)
 
 
 def images_at_once(recipe: Recipe) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe's samples: where they are, what they are called, and that no test image is learned."""
+"""A recipe's samples, loaded; and that no test image is learned."""
 
 from __future__ import annotations
 
@@ -9,33 +9,27 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mdft_fast.data import (
-    FolderSource,
-    HfSource,
     LabelledSource,
     ListedSource,
     NpzSource,
     Samples,
     Source,
     Task,
-    TorchvisionSource,
-    check_npz_keys,
-    compare_class_names,
     load_samples,
     load_test_images,
-    npz_keys,
-    read_class_names,
     shared_images,
+    unshared,
 )
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import head_digest
 
 if TYPE_CHECKING:
-    from mdft_fast.data.listing import Role
     from mdft_fast.pool import Preprocess
-    from mdft_fast.recipe.data import AdaptData, EvaluateData
-    from mdft_fast.recipe.sections import TaskRecipe
     from mdft_fast.run.progress import Progress
+    from mdft_fast.run.sources import OnDisk
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,99 +47,15 @@ class LoadedData:
     notes: list[str]
 
 
-def sources_of(
-    given: TaskRecipe, *, transductive: bool
-) -> tuple[NpzSource | ListedSource, NpzSource | ListedSource | None]:
-    """Returns where a task's unlabelled and labelled samples are; no image, no label is read.
-
-    A folder that both name without a split, and that brings none, is split: a fifth of it is for
-    the evaluation.
-    """
-    adapt, test = given.adapt, given.evaluate
-    first = _source(adapt, None)
-    if test is None:
-        return first, None
-    second = _source(test, test.y)
-    if isinstance(first, FolderSource) and isinstance(second, FolderSource) and not transductive:
-        same = adapt.place() == test.place() and adapt.split is None
-        if same and not first.brings_splits():
-            first = dataclasses.replace(first, split="train")
-            second = dataclasses.replace(second, split="test")
-    if isinstance(second, NpzSource) and test.npz:
-        # Names alone: no label is opened before λ is learned.
-        check_npz_keys(test.npz, test.x, test.y)
-    return first, second
-
-
-def _source(given: AdaptData | EvaluateData, y: str | None) -> NpzSource | ListedSource:
-    if given.folder:
-        return FolderSource(given.folder, given.split)
-    if given.torchvision:
-        return TorchvisionSource(**dict(given.torchvision))
-    if given.hf:
-        return HfSource(**dict(given.hf))
-    if given.npz is None:
-        raise MdftError("recipe: samples must have a source, got none")
-    return NpzSource(given.npz, given.x, y)
-
-
-def class_names_of(
-    given: TaskRecipe,
-    adapt: NpzSource | ListedSource,
-    test: NpzSource | ListedSource | None,
-    packed: tuple[str, ...] | None = None,
-) -> tuple[str, ...] | None:
-    """Returns a task's class names: the recipe's, the pool's or the data's; None: nobody says.
-
-    Args:
-        given: the task.
-        adapt: its unlabelled samples.
-        test: its labelled samples.
-        packed: the class names of a packed pool; plain numbers say nothing.
-
-    Raises:
-        MdftError: if the data know their class names and these are others.
-    """
-    data: tuple[str, ...] | None = None
-    # Folders of unlabelled images need not be classes, unless their tests are folders there too.
-    classes = not isinstance(adapt, FolderSource) or (
-        isinstance(test, FolderSource) and test.path == adapt.path
-    )
-    for source, known in (
-        (test, _known_names(test, "test")),
-        (adapt, _known_names(adapt, "train") if classes else None),
-    ):
-        # Only the order of a source whose labels are read matters; else that of what there is.
-        if known is None or (source is adapt and test is not None and data is not None):
-            continue
-        name, data = known
-        for whose, names in (("recipe", given.class_names), ("pool", packed)):
-            if names is not None:
-                compare_class_names(data, name, names, f"task {given.name!r}: {whose}")
-    if packed == tuple(str(c) for c in range(len(packed or ()))):  # nobody said when it was packed
-        packed = None
-    return given.class_names or packed or data
-
-
-def _known_names(
-    source: NpzSource | ListedSource | None, role: Role
-) -> tuple[str, tuple[str, ...]] | None:
-    """Returns what a source is called and its class names, where it knows them."""
-    if isinstance(source, ListedSource):
-        listing = source.listing(role)
-        return (listing.name, listing.class_names) if listing.class_names else None
-    if source is None or "class_names" not in npz_keys(source.path):
-        return None
-    return str(source.path), read_class_names(source.path)
-
-
 def load_data(
     tasks: Sequence[Task],
     preprocess: Preprocess,
     *,
     transductive: bool,
     shown: Progress,
-    shots: Mapping[str, NpzSource] | None = None,
+    drop: bool = False,
+    shots: Mapping[str, OnDisk] | None = None,
+    only: str | None = None,
 ) -> LoadedData:
     """Decodes what is not in the cache yet, and refuses tasks that adapt to test images.
 
@@ -157,21 +67,24 @@ def load_data(
         preprocess: the pool's.
         transductive: whether tasks may adapt to test images.
         shown: told how far decoding is.
+        drop: whether test images among the unlabelled samples are left out, not refused.
         shots: task -> the labelled images that made its head.
+        only: the task whose samples are wanted; None: all.
 
     Raises:
-        MdftError: if a test image is among the unlabelled samples and ``transductive`` is false, or
-            among those whose labels made a head.
+        MdftError: if a test image is among the unlabelled samples, and neither ``transductive`` nor
+            ``drop`` is set; or among those whose labels made a head, unless ``drop`` is.
     """
     loaded: list[Task] = []
     splits: list[dict[str, Any]] = []
     notes: list[str] = []
+    wanted = [task for task in tasks if only in (None, task.name)]
     tests = {
         task.name: load_test_images(task.evaluate, preprocess, watch=shown.count)
-        for task in tasks
+        for task in (tasks if drop else wanted)
         if task.evaluate is not None
     }
-    for task in tasks:
+    for task in wanted:
         samples = load_samples(task.adapt, preprocess, watch=shown.count)
         about: dict[str, Any] = {
             "name": task.name,
@@ -179,13 +92,16 @@ def load_data(
             "class_names": hashlib.sha256(json.dumps(task.class_names).encode()).hexdigest(),
             "adapt": _origin(task.adapt, len(samples)),
         }
+        if drop:
+            samples, said = _without_tests(about, samples, tests)
+            notes += said
         if task.evaluate is not None:
             own = tests[task.name]
             about["evaluate"] = _origin(task.evaluate, len(own), "test")
             about["evaluate"]["images"] = hashlib.sha256(own.digests().tobytes()).hexdigest()
             about["shared"] = dict.fromkeys(("adapt", "evaluate"), 0)
             if shots and task.name in shots:
-                _check_shots(task.name, shots[task.name], own)
+                notes += _check_shots(task.name, shots[task.name], own, drop)
         for other, images in tests.items():
             found = shared_images(samples, images)
             if other == task.name and found is not None:
@@ -193,16 +109,42 @@ def load_data(
             notes += _overlap(about, other, found, (len(samples), len(images)), transductive)
         splits.append(about)
         loaded.append(Task(task.name, task.class_names, task.head, samples))
+    for note in notes:
+        shown.say(note)
     return LoadedData(loaded, splits, notes)
 
 
-def _check_shots(task: str, shot: NpzSource, tests: Samples) -> None:
-    found = shared_images(load_samples(shot, tests.preprocess), tests)
-    if found and found[0]:
+def _without_tests(
+    about: dict[str, Any], samples: Samples, tests: Mapping[str, Samples]
+) -> tuple[Samples, list[str]]:
+    """Leaves test images out of a task's samples; says which, in ``about`` and for a reader."""
+    adapt, count = about["adapt"], len(samples)
+    kept = unshared(samples, *tests.values()).tolist()
+    gone = sorted(set(range(count)) - set(kept))
+    about["dropped"] = {"count": len(gone), "images": [_named(adapt, [i]) for i in gone]}
+    if not gone:
+        return samples, []
+    words = f"{len(gone):,} of {count:,} unlabelled images are test images, pixel for pixel"
+    if not kept:
+        raise MdftError(f"task {about['name']!r}: {words}; `duplicates: drop` leaves none")
+    adapt["count"] = len(kept)
+    if "files" in adapt:
+        adapt["files"] = [adapt["files"][i] for i in kept]
+    return samples.take(torch.tensor(kept)), [f"Task {about['name']!r}: {words}, and were dropped."]
+
+
+def _check_shots(task: str, shots: OnDisk, tests: Samples, drop: bool) -> list[str]:
+    """Refuses test images among those whose labels make a head; or says that they were left out."""
+    samples = load_samples(shots, tests.preprocess)
+    count = len(samples) - len(unshared(samples, tests))
+    if count and not drop:
+        where = shots.path if isinstance(shots, NpzSource) else shots.listing("train").name
         raise MdftError(
-            f"task {task!r}: {shot.path}: images whose labels make the head must not be test "
-            f"images, got {len(found[0]):,} that are, pixel for pixel"
+            f"task {task!r}: {where}: images whose labels make the head must not be test images, "
+            f"got {count:,} that are, pixel for pixel; take them out, or say `duplicates: drop`"
         )
+    words = f"{count:,} of {len(samples):,} images for its head are test images, pixel for pixel"
+    return [f"Task {task!r}: {words}, and were dropped."] if count else []
 
 
 def _overlap(
@@ -230,8 +172,8 @@ def _overlap(
         return [f"Transductive: {words}."]
     first = _named(about["adapt"], mine[:3])
     raise MdftError(
-        f"{words}, pixel for pixel ({first}{', ...' if len(mine) > 3 else ''}); take them out, or "
-        "say `transductive: true`"
+        f"{words}, pixel for pixel ({first}{', ...' if len(mine) > 3 else ''}); take them out, say "
+        "`duplicates: drop` to leave them out, or `transductive: true` to learn from them"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import os
 from collections import ChainMap
@@ -14,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.data import NpzSource, compare_class_names, load_labelled, read_npz
+from mdft_fast.data import (
+    compare_class_names,
+    load_labelled,
+    load_test_images,
+    read_labels,
+    unshared,
+)
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import (
     cached_head,
@@ -32,7 +39,7 @@ from mdft_fast.model import build_backbone
 from mdft_fast.pool import Head, open_state, take_inventory
 from mdft_fast.pool.container import digest
 from mdft_fast.pool.fit import check_fits, fit
-from mdft_fast.run.data import class_names_of, sources_of
+from mdft_fast.run.sources import OnDisk, Sources, class_names_of, sources_of
 
 if TYPE_CHECKING:
     from mdft_fast.recipe import Recipe
@@ -91,7 +98,13 @@ def _identity(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> str:
 
 
 def head_of(
-    given: TaskRecipe, packed: Head | None, base: Base, names: tuple[str, ...] | None
+    given: TaskRecipe,
+    packed: Head | None,
+    base: Base,
+    names: tuple[str, ...] | None,
+    sources: Sources,
+    *,
+    drop: bool = False,
 ) -> Head:
     """Returns the head that a recipe's task names, or else the pool's.
 
@@ -100,6 +113,8 @@ def head_of(
         packed: its head in a packed pool, if there is one.
         base: the pre-trained encoder.
         names: its class names, if anybody says them.
+        sources: its samples; those that make heads are read.
+        drop: whether test images among these are left out.
     """
     head = given.head
     if head is None:
@@ -111,7 +126,7 @@ def head_of(
     try:
         if head.zero_shot:
             return _zero_shot(given, head, names)
-        return _prototypes(head, base, names)
+        return _prototypes(head, base, names, sources, drop)
     except MdftError as error:
         raise MdftError(f"task {given.name!r}: {error}") from error
 
@@ -159,8 +174,11 @@ def classes_of(given: TaskRecipe) -> int:
         return 2
     if head.file is not None:
         return _file_head(given.name, head).classes
-    own = class_names_of(given, *sources_of(given, transductive=True))
-    return len(prompts_of(given, own)[0] if head.zero_shot else _prototype_classes(head, own))
+    sources = sources_of(given, transductive=True)
+    own = class_names_of(given, sources)
+    if sources.shots:
+        return len(_prototype_classes(sources.shots, own))
+    return len(prompts_of(given, own)[0])
 
 
 def _file_head(task: str, head: HeadSource) -> Head:
@@ -172,12 +190,6 @@ def _file_head(task: str, head: HeadSource) -> Head:
             f"or false, as {head.file} does not say it"
         )
     return Head.from_file(head.file, normalize=head.normalize)
-
-
-def shots_of(recipe: Recipe) -> dict[str, NpzSource]:
-    """Returns the labelled images that make heads, by task."""
-    found = {task.name: task.head.prototypes for task in recipe.tasks if task.head}
-    return {name: NpzSource(shots.npz, shots.x) for name, shots in found.items() if shots}
 
 
 def label_notes(recipe: Recipe) -> Iterator[str]:
@@ -211,35 +223,39 @@ def _zero_shot(given: TaskRecipe, head: HeadSource, own: tuple[str, ...] | None)
     return cached_head(ingredients, make)
 
 
-def _prototypes(head: HeadSource, base: Base, own: tuple[str, ...] | None) -> Head:
+def _prototypes(
+    head: HeadSource, base: Base, own: tuple[str, ...] | None, sources: Sources, drop: bool
+) -> Head:
     shots = head.prototypes
     assert shots is not None
-    names = _prototype_classes(head, own)
+    assert sources.shots is not None
+    names = _prototype_classes(sources.shots, own)
+    samples, labels = load_labelled(sources.shots, base.preprocess, len(names), role="train")
+    if drop and sources.evaluate is not None:
+        kept = unshared(samples, load_test_images(sources.evaluate, base.preprocess))
+        samples, labels = samples.take(kept), labels[kept]
+    images = hashlib.sha256(samples.digests().tobytes() + labels.numpy().tobytes())
     ingredients = {
         "kind": "prototypes",
         "base": base.identity(),
         "preprocess": dict(base.preprocess),
-        "images": [file_digest(shots.npz), shots.x, shots.y],
+        "images": images.hexdigest(),
         "classes": len(names),
         "scale": shots.scale,
         "normalize": shots.normalize,
     }
 
     def make() -> Head:
-        source = NpzSource(shots.npz, shots.x, shots.y)
-        samples, labels = load_labelled(source, base.preprocess, len(names))
         encoder, scale, normalize = base.load(), shots.scale, shots.normalize
         return prototype_head(encoder, samples, labels, names, scale=scale, normalize=normalize)
 
     return cached_head(ingredients, make)
 
 
-def _prototype_classes(head: HeadSource, own: tuple[str, ...] | None) -> tuple[str, ...]:
+def _prototype_classes(shots: OnDisk, own: tuple[str, ...] | None) -> tuple[str, ...]:
     """Returns the task's class names, or numbers up to the largest label."""
     if own is not None:
         return own
-    shots = head.prototypes
-    assert shots is not None
-    labels = read_npz(shots.npz, shots.y)
-    count = int(labels.max()) + 1 if labels.dtype.kind in "ui" and labels.size else 0
-    return tuple(str(c) for c in range(count))
+    labels = read_labels(shots, "train")
+    whole = labels.numel() and not labels.is_floating_point()
+    return tuple(str(c) for c in range(int(labels.max()) + 1 if whole else 0))

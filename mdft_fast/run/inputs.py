@@ -11,8 +11,8 @@ from mdft_fast.model import MetaModel
 from mdft_fast.run.build import Built, construct_config, images_at_once
 from mdft_fast.run.data import load_data
 from mdft_fast.run.folder import check_inputs
-from mdft_fast.run.heads import shots_of
 from mdft_fast.run.progress import Progress
+from mdft_fast.run.sources import shots_of
 from mdft_fast.stages import TaughtTask, teach
 
 
@@ -26,14 +26,15 @@ def same_task(folder: Path, built: Built, meta: MetaModel, name: str) -> TaughtT
         name: the task's.
     """
     recipe, pool = built.recipe, built.pool
-    tasks = [task for task in built.tasks if task.name == name]
     with Progress(None) as shown:
         data = load_data(
-            tasks,
+            built.tasks,
             pool.preprocess,
             transductive=recipe.transductive,
             shown=shown,
+            drop=recipe.duplicates == "drop",
             shots=shots_of(recipe),
+            only=name,
         )
     config, batch = construct_config(recipe), images_at_once(recipe)
     (taught,) = teach(meta, data.tasks, holdout=config.holdout, seed=config.seed, batch=batch)

@@ -13,9 +13,10 @@ import torch
 from mdft_fast.errors import MdftError
 from mdft_fast.model import build_backbone
 from mdft_fast.pool import read_manifest
-from mdft_fast.run.build import choose_device, images_at_once, preprocess_of, spec_of
+from mdft_fast.run.build import images_at_once
 from mdft_fast.run.forecast import Forecast, Subject, forecast
 from mdft_fast.run.heads import classes_of
+from mdft_fast.run.pool import choose_device, preprocess_of, spec_of
 from mdft_fast.run.system import available_memory
 
 if TYPE_CHECKING:

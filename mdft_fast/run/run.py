@@ -19,7 +19,6 @@ from mdft_fast.model import MetaModel
 from mdft_fast.run.build import (
     Built,
     build,
-    choose_device,
     construct_config,
     images_at_once,
     specialize_config,
@@ -27,11 +26,13 @@ from mdft_fast.run.build import (
 from mdft_fast.run.data import LoadedData, load_data
 from mdft_fast.run.facts import filter_facts, task_facts
 from mdft_fast.run.folder import RunFolder
-from mdft_fast.run.heads import label_notes, shots_of
+from mdft_fast.run.heads import label_notes
 from mdft_fast.run.inputs import inputs_of
 from mdft_fast.run.measure import TASK_ARITHMETIC, Measured, measure
 from mdft_fast.run.plan import MemoryPlan, explained, plan, size
+from mdft_fast.run.pool import choose_device
 from mdft_fast.run.progress import Progress
+from mdft_fast.run.sources import shots_of
 from mdft_fast.run.system import Phases, deterministic, environment
 from mdft_fast.stages import (
     Callback,
@@ -109,6 +110,7 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
                 built.pool.preprocess,
                 transductive=recipe.transductive,
                 shown=shown,
+                drop=recipe.duplicates == "drop",
                 shots=shots_of(recipe),
             )
         with deterministic(recipe.deterministic, built.device), explained(recipe):

@@ -86,7 +86,8 @@ def test_mean_and_std_share_an_entry_and_sizes_do_not(folder: Path, builds: list
     shapes = {load(folder, size=size).x.shape for size in (12, 14, [12, 14])}
     load(folder, resize="squash")
     load(folder, interpolation="bilinear")
-    assert len(builds) == 5
+    load(folder, crop_pct=0.8)
+    assert len(builds) == 6
     assert len(shapes) == 3
 
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mdft_fast.data import FolderSource, load_samples
+from mdft_fast.data import FolderSource, Samples, load_samples
 from mdft_fast.data.images import decode, fit
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import as_preprocess
+from mdft_fast.pool import as_preprocess, edges_before_crop
+from mdft_fast.pool.readers.folders import processor_facts
 from tests.data.on_disk import noise
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -116,6 +117,54 @@ def test_bilinear_is_timms_and_torchvisions(
         assert np.array_equal(fit(image, preprocess), np.asarray(resize(image)))
 
 
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 0.95])
+@pytest.mark.parametrize("size", [24, 33, [20, 30]], ids=str)
+@pytest.mark.parametrize(
+    ("resize", "mode", "interpolation"),
+    [("shortest", "center", "bicubic"), ("squash", "squash", "bilinear")],
+)
+def test_a_crop_of_less_than_all_is_timms(
+    resize: str, mode: str, interpolation: str, size: Any, crop_pct: float, files: list[Path]
+) -> None:
+    timm = pytest.importorskip("timm")
+    pair = [size, size] if isinstance(size, int) else size
+    given = {"mean": MEAN, "std": STD, "interpolation": interpolation, "crop_pct": crop_pct}
+    config = timm.data.resolve_data_config({"input_size": (3, *pair), "crop_mode": mode, **given})
+    transform = timm.data.create_transform(**config)
+    preprocess = as_preprocess({"size": size, "resize": resize, **given})
+    for file in files:
+        image = decode(file)
+        ours = Samples(torch.from_numpy(fit(image, preprocess))[None], preprocess)
+        (mine,) = ours.batch(torch.tensor([0]))
+        torch.testing.assert_close(mine, transform(image), rtol=0, atol=ROUND_OFF)
+
+
+def test_the_crop_is_transformers_to_a_pixel(files: list[Path]) -> None:
+    """Where the rest of an edge is odd, transformers' crop may lie one pixel before torchvision's.
+
+    Both cut at half the rest; transformers rounds down, torchvision to even.
+    """
+    transformers = pytest.importorskip("transformers")
+    processor = transformers.BitImageProcessorPil(  # as DINOv2's, with smaller edges
+        do_center_crop=True, crop_size={"height": 24, "width": 24}, resample=3,
+        size={"shortest_edge": 28}, do_rescale=False, do_normalize=False,
+    )  # fmt: skip
+    said = processor_facts(processor.to_dict())
+    preprocess = as_preprocess({**said, "mean": 0.5, "std": 0.5})
+    assert edges_before_crop(preprocess["size"], preprocess["crop_pct"]) == [28, 28]
+    same = 0
+    for file in files:
+        image = decode(file)
+        (theirs,) = processor(image)["pixel_values"]
+        theirs = np.asarray(theirs).transpose(1, 2, 0)
+        ours = fit(image, preprocess)
+        same += np.array_equal(ours, theirs)
+        shifted = [(0, 0), (0, 1), (1, 0)]
+        parts = [(ours[: 24 - y, : 24 - x], theirs[y:, x:]) for y, x in shifted]
+        assert any(np.array_equal(*pair) for pair in parts), file.name
+    assert same > len(files) / 2
+
+
 def test_interpolations_and_ways_of_resizing_differ(files: list[Path]) -> None:
     image = decode(next(file for file in files if file.name == "wide.png"))
     given = {"size": 24, "mean": 0.5, "std": 0.5}
@@ -176,6 +225,9 @@ def test_every_kind_of_image_is_read_whatever_its_name(kind: str, tmp_path: Path
     [
         ({"resize": "longest"}, r"'resize' must be one of \['shortest', 'squash'\], got 'longest'"),
         ({"interpolation": "cubic"}, r"'interpolation' must be .*got 'cubic'; did you mean 'bic"),
+        ({"crop_pct": 0}, r"'crop_pct' must be in \(0, 1\], got 0"),
+        ({"crop_pct": 1.2}, r"'crop_pct' must be in \(0, 1\], got 1.2"),
+        ({"crop_pct": [1, 1]}, r"'crop_pct' must be one number, got \[1, 1\]"),
         ({"resise": "squash"}, r"keys must be .*got 'resise'; did you mean 'resize'"),
     ],
 )
@@ -187,5 +239,6 @@ def test_wrong_preprocesses_are_named(change: dict[str, Any], message: str) -> N
 def test_an_old_pools_preprocess_means_the_defaults() -> None:
     old = {"size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3}
     said = {"size": 8, "mean": 0.5, "std": 0.5, "resize": "shortest", "interpolation": "bicubic"}
+    said |= {"crop_pct": 1}
     assert as_preprocess(old) == as_preprocess(said)
     assert as_preprocess({**said, "resize": "squash"}) != as_preprocess(old)

@@ -16,6 +16,7 @@ from mdft_fast.data import (
     load_samples,
     npz_keys,
     read_class_names,
+    unshared,
 )
 from mdft_fast.errors import MdftError
 
@@ -109,6 +110,17 @@ def test_arrays_are_kept_mapped_and_never_written(
     _check(samples, images)
     assert np.array_equal(mapped, images)
     assert not recwarn.list
+
+
+def test_some_of_the_samples(images: Any, preprocess: Any) -> None:
+    samples = load_samples(images, preprocess)
+    some = samples.take(torch.tensor([1, 3, 4, 6])).take(torch.tensor([3, 0]))
+    assert len(some) == 2
+    everything = torch.arange(2)
+    assert torch.equal(some.batch(everything), samples.batch(torch.tensor([6, 1])))
+    assert np.array_equal(some.digests(), samples.digests()[[6, 1]])
+    assert some.x.data_ptr() == samples.x.data_ptr()
+    assert len(unshared(samples, some)) == len(samples) - 2
 
 
 def test_a_batch_lands_on_the_device_asked_for(images: Any, preprocess: Any) -> None:

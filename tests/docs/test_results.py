@@ -56,6 +56,12 @@ def test_results_of_made_up_files(tmp_path: Path) -> None:
     bench = {"date": "2026-01-02", "device": "a CPU", "busy": True, "results": [
         {"op": "merge", "case": "tiny", "contestants": contestants}]}  # fmt: skip
     (tmp_path / "kernels_cpu.json").write_text(json.dumps(bench))
+    rates = {"decoding": 1234.5, "cached batches": 20_000.4, "encoder, forward": 99.5}
+    row = {
+        "case": "tiny", "threads": 1, "images": 2048, "batch": 128, "images_per_s": rates,
+        "batches_over_forward": 201.0, "load_average": 2.34,
+    }  # fmt: skip
+    (tmp_path / "data_cpu.json").write_text(json.dumps(bench | {"results": [row]}))
     readme, page = make.readme_block(tmp_path), make.page_block(tmp_path)
     assert "| pre-trained (λ = 0) | 37.5 (37.5 to 37.5) |" in readme
     assert "| specialized models, stage 2 | 63.0 (62.5 to 63.5) |" in readme
@@ -65,5 +71,7 @@ def test_results_of_made_up_files(tmp_path: Path) -> None:
     assert "| a | 3 | 50.0 | 76.0 |" in page
     assert "| merge | tiny | 2 | 90 % | loop | 1.9 | 0.95 |" in page
     assert "| stage 1 | 4.0 |" in page
+    assert "| tiny | 1 | 1,234 | 20,000 | 100 | 201 | 2.3 |" in page
+    assert "2,048 files just written, batches of 128" in page
     assert "`mdft run x`" in page
     assert make.readme_block(tmp_path / "none") == "No result is committed yet."

@@ -15,7 +15,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image
 
+from mdft_fast.data import FolderSource, HfSource, TorchvisionSource, load_labelled
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import class_names, templates, zero_shot_head
 from mdft_fast.model import build_backbone
@@ -24,6 +26,8 @@ from mdft_fast.recipe import Recipe, RecipeError
 from mdft_fast.run import run
 from mdft_fast.run.build import build, pack
 from mdft_fast.run.plan import plan
+from mdft_fast.run.sources import shots_of
+from tests.data.on_disk import noise, write_dtd, write_folders
 from tests.run.conftest import SPEC, files, make_recipe  # noqa: F401  # fixtures
 
 Make = Callable[..., Recipe]
@@ -64,6 +68,113 @@ def test_prototypes_are_the_bases(
     torch.testing.assert_close(head.weight, F.normalize(means, dim=-1), rtol=1e-4, atol=1e-5)
     assert (head.scale, head.normalize) == (15.0, True)
     assert built.pool.heads["shapes"].weight.equal(head.weight)
+
+
+CLASSES = ("c0", "c1", "c2")
+
+
+def write_hf(root: Path) -> None:
+    datasets: Any = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    rng = np.random.default_rng(3)
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
+    for split in ("train", "test"):
+        images = [Image.fromarray(noise(rng, 40, 40)) for _ in range(6)]
+        rows = {"image": images, "label": [2, 2, 1, 1, 0, 0]}
+        part = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+        root.mkdir(exist_ok=True)
+        part.to_parquet(str(root / f"{split}-00000-of-00001.parquet"))
+
+
+KINDS: dict[str, tuple[Callable[[Path], Any], str, Callable[[Path], Any]]] = {
+    "folder": (lambda at: write_folders(at, CLASSES), "folder: {}", FolderSource),
+    "folders of splits": (
+        lambda at: [write_folders(at / part, CLASSES, seed=i)
+                    for i, part in enumerate(("train", "test"))],
+        "folder: {}", lambda at: FolderSource(at, "train"),
+    ),
+    "torchvision": (
+        lambda at: write_dtd(at, CLASSES), "torchvision: {{name: DTD, root: {}}}",
+        lambda at: TorchvisionSource("DTD", at, "train"),
+    ),
+    "hf": (write_hf, "hf: {{path: {}}}", lambda at: HfSource(at, "train")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prototypes_of_every_source(
+    kind: str, make_recipe: Make, tmp_path: Path, cache: Path
+) -> None:
+    write, text, source_of = KINDS[kind]
+    place = tmp_path / "labelled"
+    write(place)
+    recipe = make_recipe(f"tasks[0].head={{prototypes: {{{text.format(place)}, scale: 15}}}}")
+    recipe.write(tmp_path / "again.yaml")
+    assert Recipe.load(tmp_path / "again.yaml") == recipe
+    assert not cache.exists()
+    assert plan(recipe, every=False).fits
+    head = build(recipe).tasks[0].head
+    preprocess = {"size": 32, "mean": 0.5, "std": 0.5}
+    samples, labels = load_labelled(source_of(place), preprocess, 3)
+    np.savez(tmp_path / "same.npz", x=samples.x.numpy(), y=labels.numpy())
+    same = build(make_recipe(SHOT.format(tmp_path / "same.npz", ", scale: 15")))
+    assert head.weight.equal(same.tasks[0].head.weight)
+    assert len(list(cache.iterdir())) == 1  # the same images and labels: one head
+
+
+def test_prototypes_take_the_rest_of_a_folder_that_is_split(
+    make_recipe: Make, tmp_path: Path
+) -> None:
+    write_folders(tmp_path / "images", CLASSES, each=10)
+    place = f"{{folder: {tmp_path / 'images'}}}"
+    parts = [f"tasks[0].{part}={place}" for part in ("adapt", "evaluate", "head.prototypes")]
+    recipe = make_recipe("tasks[0].head={}", *parts, "specialize.tasks=none", "construct.steps=1")
+    assert shots_of(recipe) == {"shapes": FolderSource(tmp_path / "images", "train")}
+    assert run(recipe, progress=False).report.is_file()
+    parts[2] = f"tasks[0].head.prototypes={{folder: {tmp_path / 'images'}, split: test}}"
+    parts[1] = f"tasks[0].evaluate={{folder: {tmp_path / 'images'}, split: test}}"
+    with pytest.raises(RecipeError, match=r"head.prototypes: these are the test images"):
+        make_recipe("tasks[0].head={}", *parts)
+
+
+def test_classes_of_prototypes_are_numbered_as_the_tasks(make_recipe: Make, tmp_path: Path) -> None:
+    write_folders(tmp_path / "images", ("c0", "c2", "d1"))
+    recipe = make_recipe(f"tasks[0].head={{prototypes: {{folder: {tmp_path / 'images'}}}}}")
+    with pytest.raises(
+        MdftError, match=r"'shapes': evaluate: class 1 must be 'c2' as in .*images, got 'c1'"
+    ):
+        build(recipe)
+
+
+def test_names_of_prototypes_are_the_tasks_where_nobody_else_says_them(
+    make_recipe: Make, files: Path, tmp_path: Path
+) -> None:
+    with np.load(files / "data" / "shapes.npz") as arrays:
+        content = dict(arrays)
+    del content["class_names"]
+    np.savez(tmp_path / "bare.npz", **content)
+    write_folders(tmp_path / "images", ("circle", "square", "star"))
+    bare = [f"tasks[0].{part}.npz={tmp_path / 'bare.npz'}" for part in ("adapt", "evaluate")]
+    head = f"tasks[0].head={{prototypes: {{folder: {tmp_path / 'images'}}}}}"
+    assert build(make_recipe(head, *bare)).tasks[0].class_names == ("circle", "square", "star")
+
+
+def test_test_images_make_no_head_where_duplicates_are_dropped(
+    make_recipe: Make, files: Path, shots: Path, tmp_path: Path
+) -> None:
+    clean = build(make_recipe(SHOT.format(shots, ""))).tasks[0].head
+    with np.load(shots) as data, np.load(files / "data" / "shapes.npz") as tests:
+        images = np.concatenate([tests["x_test"][:4], data["x"]])
+        np.savez(tmp_path / "both.npz", x=images, y=[0, 0, 1, 1, *data["y"]])
+    both = SHOT.format(tmp_path / "both.npz", "")
+    short = ["construct.steps=1", "specialize.tasks=none"]
+    with pytest.raises(MdftError, match=r"got 4 that are, .*or say `duplicates: drop`"):
+        run(make_recipe(both, *short), progress=False)
+    dropping = make_recipe(both, "duplicates=drop", *short)
+    assert build(dropping).tasks[0].head.weight.equal(clean.weight)
+    assert (
+        "Task 'shapes': 4 of 34 images for its head are test images, pixel for pixel, and were "
+        "dropped." in run(dropping, progress=False).result["warnings"]
+    )
 
 
 def test_prototypes_of_a_packed_pool_are_the_same(
@@ -212,9 +323,14 @@ def test_a_report_says_which_labels_made_heads(
             "{file: a, normalize: true, prototypes: {npz: b}}",
             r"must have exactly one of .*got \['file', 'prototypes'\]",
         ),
-        ("{prototypes: {}}", r"tasks\[0\].head.prototypes.npz: is missing"),
+        ("{prototypes: {}}", r"tasks\[0\].head.prototypes: must have exactly one of .* got none"),
         ("{prototypes: {npz: a, scale: 0}}", r"prototypes.scale: must be above 0, got 0"),
-        ("{prototypes: {npz: a, folder: b}}", "prototypes.folder: unknown key"),
+        ("{prototypes: {npz: a, folder: b}}", r"prototypes: must have .* got \['npz', 'folder'\]"),
+        (
+            "{prototypes: {folder: a, y: b}}",
+            "prototypes: 'y' goes with 'npz', got it with",
+        ),
+        ("{prototypes: {folder: a, splits: b}}", "prototypes.splits: unknown key; did you mean"),
         ("{prototype: {npz: a}}", r"head.prototype: unknown key; did you mean 'prototypes'\?"),
         ("{zero_shot: {model: ViT-B-32}}", "zero_shot.weights: is missing"),
         ("{zero_shot: {weights: a}}", "zero_shot.model: is missing"),

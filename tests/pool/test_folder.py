@@ -227,6 +227,16 @@ def test_a_damaged_pool_is_refused_in_one_sentence(case: str, parts: Any, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+def test_a_pool_from_before_crop_pct_means_what_it_meant(parts: Any, tmp_path: Path) -> None:
+    parts.options["preprocess"]["crop_pct"] = 0.9
+    pool = parts.build()
+    pool.save(tmp_path / "pool")
+    assert Pool.open(tmp_path / "pool").preprocess == pool.preprocess
+    assert pool.preprocess["crop_pct"] == 0.9
+    _json(lambda c: c["preprocess"].pop("crop_pct"))(tmp_path / "pool")
+    assert Pool.open(tmp_path / "pool").preprocess["crop_pct"] == 1.0
+
+
 def test_changed_bytes_are_found_when_asked(parts: Any, tmp_path: Path) -> None:
     parts.build().save(tmp_path / "pool")
     path = tmp_path / "pool" / "tau.safetensors"

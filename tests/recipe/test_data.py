@@ -115,5 +115,10 @@ def test_preprocess_says_how_to_resize(tmp_path: Path) -> None:
     recipe = load(tmp_path, {"npz": "a"}, preprocess={**given, "resize": "squash"})
     assert recipe.preprocess is not None
     assert recipe.preprocess.said() == {**given, "resize": "squash"}
+    recipe = load(tmp_path, {"npz": "a"}, preprocess={**given, "crop_pct": 0.875})
+    assert recipe.preprocess is not None
+    assert recipe.preprocess.said() == {**given, "crop_pct": 0.875}
+    with pytest.raises(RecipeError, match=r"preprocess.crop_pct: must be at most 1, got 1.1"):
+        load(tmp_path, {"npz": "a"}, preprocess={**given, "crop_pct": 1.1})
     with pytest.raises(RecipeError, match=r"preprocess.interpolation: must be one of .*'bicubi"):
         load(tmp_path, {"npz": "a"}, preprocess={**given, "interpolation": "bicubik"})

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from mdft_fast.cli.work import specialize_run
+from mdft_fast.data import FolderSource, load_samples
 from mdft_fast.errors import MdftError
 from mdft_fast.recipe import Recipe
 from mdft_fast.run import build, run
@@ -83,7 +86,8 @@ def test_test_images_among_the_unlabelled_are_counted_and_refused(
     recipe = on_folder(images, tmp_path / "test")
     wanted = (
         r"task 'shapes': 3 of 30 unlabelled images are among the 9 test images, pixel for pixel "
-        r"\(circle/circle_001.jpg, circle/circle_002.jpg, circle/circle_003.jpg\); take them out"
+        r"\(circle/circle_001.jpg, circle/circle_002.jpg, circle/circle_003.jpg\); take them out, "
+        r"say `duplicates: drop` to leave them out, or `transductive: true` to learn from them"
     )
     with pytest.raises(MdftError, match=wanted):
         run(recipe, progress=False)
@@ -93,6 +97,53 @@ def test_test_images_among_the_unlabelled_are_counted_and_refused(
     assert found.notes == [
         "Transductive: task 'shapes': 3 of 30 unlabelled images are among the 9 test images."
     ]
+
+
+def test_test_images_are_dropped_where_the_recipe_says_so(
+    images: Path, tmp_path: Path, files: Path, on_folder: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    write_folders(tmp_path / "test", CLASSES, each=2, seed=3)
+    for i in (1, 3):
+        source = images / "circle" / f"circle_00{i}.jpg"
+        shutil.copy(source, tmp_path / "test" / "square" / f"copy{i}.jpg")
+    with np.load(files / "data" / "letters.npz") as arrays:  # another task's test image
+        content = dict(arrays)
+    preprocess = {"size": 32, "mean": 0.5, "std": 0.5}
+    mine = load_samples(FolderSource(images), preprocess).x.numpy()
+    content["x_test"][:1] = mine[29:]
+    np.savez(tmp_path / "other.npz", **content)
+    other = [f"tasks[1].evaluate.npz={tmp_path / 'other.npz'}"]
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+    recipe = on_folder(images, tmp_path / "test", "duplicates=drop", *other)
+    summary = run(recipe, progress=False)
+    words = "Task 'shapes': 3 of 30 unlabelled images are test images, pixel for pixel, and were "
+    assert f"{words}dropped." in summary.result["warnings"]
+    assert f"{words}dropped." in said
+    assert words in summary.report.read_text()
+    shapes, letters = json.loads((summary.folder / "splits.json").read_text())["tasks"]
+    names = ["circle/circle_001.jpg", "circle/circle_003.jpg", "triangle/triangle_010.jpg"]
+    assert shapes["dropped"] == {"count": 3, "images": names}
+    assert letters["dropped"] == {"count": 0, "images": []}
+    assert shapes["shared"] == {"adapt": 0, "evaluate": 0}
+    assert shapes["adapt"]["count"] == len(shapes["adapt"]["files"]) == 27
+    assert not set(names) & set(shapes["adapt"]["files"])
+    assert sorted(shapes["learn"] + shapes["holdout"]) == list(range(27))
+    assert summary.result["pool"]["tasks"][0]["unlabelled"] == 27
+    # Stage 2 alone leaves out the same ones, another task's test image among them.
+    assert specialize_run(summary.folder, "shapes", (), overwrite=False).is_file()
+
+
+def test_dropping_needs_something_to_be_left(
+    images: Path, tmp_path: Path, on_folder: Callable[..., Recipe]
+) -> None:
+    shutil.copytree(images, tmp_path / "copy")
+    message = r"'shapes': 30 of 30 unlabelled images are .*; `duplicates: drop` leaves none"
+    with pytest.raises(MdftError, match=message):
+        run(on_folder(images, tmp_path / "copy", "duplicates=drop"), progress=False)
+    with pytest.raises(MdftError, match=r"duplicates: must be 'refuse' with transductive: true"):
+        on_folder(images, images, "duplicates=drop", "transductive=true")
 
 
 def test_a_transductive_run_says_so_at_every_table(

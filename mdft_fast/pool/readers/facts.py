@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mdft_fast.errors import MdftError
+from mdft_fast.pool.preprocess import edges_before_crop
 
 # Two spellings of one number agree within this: 0.4815 is 0.48145466. A step of uint8 is 4e-3.
 _SAME = 1e-3
@@ -27,6 +29,7 @@ class SourceFacts:
         resize: "shortest": the shortest edge becomes the size, then the center is cut out;
             "squash": both edges become the size; "other": in another way.
         interpolation: "bicubic", "bilinear" or "other".
+        crop_pct: share of the resized edges that is cut out, in (0, 1].
     """
 
     activation: str | None = None
@@ -35,6 +38,7 @@ class SourceFacts:
     std: tuple[float, ...] | None = None
     resize: str | None = None
     interpolation: str | None = None
+    crop_pct: float | None = None
 
     def known(self) -> dict[str, Any]:
         """Returns what the source says, as plain JSON values."""
@@ -62,6 +66,7 @@ class SourceFacts:
             std=_channels(values.get("std")),
             resize=_one_of(values.get("resize"), _CHOICES["resize"]),
             interpolation=_one_of(values.get("interpolation"), _CHOICES["interpolation"]),
+            crop_pct=_share(values.get("crop_pct")),
         )
 
     @staticmethod
@@ -133,6 +138,24 @@ def _pairs(one: Any, other: Any) -> Iterator[tuple[float, float]]:
         yield from zip(a, b, strict=True)
 
 
+def resizing(edges: Sequence[int], crop: Sequence[int]) -> dict[str, Any]:
+    """Returns ``resize``, and ``crop_pct``, of a resize and then a center crop.
+
+    Args:
+        edges: what the shortest edge becomes; or both edges, height first.
+        crop: height and width that are cut out.
+    """
+    whole = list(edges) * (2 // len(edges)) if edges else []
+    squash = len(edges) == 2
+    if len(whole) == len(crop) == 2 and (squash or crop[0] == crop[1]):
+        share = crop[0] / whole[0]
+        if edges_before_crop(crop[:1], share) != whole[:1]:
+            share = math.nextafter(share, 0)  # rounded up: the edge would be one pixel less
+        if share <= 1 and edges_before_crop(crop, share) == whole:
+            return {"resize": "squash" if squash else "shortest", "crop_pct": share}
+    return {"resize": OTHER}
+
+
 _CHOICES = {"resize": ("shortest", "squash"), "interpolation": ("bicubic", "bilinear")}
 
 
@@ -144,6 +167,10 @@ def _one_of(value: Any, known: tuple[str, ...]) -> str | None:
     if not isinstance(value, str):
         return None
     return value if value in known else OTHER
+
+
+def _share(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 < value <= 1 else None
 
 
 def _size(value: Any) -> tuple[int, int] | None:

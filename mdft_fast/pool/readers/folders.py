@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens folders of transformers and open_clip: weights, and what their JSON files say."""
+"""Opens folders of transformers, timm and open_clip: weights, and what their JSON files say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mdft_fast.errors import MdftError
-from mdft_fast.pool.readers.facts import OTHER, SourceFacts
+from mdft_fast.pool.readers.facts import OTHER, SourceFacts, resizing
 from mdft_fast.pool.readers.sniff import CLIP_CONFIG, CONFIG, read_json, weights_of
 from mdft_fast.pool.readers.state import State
 
@@ -32,11 +32,15 @@ _PIL = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of filters
 
 
 def read_transformers(folder: Path, read: Read) -> State:
-    """Opens what ``save_pretrained`` wrote: one file, shards, or a pickle of either."""
+    """Opens what ``save_pretrained`` or timm wrote: one file, shards, or a pickle of either."""
     state = read(weights_of(folder, "transformers"))
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if not isinstance(config, dict):
         raise MdftError(f"{folder / CONFIG}: must be a JSON object, got {type(config).__name__}")
+    if isinstance(config.get("architecture"), str):
+        words = f"timm folder ({config['architecture']}), {state.format}"
+        facts = SourceFacts.of(timm_facts(config))
+        return replace(state, label=str(folder), format=words, facts=facts)
     said = dict(config_facts(config))
     if (folder / _PREPROCESSOR).is_file():
         given = read_json(folder / _PREPROCESSOR)
@@ -61,11 +65,28 @@ def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"activation": activation, "size": size}
 
 
+def timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a config of timm says of its images.
+
+    The size is said where the model was built for one; others take any.
+    """
+    parts = (config.get(key) for key in ("pretrained_cfg", "model_args"))
+    trained, built = (part if isinstance(part, dict) else {} for part in parts)
+    size, shape = built.get("img_size"), trained.get("input_size")
+    if size is None and trained.get("fixed_input_size") and isinstance(shape, list):
+        size = shape[1:]
+    mode = trained.get("crop_mode")
+    return {
+        **{key: trained.get(key) for key in ("mean", "std", "interpolation", "crop_pct")},
+        "size": size,
+        "resize": "shortest" if mode == "center" else mode,
+    }
+
+
 def processor_facts(given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a ``preprocessor_config.json`` says.
 
-    Where the shortest edge becomes another length than what is cut out (DINOv2: 256, then 224),
-    neither way of resizing here is its own, and ``resize`` is "other".
+    Where images are resized in a way that is not done here, ``resize`` is "other".
     """
     said: dict[str, Any] = _scale(given)
     if type(given.get("resample")) is int:
@@ -73,20 +94,16 @@ def processor_facts(given: Mapping[str, Any]) -> dict[str, Any]:
     if not {"size", "crop_size", "do_resize", "do_center_crop"} & given.keys():
         return said
     edges, crop = given.get("size"), _edges(given.get("crop_size"))
-    both = _edges(edges)
-    said["resize"] = OTHER
-    if given.get("do_center_crop") and crop:
+    both, cut = _edges(edges), given.get("do_center_crop")
+    shortest = edges.get("shortest_edge") if isinstance(edges, dict) else edges
+    way: dict[str, Any] = {"resize": OTHER}
+    if cut and crop:
         said["size"] = crop
-        shortest = edges.get("shortest_edge") if isinstance(edges, dict) else edges
-        if both == crop and isinstance(edges, dict):
-            said["resize"] = "squash"
-        elif crop == [shortest] * 2:
-            said["resize"] = "shortest"
-    elif both and not given.get("do_center_crop"):
-        said |= {"size": both, "resize": "squash"}
-    if not given.get("do_resize", True):
-        said["resize"] = OTHER
-    return said
+        way = resizing([shortest] if type(shortest) is int else both, crop)
+    elif both and not cut:
+        said["size"] = both
+        way = resizing(both, both)
+    return said | (way if given.get("do_resize", True) else {"resize": OTHER})
 
 
 def _scale(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,8 +141,8 @@ def read_open_clip(folder: Path, read: Read) -> State:
     return replace(state, label=str(folder), format=words, facts=SourceFacts.of(said))
 
 
-def _edges(value: Any) -> list[Any] | None:
+def _edges(value: Any) -> list[int]:
     if isinstance(value, dict):
         value = [value.get("height"), value.get("width")]
     items = value if isinstance(value, list) else [value] * 2
-    return items if all(type(item) is int for item in items) else None
+    return items if all(type(item) is int and 0 < item < 10**6 for item in items) else []

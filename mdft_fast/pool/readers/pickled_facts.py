@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mdft_fast.pool.readers.facts import OTHER, SourceFacts
+from mdft_fast.pool.readers.facts import OTHER, SourceFacts, resizing
 from mdft_fast.pool.readers.pickle_machine import StandIn
 
 # The last part of a class's name -> activation.
@@ -56,20 +56,12 @@ def _transform(transform: StandIn) -> dict[str, Any]:
         said["interpolation"] = _interpolation(resize.get("interpolation"))
     if crop is not None:
         said["size"] = crop.get("size")
-        said["resize"] = _resize(
-            _edges(resize.get("size") if resize else None), _edges(said["size"])
-        )
+        cut = _edges(said["size"])
+        said |= resizing(_edges(resize.get("size") if resize else None), cut * (3 - len(cut)))
     elif resize is not None:
         edges = _edges(resize.get("size"))
         said |= {"size": edges, "resize": "squash"} if len(edges) == 2 else {"resize": OTHER}
     return said
-
-
-def _resize(edges: list[int], crop: list[int]) -> str:
-    """Says how Resize and then CenterCrop bring an image to one size."""
-    if len(edges) == 2 and edges == crop * (2 // len(crop or [0])):
-        return "squash"
-    return "shortest" if len(edges) == 1 and crop in (edges, edges * 2) else OTHER
 
 
 def _edges(size: Any) -> list[int]:

@@ -65,7 +65,7 @@ def test_task_vectors_checkpoints(quick_gelu: bool, legacy: bool, tmp_path: Path
     assert state.facts.activation == ("quick_gelu" if quick_gelu else "gelu")
     assert state.facts.preprocess() == {
         "size": [SIZE, SIZE], "mean": list(MEAN), "std": list(STD),
-        "resize": "shortest", "interpolation": "bicubic",
+        "resize": "shortest", "interpolation": "bicubic", "crop_pct": 1.0,
     }  # fmt: skip
     assert {"model.token_embedding.weight", "model.positional_embedding", "model.logit_scale",
             "model.text_projection", "model.ln_final.weight"} <= set(state.left_out)  # fmt: skip

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from mdft_fast import MetaModel, Pool
 from mdft_fast.errors import MdftError
 from mdft_fast.model import build_backbone
-from mdft_fast.pool import Head, open_state
+from mdft_fast.pool import Head, edges_before_crop, open_state
 from mdft_fast.pool.convert import convert
+from mdft_fast.pool.readers.facts import resizing
 
 transformers = pytest.importorskip("transformers")
 KWARGS: dict[str, Any] = {
@@ -153,25 +154,39 @@ PROCESSORS = {
          "size": {"shortest_edge": 16}, "resample": 3, "image_mean": [0.4, 0.5, 0.6],
          "image_std": [0.2, 0.2, 0.2]},
         {"size": [16, 16], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2],
-         "resize": "shortest", "interpolation": "bicubic"},
+         "resize": "shortest", "interpolation": "bicubic", "crop_pct": 1.0},
     ),
     "old clip": (
         {"do_center_crop": True, "crop_size": 16, "size": 16},
-        {"size": [16, 16], "resize": "shortest"},
+        {"size": [16, 16], "resize": "shortest", "crop_pct": 1.0},
     ),
     "vit": (
         {"size": {"height": 16, "width": 16}, "resample": 2},
-        {"size": [16, 16], "resize": "squash", "interpolation": "bilinear"},
+        {"size": [16, 16], "resize": "squash", "interpolation": "bilinear", "crop_pct": 1.0},
     ),
     "dinov2": (
         {"do_center_crop": True, "crop_size": {"height": 16, "width": 16},
          "size": {"shortest_edge": 20}},
+        {"size": [16, 16], "resize": "shortest", "crop_pct": 0.8},
+    ),
+    "squash, then a crop": (
+        {"do_center_crop": True, "crop_size": {"height": 16, "width": 24},
+         "size": {"height": 20, "width": 30}},
+        {"size": [16, 24], "resize": "squash", "crop_pct": 0.8},
+    ),
+    "a crop of another shape": (
+        {"do_center_crop": True, "crop_size": {"height": 16, "width": 24},
+         "size": {"height": 20, "width": 20}},
+        {"size": [16, 24], "resize": "other"},
+    ),
+    "a crop that pads": (
+        {"do_center_crop": True, "crop_size": 16, "size": {"shortest_edge": 12}},
         {"size": [16, 16], "resize": "other"},
     ),
     "squash, then a crop of it all": (
         {"do_center_crop": True, "crop_size": {"height": 16, "width": 16},
          "size": {"height": 16, "width": 16}},
-        {"size": [16, 16], "resize": "squash"},
+        {"size": [16, 16], "resize": "squash", "crop_pct": 1.0},
     ),
     "a crop that is not read": (
         {"do_center_crop": True, "crop_size": {"shortest_edge": 16}, "size": 16},
@@ -212,13 +227,65 @@ def test_what_is_not_done_here_must_be_given(tmp_path: Path) -> None:
     folders = [tmp_path / str(k) for k in range(2)]
     for model, folder in zip(models, folders, strict=True):
         model.save_pretrained(folder)
-        (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS["dinov2"][0]))
+        (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS["no crop"][0]))
     backbone = build_backbone(spec("Dinov2Model"))
     message = r"'resize' must be given, 'shortest' or 'squash', as .*0 says another .*resize"
     for said in ({}, {"resize": "other"}):  # "other": what a recipe's preprocess takes from it
         with pytest.raises(MdftError, match=message):
             pool_of(folders, backbone, 16, **said)
     assert pool_of(folders, backbone, 16, resize="shortest").preprocess["resize"] == "shortest"
+
+
+def test_what_is_cut_out_is_the_processors(tmp_path: Path) -> None:
+    folders = [tmp_path / str(k) for k in range(2)]
+    for seed, folder in enumerate(folders):
+        library_model("Dinov2Model", seed).save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS["dinov2"][0]))
+    backbone = build_backbone(spec("Dinov2Model"))
+    assert pool_of(folders, backbone, 16).preprocess["crop_pct"] == 0.8
+    with pytest.raises(MdftError, match=r"'crop_pct' must be 0.8 as .*0 says, got 1.0"):
+        pool_of(folders, backbone, 16, crop_pct=1.0)
+
+
+@pytest.mark.parametrize(
+    ("trained", "said"),
+    [
+        ({}, {}),
+        ({"crop_mode": "squash"}, {"resize": "squash"}),
+        ({"crop_mode": "border"}, {"resize": "other"}),
+        ({"interpolation": "random"}, {"interpolation": "other"}),
+        ({"crop_pct": "all"}, {"crop_pct": None}),
+        ({"fixed_input_size": True}, {}),
+    ],
+    ids=str,
+)
+def test_a_folder_of_timm(trained: dict[str, Any], said: dict[str, Any], tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    from timm.models._hub import save_for_hf
+
+    model = timm.create_model("test_vit", pretrained=False, num_classes=0, img_size=32)
+    save_for_hf(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"] |= trained
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = open_state(tmp_path)
+    assert state.format.startswith("timm folder (test_vit)")
+    wanted = {
+        "size": [32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "resize": "shortest",
+        "interpolation": "bicubic", "crop_pct": 0.95,
+    } | said  # fmt: skip
+    assert state.facts.preprocess() == {k: v for k, v in wanted.items() if v is not None}
+    del config["model_args"]  # as older ones are; the size is then said of models that have one
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    fixed = [160, 160] if "fixed_input_size" in trained else None
+    assert open_state(tmp_path).facts.preprocess().get("size") == fixed
+
+
+@pytest.mark.parametrize(("crop", "edge"), [(16, 93), (224, 256), (224, 354), (518, 592)])
+def test_a_share_gives_back_the_edge(crop: int, edge: int) -> None:
+    said = resizing([edge], [crop, crop])
+    assert said["resize"] == "shortest"
+    assert edges_before_crop([crop], said["crop_pct"]) == [edge]
 
 
 def test_contradictions(tmp_path: Path) -> None:

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe's sources of samples: where they are, and what their classes are called."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, NamedTuple
+
+from mdft_fast.data import (
+    FolderSource,
+    HfSource,
+    ListedSource,
+    NpzSource,
+    TorchvisionSource,
+    check_npz_keys,
+    compare_class_names,
+    npz_keys,
+    read_class_names,
+)
+from mdft_fast.errors import MdftError
+
+if TYPE_CHECKING:
+    from mdft_fast.data.listing import Role
+    from mdft_fast.recipe import Recipe
+    from mdft_fast.recipe.data import AdaptData
+    from mdft_fast.recipe.sections import TaskRecipe
+
+OnDisk = NpzSource | ListedSource
+
+
+class Sources(NamedTuple):
+    """Where a task's samples are.
+
+    Attributes:
+        adapt: the unlabelled ones.
+        evaluate: the labelled ones, read by evaluation alone.
+        shots: the labelled ones that make its head, where it is made of any.
+    """
+
+    adapt: OnDisk
+    evaluate: OnDisk | None
+    shots: OnDisk | None
+
+
+def sources_of(given: TaskRecipe, *, transductive: bool) -> Sources:
+    """Returns where a task's samples are; no image, no label is read.
+
+    A folder that both ``adapt`` and ``evaluate`` name without a split, and that brings none, is
+    split: a fifth of it is for the evaluation. A head made of that folder's images gets the rest.
+    """
+    made = given.head.prototypes if given.head else None
+    adapt = _source(given.adapt, None)
+    test = _source(given.evaluate, given.evaluate.y) if given.evaluate else None
+    shots = _source(made, made.y) if made else None
+    if isinstance(test, FolderSource) and adapt == test and not transductive:
+        whole = test
+        if whole.split is None and not whole.brings_splits():
+            test, adapt = (dataclasses.replace(whole, split=name) for name in ("test", "train"))
+            shots = adapt if shots == whole else shots
+    if isinstance(test, NpzSource) and test.y:
+        # Names alone: no label is opened before λ is learned.
+        check_npz_keys(test.path, test.x, test.y)
+    return Sources(adapt, test, shots)
+
+
+def shots_of(recipe: Recipe) -> dict[str, OnDisk]:
+    """Returns the labelled images that make heads, by task."""
+    found = {
+        task.name: sources_of(task, transductive=recipe.transductive).shots for task in recipe.tasks
+    }
+    return {name: shots for name, shots in found.items() if shots}
+
+
+def _source(given: AdaptData, y: str | None) -> OnDisk:
+    if given.folder:
+        return FolderSource(given.folder, given.split)
+    if given.torchvision:
+        return TorchvisionSource(**dict(given.torchvision))
+    if given.hf:
+        return HfSource(**dict(given.hf))
+    if given.npz is None:
+        raise MdftError("recipe: samples must have a source, got none")
+    return NpzSource(given.npz, given.x, y)
+
+
+def class_names_of(
+    given: TaskRecipe, sources: Sources, packed: tuple[str, ...] | None = None
+) -> tuple[str, ...] | None:
+    """Returns a task's class names: the recipe's, the pool's or the data's; None: nobody says.
+
+    Args:
+        given: the task.
+        sources: its samples.
+        packed: the class names of a packed pool; plain numbers say nothing.
+
+    Raises:
+        MdftError: if the data know their class names and these are others.
+    """
+    adapt, test, shots = sources
+    data: tuple[str, ...] | None = None
+    # Folders of unlabelled images need not be classes, unless their tests are folders there too.
+    classes = not isinstance(adapt, FolderSource) or (
+        isinstance(test, FolderSource) and test.path == adapt.path
+    )
+    for source, known in (
+        (test, _known_names(test, "test")),
+        (shots, _known_names(shots, "train")),
+        (adapt, _known_names(adapt, "train") if classes else None),
+    ):
+        # Only the order of a source whose labels are read matters; else that of what there is.
+        if known is None or (source is adapt and data is not None):
+            continue
+        for whose, names in (("recipe", given.class_names), ("pool", packed), ("evaluate", data)):
+            if names is not None:
+                compare_class_names(known[1], known[0], names, f"task {given.name!r}: {whose}")
+        data = known[1]
+    if packed == tuple(str(c) for c in range(len(packed or ()))):  # nobody said when it was packed
+        packed = None
+    return given.class_names or packed or data
+
+
+def _known_names(source: OnDisk | None, role: Role) -> tuple[str, tuple[str, ...]] | None:
+    """Returns what a source is called and its class names, where it knows them."""
+    if isinstance(source, ListedSource):
+        listing = source.listing(role)
+        return (listing.name, listing.class_names) if listing.class_names else None
+    if source is None or "class_names" not in npz_keys(source.path):
+        return None
+    return str(source.path), read_class_names(source.path)
