@@ -38,9 +38,10 @@ from mdft_fast.pool import Head, open_state, take_inventory
 from mdft_fast.pool.container import digest
 from mdft_fast.pool.fit import fit
 from mdft_fast.recipe import Recipe
-from mdft_fast.run.build import choose_device, preprocess_of, spec_of
+from mdft_fast.run.build import choose_device
 from mdft_fast.run.data import sources_of
 from mdft_fast.run.system import environment
+from mdft_fast.run.verify import preprocess_of, spec_of
 
 WARNING = "supervised: training labels were read to make every model here"
 MULTI = "multi_task.safetensors"

@@ -87,7 +87,7 @@ def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict
     from mdft_fast.evaluate import evaluate
     from mdft_fast.model import build_backbone
     from mdft_fast.run import build
-    from mdft_fast.run.build import spec_of
+    from mdft_fast.run.verify import spec_of
 
     built = build(load_recipe(recipe, assignments))
     tasks = [task for task in built.tasks if task.evaluate is not None]

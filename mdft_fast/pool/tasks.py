@@ -123,10 +123,20 @@ def align(
 
 
 def check_features(backbone: nn.Module, size: Sequence[int], tasks: Sequence[TaskLike]) -> None:
-    """Checks that the heads read as many features as the backbone gives.
+    """Checks that the heads read as many features as the backbone gives, where that is known."""
+    features, head = features_of(backbone, size), tasks[0].head
+    if features is not None and features != head.features:
+        raise MdftError(
+            f"task {tasks[0].name!r}: head must read the backbone's {features} features, got "
+            f"weight {list(head.weight.shape)}"
+        )
+
+
+def features_of(backbone: nn.Module, size: Sequence[int]) -> int | None:
+    """Returns ``D``, the number of features that a backbone gives.
 
     The forward runs on the meta device: shapes only, no arithmetic, nothing of the module's
-    touched. A backbone that cannot run there, or whose output is not [B, D], is not checked.
+    touched. None: the backbone cannot run there, or its output is not [B, D].
     """
     state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     on_meta = {name: tensor.detach().to("meta") for name, tensor in state.items()}
@@ -135,11 +145,6 @@ def check_features(backbone: nn.Module, size: Sequence[int], tasks: Sequence[Tas
         with torch.no_grad():
             features = torch.func.functional_call(backbone, on_meta, (image,))
     except Exception:  # whatever a user's forward raises without data is no fault of the pool
-        return
-    if not isinstance(features, Tensor) or features.dim() != 2:
-        return
-    if features.shape[1] != tasks[0].head.features:
-        raise MdftError(
-            f"task {tasks[0].name!r}: head must read the backbone's {features.shape[1]} features, "
-            f"got weight {list(tasks[0].head.weight.shape)}"
-        )
+        return None
+    known = isinstance(features, Tensor) and features.dim() == 2
+    return int(features.shape[1]) if known else None

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from mdft_fast.errors import nearest
+from mdft_fast.errors import MdftError, nearest
 from mdft_fast.files import write_text
+from mdft_fast.pool.places import find_checkpoint
 from mdft_fast.recipe.keys import Keys
 from mdft_fast.recipe.messages import RecipeError, recipe_error
 from mdft_fast.recipe.overrides import override
@@ -20,6 +22,7 @@ from mdft_fast.recipe.sections import HeadSource
 from mdft_fast.recipe.text import parse, render
 
 UNKNOWN = "CHANGE_ME"
+_THERE = {"file": Path.is_file, "folder": Path.is_dir, "file or folder": Path.exists}
 
 
 class Recipe(Keys):
@@ -95,8 +98,12 @@ class Recipe(Keys):
         write_text(path, self.dump())
 
     def check_files(self) -> None:
-        """Raises a :class:`RecipeError` that lists every input file that is not there."""
+        """Raises a :class:`RecipeError` that lists every input that is not there.
+
+        Names alone are looked at: of files, of an npz file's arrays, of a data set's images.
+        """
         missing = [f"{key}: no such {kind}: {path}" for key, kind, path in self._absent()]
+        missing += self._incomplete()
         if missing:
             raise RecipeError("recipe", missing)
 
@@ -111,10 +118,27 @@ class Recipe(Keys):
             for part, data in (("adapt", task.adapt), ("evaluate", task.evaluate)):
                 places = data.places() if data else ()
                 wanted += [(f"tasks[{i}].{part}.{key}", path, kind) for key, kind, path in places]
-        there = {"file": Path.is_file, "folder": Path.is_dir, "file or folder": Path.exists}
         for key, path, kind in wanted:
-            if path and not there[kind](path):
+            if path and not _THERE[kind](path):
                 yield key, kind, path
+
+    def _incomplete(self) -> Iterator[str]:
+        """Yields what is wrong with folders of models and with data that are there."""
+        for i, task in enumerate(self.tasks):
+            if self.pool.models and self.pool.models.is_dir():
+                yield from _complaint(
+                    "pool.models", partial(find_checkpoint, self.pool.models, task.name)
+                )
+            for part, data in (("adapt", task.adapt), ("evaluate", task.evaluate)):
+                if data and all(_THERE[kind](path) for _, kind, path in data.places()):
+                    yield from _complaint(f"tasks[{i}].{part}", data.check_source)
+
+
+def _complaint(key: str, look: Callable[[], object]) -> Iterator[str]:
+    try:
+        look()
+    except MdftError as error:
+        yield f"{key}: {error}"
 
 
 def _unknown(content: Any, at: str) -> Iterator[str]:

@@ -16,16 +16,21 @@ from mdft_fast.data import Task
 from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel, Mode, build_backbone
 from mdft_fast.model.pieces import names_of
-from mdft_fast.pool import Head, Pool, SourceFacts, as_preprocess, open_state
-from mdft_fast.pool.places import find_checkpoint
-from mdft_fast.pool.readers.facts import check_preprocess
-from mdft_fast.run.data import class_names_of, sources_of
-from mdft_fast.run.heads import Base, head_of, prompts_of
+from mdft_fast.pool import Pool
+from mdft_fast.run.heads import Base, head_of
+from mdft_fast.run.verify import (
+    MakeHead,
+    agreed_spec,
+    check_heads,
+    checkpoints_of,
+    packed_backbone,
+    tasks_of,
+)
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
 
 if TYPE_CHECKING:
     from mdft_fast.recipe import Recipe
-    from mdft_fast.recipe.sections import Optimizer, TaskRecipe
+    from mdft_fast.recipe.sections import Optimizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,21 +87,17 @@ def build(recipe: Recipe) -> Built:
     if recipe.pool.folder is not None:
         pool = Pool.open(recipe.pool.folder)
         pool.check_finite(recipe.pool.folder)
-        backbone = _without_weights(_agreed_backbone(recipe, pool), pool)
-        _check_agrees(recipe, pool)
-        base = _packed_base(recipe, pool, backbone)
-        named = {task.name: task.class_names for task in pool.tasks}
-        tasks = tuple(
-            _task(t, base, recipe.transductive, pool.heads.get(t.name), named.get(t.name))
-            for t in recipe.tasks
-        )
+        shapes = packed_backbone(recipe, pool)
+        backbone = _without_weights(agreed_spec(recipe, pool), pool)
+        tasks = tasks_of(recipe, _heads(_packed_base(recipe, pool, backbone)), pool)
+        check_heads(tasks, shapes, pool.preprocess["size"])
         if recipe.memory.codec != "fp32":  # what was packed narrower gains nothing from fp32
             pool = pool.encode(recipe.memory.codec)
     else:
-        backbone, tasks, pool = _from_checkpoints(recipe)
-    for task in tasks:
-        if task.name not in pool.names:
-            raise MdftError(f"recipe: task must be one of {list(pool.names)}, got {task.name!r}")
+        sources = _sources(recipe)
+        tasks = sources["tasks"]
+        pool = Pool.from_checkpoints(**sources, codec=recipe.memory.codec)
+        backbone = _without_weights(pool.backbone_spec, pool)
     # The stages read the pool's heads: a recipe's own go over them.
     heads = {**pool.heads, **{task.name: task.head for task in tasks}}
     pool = dataclasses.replace(pool, heads=heads)
@@ -117,46 +118,16 @@ def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: boo
     )
 
 
-def _from_checkpoints(recipe: Recipe) -> tuple[nn.Module, tuple[Task, ...], Pool]:
-    sources = _sources(recipe)
-    pool = Pool.from_checkpoints(**sources, codec=recipe.memory.codec)
-    return _without_weights(pool.backbone_spec, pool), tuple(sources["tasks"]), pool
-
-
 def _sources(recipe: Recipe) -> dict[str, Any]:
     """Returns the arguments of ``Pool.from_checkpoints`` and ``Pool.pack``."""
-    models, spec = recipe.pool.models, spec_of(recipe)
-    if spec is None or models is None:
-        raise MdftError("recipe: backbone and pool.models must be given, got none")
-    file = recipe.pool.base
-    assert file is not None
-    preprocess = preprocess_of(recipe)
-    base = Base.of_file(file, spec, preprocess, choose_device(recipe.device))
-    tasks = [_task(task, base, recipe.transductive) for task in recipe.tasks]
-    with torch.device("meta"):  # shapes and names are all that is read of it
-        backbone = build_backbone(spec)
-    return {
-        "base": file,
-        "checkpoints": {task.name: find_checkpoint(models, task.name) for task in tasks},
-        "tasks": tasks,
-        "backbone": backbone,
-        "preprocess": preprocess,
-        "backbone_spec": spec,
-    }
+    sources = checkpoints_of(recipe)
+    base, spec, preprocess = (sources[key] for key in ("base", "backbone_spec", "preprocess"))
+    heads = _heads(Base.of_file(base, spec, preprocess, choose_device(recipe.device)))
+    return {**sources, "tasks": tasks_of(recipe, heads)}
 
 
-def preprocess_of(recipe: Recipe) -> dict[str, Any]:
-    """Returns what a recipe's preprocess says, and where it is silent what its base says."""
-    base = recipe.pool.base
-    facts = SourceFacts() if base is None else open_state(base).facts
-    said = facts.preprocess()
-    if recipe.preprocess is not None:
-        said |= recipe.preprocess.said()
-    missing = [key for key in ("size", "mean", "std") if key not in said]
-    if missing:
-        raise MdftError(f"recipe: preprocess must be given, as {base} does not say {missing}")
-    check_preprocess(facts, dict.fromkeys(said, str(base)), said)
-    return said
+def _heads(base: Base) -> MakeHead:
+    return lambda given, packed, names: head_of(given, packed, base, names)
 
 
 def _without_weights(spec: Mapping[str, Any], pool: Pool) -> nn.Module:
@@ -189,48 +160,8 @@ def _packed_base(recipe: Recipe, pool: Pool, backbone: nn.Module) -> Base:
     def load() -> nn.Module:
         return MetaModel(backbone, pool, granularity="task", start=0.0).materialize().to(device)
 
-    identity = f"pool {pool.checksum} {_agreed_backbone(recipe, pool)}"
+    identity = f"pool {pool.checksum} {agreed_spec(recipe, pool)}"
     return Base(functools.cache(load), lambda: identity, pool.preprocess)
-
-
-def _task(
-    given: TaskRecipe,
-    base: Base,
-    transductive: bool,
-    packed: Head | None = None,
-    known: tuple[str, ...] | None = None,
-) -> Task:
-    adapt, labelled = sources_of(given, transductive=transductive)
-    names = class_names_of(given, adapt, labelled, known)
-    head = head_of(given, packed, base, names)
-    if names is None and given.head is not None and given.head.zero_shot is not None:
-        names = prompts_of(given, names)[0]
-    names = names or tuple(str(c) for c in range(head.classes))
-    return Task(given.name, names, head, adapt, labelled)
-
-
-def spec_of(recipe: Recipe) -> dict[str, Any] | None:
-    """Returns the backbone that a recipe names, as ``build_backbone`` takes it."""
-    return recipe.backbone.model_dump() if recipe.backbone is not None else None
-
-
-def _agreed_backbone(recipe: Recipe, pool: Pool) -> dict[str, Any]:
-    """Returns the backbone that recipe and pool name; a contradiction is an error."""
-    said, packed = spec_of(recipe), dict(pool.backbone_spec)
-    if said is not None and packed and said != packed:
-        raise MdftError(f"recipe: backbone must be the pool's {packed}, got {said}")
-    spec = said or packed
-    if not spec:
-        raise MdftError("recipe: backbone must be given, got none in recipe or pool")
-    return spec
-
-
-def _check_agrees(recipe: Recipe, pool: Pool) -> None:
-    if recipe.preprocess is None:
-        return
-    said = as_preprocess({**pool.preprocess, **recipe.preprocess.said()})
-    if said != pool.preprocess:
-        raise MdftError(f"recipe: preprocess must be the pool's {pool.preprocess}, got {said}")
 
 
 def choose_device(name: str) -> torch.device:

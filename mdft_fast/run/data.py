@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from mdft_fast.data import (
     FolderSource,
-    HfSource,
     LabelledSource,
     ListedSource,
     NpzSource,
     Samples,
     Source,
     Task,
-    TorchvisionSource,
-    check_npz_keys,
     compare_class_names,
     load_samples,
     load_test_images,
@@ -33,7 +30,6 @@ from mdft_fast.heads import head_digest
 if TYPE_CHECKING:
     from mdft_fast.data.listing import Role
     from mdft_fast.pool import Preprocess
-    from mdft_fast.recipe.data import AdaptData, EvaluateData
     from mdft_fast.recipe.sections import TaskRecipe
     from mdft_fast.run.progress import Progress
 
@@ -62,31 +58,16 @@ def sources_of(
     the evaluation.
     """
     adapt, test = given.adapt, given.evaluate
-    first = _source(adapt, None)
+    first = adapt.source()
     if test is None:
         return first, None
-    second = _source(test, test.y)
+    second = test.source()
     if isinstance(first, FolderSource) and isinstance(second, FolderSource) and not transductive:
         same = adapt.place() == test.place() and adapt.split is None
         if same and not first.brings_splits():
             first = dataclasses.replace(first, split="train")
             second = dataclasses.replace(second, split="test")
-    if isinstance(second, NpzSource) and test.npz:
-        # Names alone: no label is opened before λ is learned.
-        check_npz_keys(test.npz, test.x, test.y)
     return first, second
-
-
-def _source(given: AdaptData | EvaluateData, y: str | None) -> NpzSource | ListedSource:
-    if given.folder:
-        return FolderSource(given.folder, given.split)
-    if given.torchvision:
-        return TorchvisionSource(**dict(given.torchvision))
-    if given.hf:
-        return HfSource(**dict(given.hf))
-    if given.npz is None:
-        raise MdftError("recipe: samples must have a source, got none")
-    return NpzSource(given.npz, given.x, y)
 
 
 def class_names_of(
