@@ -73,9 +73,11 @@ def init(
 ) -> None:
     """Writes a commented recipe for a folder of checkpoints.
 
-    Looks for base*.safetensors, base*.pt or zeroshot.pt, the fine-tuned models beside it, in
-    models/ or as <Task>/finetuned.pt, classifiers in heads/ or as head_<Task>.pt, npz files in
-    data/, and pool.json. What it cannot find out says CHANGE_ME.
+    Looks for base*.safetensors, base*.pt, zeroshot.pt or a folder base*; the fine-tuned models
+    beside it or in models/, as files, <Task>/finetuned.pt, folders of transformers or open_clip, or
+    LoRA adapters; classifiers in heads/ or as head_<Task>.pt; npz files or folders of images in
+    data/; and pool.json. Backbone and preprocessing are the base's, where it says them. What it
+    cannot find out says CHANGE_ME.
 
     Example: mdft init checkpoints/
     """
@@ -90,8 +92,9 @@ def init(
     text = draft(folder, target)
     write_text(target, text)
     say(f"wrote {target}")
-    if UNKNOWN in text:
-        say(f"look for {UNKNOWN} in it, {text.count(UNKNOWN)} times; then: mdft run {target}")
+    count = sum(line.partition("#")[0].count(UNKNOWN) for line in text.splitlines())
+    if count:
+        say(f"look for {UNKNOWN} in it, {count} times; then: mdft run {target}")
     else:
         say(f"next: mdft run {target}")
 
