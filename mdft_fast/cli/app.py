@@ -113,6 +113,9 @@ def plan(
     `mdft run` would do: the fastest mode that fits the recipe's memory.budget, or what is free.
     No arrow: nothing of what the recipe allows fits.
 
+    Lists every input that is missing, and refuses models, heads and class names that `mdft run`
+    would refuse, by headers alone.
+
     Example: mdft plan recipe.yaml --set memory.budget=4GB
     """
     from mdft_fast.cli.console import show_plan
