@@ -7,7 +7,7 @@
 Reads benchmarks/results/: real_pool.json, real_pool_paper.json and demo_pool.json ({"runs":
 [result.json, ...]}),
 kernels_cpu.json, step_cpu.json, kernels_cuda.json, step_cuda.json, memory_cpu.json,
-scaling_cpu.json and data_cpu.json (benchmarks/run.py), codec_accuracy.json
+scaling_cpu.json, data_cpu.json and pack_cpu.json (benchmarks/run.py), codec_accuracy.json
 (benchmarks/codec_accuracy.py) and defaults.json (benchmarks/select_defaults.py). What is absent is
 left out. Every number on the two pages that is a result stands between the markers.
 """
@@ -291,6 +291,26 @@ def data_details(content: Any) -> Iterator[str]:
     yield f"From {origin(content)}"
 
 
+def pack_details(content: Any) -> Iterator[str]:
+    """Gives how fast a pool is packed, and in what memory."""
+    yield "## Packing on the CPU"
+    lines = [
+        [r["case"], name, f"{way['s']:.1f}", f"{way['over_copy']:.2f}", f"{way['written_mb']:,.0f}",
+         f"{way['anonymous_mb'] / r['model_mb']:.2f}"]
+        for r in content["results"]
+        for name, way in r["ways"].items()
+    ]  # fmt: skip
+    header = ["case", "way", "s", "/ copy", "MB written", "memory, models"]
+    yield table(header, lines, left=2)
+    yield (
+        "Against copying the same files, turn by turn, all of it on the disk at the end (fsync); "
+        "medians, and of ratios within a round. Every byte is read, compared with the base, "
+        "encoded, hashed twice and written. Memory: the peak of anonymous memory in sizes of one "
+        "model in float32."
+    )
+    yield f"From {origin(content)}"
+
+
 def codec_details(content: Any) -> Iterator[str]:
     """Gives what a codec of the task vectors costs in accuracy."""
     yield "## Accuracy by codec of the task vectors"
@@ -372,6 +392,8 @@ def page_block(folder: Path = RESULTS) -> str:
         parts += scaling_details(content)
     if content := read(folder, "data_cpu"):
         parts += data_details(content)
+    if content := read(folder, "pack_cpu"):
+        parts += pack_details(content)
     if content := read(folder, "codec_accuracy"):
         parts += codec_details(content)
     if content := read(folder, "defaults"):

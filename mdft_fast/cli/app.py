@@ -74,9 +74,11 @@ def init(
 ) -> None:
     """Writes a commented recipe for a folder of checkpoints.
 
-    Looks for base*.safetensors, base*.pt or zeroshot.pt, the fine-tuned models beside it, in
-    models/ or as <Task>/finetuned.pt, classifiers in heads/ or as head_<Task>.pt, npz files in
-    data/, and pool.json. What it cannot find out says CHANGE_ME.
+    Looks for base*.safetensors, base*.pt, zeroshot.pt or a folder base*; the fine-tuned models
+    beside it or in models/, as files, <Task>/finetuned.pt, folders of transformers or open_clip, or
+    LoRA adapters; classifiers in heads/ or as head_<Task>.pt; npz files or folders of images in
+    data/; and pool.json. Backbone and preprocessing are the base's, where it says them. What it
+    cannot find out says CHANGE_ME.
 
     Example: mdft init checkpoints/
     """
@@ -91,8 +93,9 @@ def init(
     text = draft(folder, target)
     write_text(target, text)
     say(f"wrote {target}")
-    if UNKNOWN in text:
-        say(f"look for {UNKNOWN} in it, {text.count(UNKNOWN)} times; then: mdft run {target}")
+    count = sum(line.partition("#")[0].count(UNKNOWN) for line in text.splitlines())
+    if count:
+        say(f"look for {UNKNOWN} in it, {count} times; then: mdft run {target}")
     else:
         say(f"next: mdft run {target}")
 
@@ -110,6 +113,9 @@ def plan(
     Runs one step of stage 1 on tensors without data and counts what is alive. The arrow marks what
     `mdft run` would do: the fastest mode that fits the recipe's memory.budget, or what is free.
     No arrow: nothing of what the recipe allows fits.
+
+    Lists every input that is missing, and refuses models, heads and class names that `mdft run`
+    would refuse, by headers alone.
 
     Example: mdft plan recipe.yaml --set memory.budget=4GB
     """

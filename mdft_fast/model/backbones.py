@@ -124,12 +124,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _timm(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    module: nn.Module = _library("timm", "timm").create_model(name, pretrained=False, **kwargs)
+    module: nn.Module = load_library("timm", "timm").create_model(name, pretrained=False, **kwargs)
     return module
 
 
 def _open_clip(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    library = _library("open_clip", "clip")
+    library = load_library("open_clip", "clip")
     if name == "VisionTransformer":
         if kwargs.pop("quick_gelu", False):  # as in a CLIP model's configuration
             kwargs["act_layer"] = library.transformer.QuickGELU
@@ -151,7 +151,7 @@ def _open_clip(name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _transformers(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    return transformers_encoders.build(_library("transformers", "transformers"), name, kwargs)
+    return transformers_encoders.build(load_library("transformers", "transformers"), name, kwargs)
 
 
 _BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
@@ -176,7 +176,8 @@ def without_alarm() -> Iterator[None]:
         logger.removeFilter(harmless)
 
 
-def _library(module: str, extra: str) -> ModuleType:
+def load_library(module: str, extra: str) -> ModuleType:
+    """Imports a library, or says which extra of this package brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -20,13 +20,7 @@ def empty_copy(backbone: nn.Module, pool: Pool) -> Any:
     Raises:
         MdftError: if backbone and pool do not fit; it names the tensor.
     """
-    parameters = dict(backbone.named_parameters(remove_duplicate=False))
-    shapes = {slot.name: slot.shape for slot in pool.layout.slots}
-    for name, shape in shapes.items():
-        if name not in parameters or tuple(parameters[name].shape) != shape:
-            got = list(parameters[name].shape) if name in parameters else "no such parameter"
-            raise MdftError(f"backbone: {name} must be {list(shape)} as in the pool, got {got}")
-    _check_known(backbone, pool, shapes)
+    merged = check_shapes(backbone, pool)
     for name, module in backbone.named_modules():
         for flag in ("grad_checkpointing", "gradient_checkpointing"):  # timm, open_clip; others
             if getattr(module, flag, False):
@@ -36,7 +30,7 @@ def empty_copy(backbone: nn.Module, pool: Pool) -> Any:
                 )
     # Found in its memo, a weight is taken by deepcopy for copied already: none is ever made.
     empty = nn.Parameter(torch.empty(0), requires_grad=False)
-    clone = copy.deepcopy(backbone, {id(parameters[name]): empty for name in shapes})
+    clone = copy.deepcopy(backbone, {id(parameter): empty for parameter in merged})
     for module in clone.modules():
         for name, parameter in module._parameters.items():
             if parameter is empty:
@@ -47,6 +41,18 @@ def empty_copy(backbone: nn.Module, pool: Pool) -> Any:
             if name in pool.buffers:
                 value.copy_(pool.buffers[name])
     return clone
+
+
+def check_shapes(backbone: nn.Module, pool: Pool) -> list[nn.Parameter]:
+    """Returns a backbone's merged parameters, once they and its buffers are as in the pool."""
+    parameters = dict(backbone.named_parameters(remove_duplicate=False))
+    shapes = {slot.name: slot.shape for slot in pool.layout.slots}
+    for name, shape in shapes.items():
+        if name not in parameters or tuple(parameters[name].shape) != shape:
+            got = list(parameters[name].shape) if name in parameters else "no such parameter"
+            raise MdftError(f"backbone: {name} must be {list(shape)} as in the pool, got {got}")
+    _check_known(backbone, pool, shapes)
+    return [parameters[name] for name in shapes]
 
 
 def _check_known(backbone: nn.Module, pool: Pool, merged: dict[str, tuple[int, ...]]) -> None:

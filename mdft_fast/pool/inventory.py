@@ -131,6 +131,8 @@ def fetch(state: State, inventory: Inventory, name: str) -> Tensor | None:
 def check_forms(state: State, inventory: Inventory, base: State | None) -> None:
     """Checks shapes against the backbone, dtypes against the base, and tied copies."""
     for name, shape in (*inventory.merged.items(), *inventory.kept.items()):
+        if name in state.formed:
+            continue  # base + B·A: of the base's shape, in a dtype of ours
         tensor = fetch(state, inventory, name)
         if tensor is None:
             continue
@@ -145,8 +147,7 @@ def check_forms(state: State, inventory: Inventory, base: State | None) -> None:
                 f"{[str(d) for d in FLOATS]}, got {tensor.dtype}"
             )
         wanted = None if base is None else fetch(base, inventory, name)
-        ours = name in state.formed
-        if base is not None and wanted is not None and wanted.dtype != tensor.dtype and not ours:
+        if base is not None and wanted is not None and wanted.dtype != tensor.dtype:
             raise MdftError(
                 f"{state.label}: mixed dtypes: tensor {name!r} must be in {wanted.dtype} as in "
                 f"{base.label}, got {tensor.dtype}"

@@ -30,11 +30,14 @@ from mdft_fast.task_vectors import Codec, TaskVectors
 class Packing:
     """A pool in the making. Building one verifies all names, shapes and dtypes.
 
+    No weight is read for that: headers, heads, and what is not merged.
+
     Attributes:
         layout: the arena's layout.
         base: ``[N]`` float32 arena of the base.
         buffers: the base's tensors that are not merged.
         K: number of tasks.
+        preprocess: what the caller and the sources say of the inputs.
     """
 
     def __init__(
@@ -44,8 +47,8 @@ class Packing:
         tasks: Sequence[TaskLike],
         backbone: nn.Module,
         preprocess: Mapping[str, Any],
-        buffers: Buffers,
-        ignore: Sequence[str],
+        buffers: Buffers = "same",
+        ignore: Sequence[str] = (),
     ) -> None:
         """Opens and verifies everything; arguments as in :meth:`Pool.from_checkpoints`."""
         if buffers not in ("same", "base"):
@@ -58,7 +61,7 @@ class Packing:
         self.layout = Layout.of(self._inventory.merged)
         self._base, *self._models = self._open(base, align(checkpoints, self._tasks))
         self._agree(backbone, preprocess)
-        check_features(backbone, self._preprocess["size"], self._heads)
+        check_features(backbone, self.preprocess["size"], self._heads)
         ignored: dict[str, str] = {}
         for state in (self._base, *self._models):
             ignored |= state.left_out
@@ -91,7 +94,7 @@ class Packing:
             known = Preprocess.__annotations__.keys()
             said = {key: value for key, value in facts.preprocess().items() if key in known}
             preprocess = said | dict(preprocess)
-        self._preprocess = as_preprocess(preprocess)
+        self.preprocess = as_preprocess(preprocess)
 
     @property
     def base(self) -> Tensor:
@@ -161,7 +164,7 @@ class Packing:
             left_out=self._left_out,
             dtypes={name: str(t.dtype).removeprefix("torch.") for name, t in named.items()},
             backbone_spec=dict(spec),
-            preprocess=self._preprocess,
+            preprocess=self.preprocess,
             checksum=pool_checksum(
                 self.layout, vectors.codec, digest(self.base), encoder.digests, self.buffers
             ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a task's checkpoint lies in a folder of them."""
+"""Where a task's checkpoint lies in a folder of them, and which tasks have one there."""
 
 from __future__ import annotations
 
@@ -32,6 +32,30 @@ def find_checkpoint(folder: Path, task: str) -> Path:
         f"{folder}: must hold the checkpoint of task {task!r}, as one of {looked} (capitals make "
         f"no difference; a folder of transformers, open_clip or a LoRA adapter), got none"
     )
+
+
+def find_tasks(folder: Path, base: Path) -> list[str]:
+    """Returns the names of the tasks whose checkpoints :func:`find_checkpoint` finds, sorted.
+
+    Args:
+        folder: holds them.
+        base: the pre-trained model, which may lie beside them.
+
+    Files ``head_<Task>.pt`` are classifiers. A folder with ``finetuned.pt`` gives its name in lower
+    case, which is how recipes spell the data sets.
+    """
+    suffixes = {Path(place).suffix for place in _PLACES if "/" not in place} - {""}
+    names: set[str] = set()
+    for entry in folder.iterdir():
+        if entry == base or entry.name.startswith(("head_", ".")):
+            continue
+        if entry.is_file() and entry.suffix in suffixes:
+            names.add(entry.stem)
+        elif (entry / "finetuned.pt").is_file():
+            names.add(entry.name.lower())
+        elif _is_checkpoint(entry):
+            names.add(entry.name)
+    return sorted(names)
 
 
 def _spelled(folder: Path, place: str, task: str) -> Path | None:

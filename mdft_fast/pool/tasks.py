@@ -123,10 +123,21 @@ def align(
 
 
 def check_features(backbone: nn.Module, size: Sequence[int], heads: Mapping[str, Head]) -> None:
-    """Checks that the heads read as many features as the backbone gives.
+    """Checks that the heads read as many features as the backbone gives, where that is known."""
+    features = features_of(backbone, size)
+    for name, head in heads.items():
+        if features is not None and features != head.features:
+            raise MdftError(
+                f"task {name!r}: head must read the backbone's {features} features, got weight "
+                f"{list(head.weight.shape)}"
+            )
+
+
+def features_of(backbone: nn.Module, size: Sequence[int]) -> int | None:
+    """Returns ``D``, the number of features that a backbone gives.
 
     The forward runs on the meta device: shapes only, no arithmetic, nothing of the module's
-    touched. A backbone that cannot run there, or whose output is not [B, D], is not checked.
+    touched. None: the backbone cannot run there, or its output is not [B, D].
     """
     state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     on_meta = {name: tensor.detach().to("meta") for name, tensor in state.items()}
@@ -135,12 +146,6 @@ def check_features(backbone: nn.Module, size: Sequence[int], heads: Mapping[str,
         with torch.no_grad():
             features = torch.func.functional_call(backbone, on_meta, (image,))
     except Exception:  # whatever a user's forward raises without data is no fault of the pool
-        return
-    if not isinstance(features, Tensor) or features.dim() != 2:
-        return
-    for name, head in heads.items():
-        if features.shape[1] != head.features:
-            raise MdftError(
-                f"task {name!r}: head must read the backbone's {features.shape[1]} features, "
-                f"got weight {list(head.weight.shape)}"
-            )
+        return None
+    known = isinstance(features, Tensor) and features.dim() == 2
+    return int(features.shape[1]) if known else None

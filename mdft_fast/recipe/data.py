@@ -3,13 +3,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from mdft_fast.data import SPLITS, TORCHVISION_SETS
+from mdft_fast.data import (
+    SPLITS,
+    TORCHVISION_SETS,
+    FolderSource,
+    HfSource,
+    ListedSource,
+    NpzSource,
+    TorchvisionSource,
+    check_npz_keys,
+)
+from mdft_fast.data.listing import Role
 from mdft_fast.recipe.fields import FilePath, Section, Text, choice, problem
 
 # Keys that only mean something beside their source.
@@ -65,6 +76,7 @@ class AdaptData(Section):
     split: Annotated[Literal["train", "val", "test"], choice(*SPLITS)] | None = None
     torchvision: TorchvisionData | None = None
     hf: HfData | None = None
+    _role: ClassVar[Role] = "train"
 
     @model_validator(mode="after")
     def _one_source(self) -> AdaptData:
@@ -92,6 +104,25 @@ class AdaptData(Section):
         if self.hf:
             yield "hf.path", "file or folder", self.hf.path
 
+    def source(self) -> NpzSource | ListedSource:
+        """Returns where the images are; nothing is read."""
+        if self.folder:
+            return FolderSource(self.folder, self.split)
+        if self.torchvision:
+            return TorchvisionSource(**dict(self.torchvision))
+        if self.hf:
+            return HfSource(**dict(self.hf))
+        assert self.npz is not None
+        return NpzSource(self.npz, self.x)
+
+    def check_source(self) -> None:
+        """Refuses a source that lacks what is read of it; no image, no label is opened."""
+        source = self.source()
+        if isinstance(source, ListedSource):
+            source.listing(self._role)
+        else:
+            check_npz_keys(source.path, source.x, *([source.y] if source.y else []))
+
     def place(self) -> tuple[Any, ...]:
         """Returns what two sources have in common if their images are the same ones."""
         if self.npz:
@@ -117,3 +148,9 @@ class EvaluateData(AdaptData):
     """
 
     y: Text = "y"
+    _role: ClassVar[Role] = "test"
+
+    def source(self) -> NpzSource | ListedSource:
+        """Returns where images and labels are; nothing is read."""
+        source = super().source()
+        return dataclasses.replace(source, y=self.y) if isinstance(source, NpzSource) else source

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mdft_fast.errors import MdftError
+from mdft_fast.model.recognize import Recognized, recognize
+from mdft_fast.pool import open_state
+from mdft_fast.pool.readers.facts import OTHER
+from mdft_fast.recipe.found import find_head, find_models, find_samples, notes_of
 from mdft_fast.recipe.presets import PRESETS
 from mdft_fast.recipe.recipe import UNKNOWN
 from mdft_fast.recipe.text import render
 
-_UNLABELLED = ("x_unlabelled", "x_unlabeled", "unlabelled", "x_train", "x", "images")
 _COMMENTS = {  # what the preset decides; a path of keys -> what it means
     "granularity": "what shares a coefficient: task, block or tensor",
     "start": "coefficients before the first step; one number, or a list with one a task",
@@ -41,13 +42,23 @@ _COMMENTS = {  # what the preset decides; a path of keys -> what it means
     "specialize.optimizer.schedule": "constant or cosine",
     "specialize.control": "stage 2 without stage 1 too: shows what stage 1 is worth",
 }
+_PREPROCESS = {
+    "size": "pixels: one number or [height, width]",
+    "mean": "on the scale 0 to 1; one number or one a channel",
+    "std": "likewise",
+}
+_RESIZING = {
+    "resize": "shortest or squash",
+    "interpolation": "bicubic or bilinear",
+    "crop_pct": "share of the resized edges that is cut out",
+}
 _SECTIONS = {"construct": "stage 1: one model for all tasks", "specialize": "stage 2: one a task"}
 _HEAD = """\
 # A recipe for mdft. Relative paths start at this file. Check it, then:
 #
 #   mdft run {file}
 #
-# Lines that begin with "# " and a key show the preset's value; take the "# " off to change one.
+# Lines that begin with "# " and a key show what holds anyway; take the "# " off to change it.
 version: 1                 # of this format
 preset: default            # paper: the method to the letter; adamerging, entropy: what it builds on
 """
@@ -73,34 +84,38 @@ def draft(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> str
     """Returns the text of a recipe for what a folder holds.
 
     Args:
-        folder: ``base*.safetensors``, ``base*.pt`` or ``zeroshot.pt``, and the fine-tuned models,
-            beside it or in ``models/``; if they are there, ``heads/<task>.safetensors`` or
-            ``head_<Task>.pt``, ``data/<task>.npz`` and ``pool.json``.
+        folder: ``base*.safetensors``, ``base*.pt``, ``zeroshot.pt`` or a folder ``base*`` of
+            transformers or open_clip, and the fine-tuned models, beside it or in ``models/``, as
+            files, folders or LoRA adapters; if they are there, ``heads/<task>.safetensors`` or
+            ``head_<Task>.pt``, ``data/<task>.npz``, images in ``data/<task>/`` or ``<task>/``, and
+            ``pool.json``.
         target: the file that the text is for; paths are relative to its folder.
 
     Raises:
-        MdftError: if there is no base or no model.
+        MdftError: if there is no base or no model, or one of the files is not readable.
 
-    What cannot be found out is written as ``CHANGE_ME``, with a comment. Nothing is written.
+    What cannot be found out says ``CHANGE_ME``, with a comment. No file is written, no weight read.
     """
     folder, target = Path(folder).absolute(), Path(target).absolute()
     if not folder.is_dir():
         raise MdftError(f"{folder}: must be a folder of checkpoints, got no such folder")
-    facts = _facts(folder / "pool.json")
+    facts = notes_of(folder)
     if (folder / "tau.safetensors").is_file():  # a packed pool
         names = [task["name"] for task in facts.get("tasks", [])]
         source = [
             _line("pool:", "the models"),
-            _line(f"  folder: {_path(folder, target)}", "a packed pool"),
+            _line(f"  folder: {_value(_path(folder, target))}", "a packed pool"),
         ]
     else:
-        base, inside, models = _checkpoints(folder)
-        names = _in_order(list(models), facts)
+        base, inside, models = find_models(folder)
+        names = _in_order(models, facts)
         source = [
             _line("pool:", "the models"),
-            _line(f"  base: {_path(base, target)}", "the pre-trained model"),
-            _line(f"  models: {_path(inside, target)}", "holds <task>.safetensors or the like"),
-            *_architecture(facts),
+            _line(f"  base: {_value(_path(base, target))}", "the pre-trained model"),
+            _line(
+                f"  models: {_value(_path(inside, target))}", "holds <task>.safetensors or the like"
+            ),
+            *_architecture(base, facts),
         ]
     lines = [_line("tasks:", "each: model, classifier, unlabelled samples")]
     for name in names:
@@ -110,100 +125,85 @@ def draft(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> str
     return "\n".join([head, *source, *lines, *_preset_lines(), _TAIL + tail]) + "\n"
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        return {}
-    except ValueError as error:
-        raise MdftError(f"{path}: not JSON: {error}") from None
-    return found if isinstance(found, dict) else {}
-
-
-def _checkpoints(folder: Path) -> tuple[Path, Path, list[str]]:
-    """Returns the base's file, the models' folder, and the models' names, sorted."""
-    bases = sorted(folder.glob("base*.safetensors")) or sorted(
-        [*folder.glob("base*.pt"), *folder.glob("zeroshot.pt")]
-    )
-    if len(bases) != 1:
-        got = [base.name for base in bases] or "none"
-        raise MdftError(
-            f"{folder}: must hold one base*.safetensors, base*.pt or zeroshot.pt, got {got}"
-        )
-    inside = folder / "models" if (folder / "models").is_dir() else folder
-    files = [*inside.glob("*.safetensors"), *inside.glob("*.pt")]
-    names = {f.stem for f in files if f != bases[0] and not f.name.startswith("head_")}
-    names |= {path.parent.name.lower() for path in inside.glob("*/finetuned.pt")}
-    if not names:
-        raise MdftError(
-            f"{inside}: must hold the fine-tuned models as *.safetensors, *.pt or "
-            f"<task>/finetuned.pt, got none"
-        )
-    return bases[0], inside, sorted(names)
-
-
-def _in_order(names: list[str], facts: Mapping[str, Any]) -> list[str]:
+def _in_order(names: Sequence[str], facts: Mapping[str, Any]) -> list[str]:
     known = [task["name"] for task in facts.get("tasks", []) if isinstance(task, dict)]
     return sorted(names, key=lambda n: (known.index(n) if n in known else len(known), n))
 
 
-def _architecture(facts: Mapping[str, Any]) -> list[str]:
-    built, seen = facts.get("architecture", {}), facts.get("input", {})
-    size, mean, std = (_value(seen.get(key, UNKNOWN)) for key in ("size", "mean", "std"))
-    return [
-        _line("backbone:", "builds the module whose parameters are merged"),
-        _line(
-            f"  library: {_value(built.get('library', 'timm'))}", "timm, open_clip or transformers"
-        ),
-        _line(f"  name: {_value(built.get('name', UNKNOWN))}", "the library's name of the model"),
-        _line(f"  kwargs: {_value(built.get('kwargs', {}))}", "of the library's builder"),
-        _line("preprocess:", "from uint8 images to inputs"),
-        _line(f"  size: {size}", "pixels: one number or [height, width]"),
-        _line(f"  mean: {mean}", "on the scale 0 to 1; one number or one a channel"),
-        _line(f"  std: {std}", "likewise"),
-    ]
+def _architecture(base: Path, facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yields backbone and preprocess, by ``pool.json`` or else by the base."""
+    opened = open_state(base)
+    built = facts.get("architecture", {})
+    if built:
+        found = Recognized(built.get("library", "timm"), built.get("name"), built.get("kwargs", {}))
+    else:
+        found = recognize(base, opened) or Recognized("timm", None)
+    kwargs = {key: UNKNOWN if value is None else value for key, value in found.kwargs.items()}
+    yield _line("backbone:", "builds the module whose parameters are merged")
+    yield _line(f"  library: {_value(found.library)}", "timm, open_clip or transformers")
+    said = "the library's name of the model"
+    yield _line(
+        f"  name: {_value(found.name or UNKNOWN)}", said if found.name else found.note or said
+    )
+    note = found.note if found.name else ""
+    yield _line(f"  kwargs: {_value(kwargs)}", note or "of the library's builder")
+    yield from _preprocess(base.name, opened.facts.preprocess(), facts.get("input", {}))
+
+
+def _preprocess(base: str, said: Mapping[str, Any], noted: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the section, as a comment where the base says all of it by itself."""
+    if said.keys() >= _PREPROCESS.keys() and OTHER not in said.values():
+        yield _line(f"# preprocess: {_value(said)}", f"as {base} says, where a run finds it")
+        return
+    yield _line("preprocess:", "from uint8 images to inputs")
+    for key, comment in _PREPROCESS.items():
+        value = said.get(key, noted.get(key, UNKNOWN))
+        yield _line(f"  {key}: {_value(value)}", f"as {base} says" if key in said else comment)
+    for key, comment in _RESIZING.items():
+        if said.get(key) == OTHER:
+            yield _line(f"  {key}: {UNKNOWN}", f"{comment}; {base} has another way")
+        elif key in said:
+            yield _line(f"  {key}: {said[key]}", f"as {base} says")
 
 
 def _task(folder: Path, name: str, target: Path, facts: Mapping[str, Any]) -> Iterator[str]:
-    head, data = _head(folder, name), folder / "data" / f"{name}.npz"
+    found = find_head(folder, name)
     yield "  # a name, unique; it names files and folders"
     yield f"  - name: {_value(name)}"
     if not (folder / "tau.safetensors").is_file():  # a packed pool holds its heads
-        file = _path(head, target) if head.is_file() else UNKNOWN
-        normal = _value("normalize(" in str(facts.get("head", "")))
-        says = head.suffix == ".pt"  # task_vectors' heads know it themselves
+        head: dict[str, Any] = {"file": found[0] if found else UNKNOWN}
+        if found is None or found[1].normalize is None:  # task_vectors' heads know it themselves
+            head["normalize"] = "normalize(" in str(facts["head"]) if "head" in facts else UNKNOWN
         yield "    # the classifier; normalize: whether it reads features at length 1"
-        yield f"    head: {{file: {file}{'' if says else f', normalize: {normal}'}}}"
-    arrays = _arrays(data)
-    where = _path(data, target) if data.is_file() else UNKNOWN
-    x = next((key for key in _UNLABELLED if key in arrays), UNKNOWN)
-    yield "    # unlabelled samples: an array of the file, uint8 [n, H, W, 3]"
-    yield f"    adapt: {{npz: {where}, x: {x}}}  # or {{folder: ...}}, {{torchvision: ...}}"
-    labelled = {"x_test", "y_test"} <= arrays
+        yield f"    head: {_flow(head, target)}"
+    rows = found[1].tensors.get("weight") if found else None
+    adapt, test = find_samples(folder, name, None if rows is None else len(rows))
+    adapt = adapt or {"npz": UNKNOWN, "x": UNKNOWN}
+    yield "    # unlabelled samples: an array uint8 [n, H, W, 3], or a folder of images"
+    yield f"    adapt: {_flow(adapt, target)}  # or {{torchvision: ...}}, {{hf: ...}}"
     yield "    # labelled samples, to measure accuracy at the end; nothing is learned from them"
-    off, file = ("", where) if labelled else ("# ", UNKNOWN)
-    yield f"    {off}evaluate: {{npz: {file}, x: x_test, y: y_test}}"
+    if test:
+        yield f"    evaluate: {_flow(test, target)}"
+    else:
+        yield f"    # evaluate: {{npz: {UNKNOWN}, x: x_test, y: y_test}}"
 
 
-def _head(folder: Path, name: str) -> Path:
-    """Returns ``heads/<task>.safetensors``, or task_vectors' ``head_<Task>.pt`` where it is."""
-    for path in sorted(folder.glob("head_*.pt")):
-        if path.stem.lower() == f"head_{name}".lower():
-            return path
-    return folder / "heads" / f"{name}.safetensors"
+def _flow(mapping: Mapping[str, Any], target: Path) -> str:
+    """Returns a mapping on one line, paths relative to the recipe."""
+    shown = {
+        key: _path(value, target)
+        if isinstance(value, Path)
+        else UNKNOWN
+        if value is None
+        else value
+        for key, value in mapping.items()
+    }
+    return _value(shown)
 
 
 def _is_remark(line: str) -> bool:
     text = line.strip()
     return text.startswith("#") and not text.startswith("# evaluate: {")
-
-
-def _arrays(path: Path) -> set[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile):
-        return set()
 
 
 def _preset_lines() -> Iterator[str]:
@@ -229,10 +229,9 @@ def _line(text: str, comment: str) -> str:
 
 
 def _path(path: Path, target: Path) -> str:
-    return _value(Path(os.path.relpath(path, target.parent)).as_posix())
+    return Path(os.path.relpath(path, target.parent)).as_posix()
 
 
 def _value(value: Any) -> str:
     """Returns a value as YAML on one line, fit for a flow mapping."""
-    text = " ".join(render([value]).split())
-    return text[2:] if text.startswith("- ") else text[1:-1]
+    return render([value], one_line=True).strip()[1:-1]

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from mdft_fast.errors import nearest
+from mdft_fast.errors import MdftError, nearest
 from mdft_fast.files import write_text
+from mdft_fast.pool.places import find_checkpoint
+from mdft_fast.recipe.data import AdaptData
 from mdft_fast.recipe.keys import Keys
 from mdft_fast.recipe.messages import RecipeError, recipe_error
 from mdft_fast.recipe.overrides import override
@@ -20,6 +23,7 @@ from mdft_fast.recipe.sections import HeadSource, TaskRecipe
 from mdft_fast.recipe.text import parse, render
 
 UNKNOWN = "CHANGE_ME"
+_THERE = {"file": Path.is_file, "folder": Path.is_dir, "file or folder": Path.exists}
 
 
 class Recipe(Keys):
@@ -95,13 +99,16 @@ class Recipe(Keys):
         write_text(path, self.dump())
 
     def check_files(self, *, pool_alone: bool = False) -> None:
-        """Raises a :class:`RecipeError` that lists every input file that is not there.
+        """Raises a :class:`RecipeError` that lists every input that is not there.
+
+        Names alone are looked at: of files, of an npz file's arrays, of a data set's images.
 
         Args:
             pool_alone: looks for the pool's files only, not for heads and samples.
         """
-        found = self._absent(() if pool_alone else self.tasks)
-        missing = [f"{key}: no such {kind}: {path}" for key, kind, path in found]
+        tasks = () if pool_alone else self.tasks
+        missing = [f"{key}: no such {kind}: {path}" for key, kind, path in self._absent(tasks)]
+        missing += [*self._without_model(), *_incomplete(tasks)]
         if missing:
             raise RecipeError("recipe", missing)
 
@@ -113,15 +120,42 @@ class Recipe(Keys):
         ]
         for i, task in enumerate(tasks):
             wanted += _head_files(f"tasks[{i}].head", task.head)
-            shots = task.head.prototypes if task.head else None
-            parts = ("adapt", task.adapt), ("evaluate", task.evaluate), ("head.prototypes", shots)
-            for part, data in parts:
-                places = data.places() if data else ()
-                wanted += [(f"tasks[{i}].{part}.{key}", path, kind) for key, kind, path in places]
-        there = {"file": Path.is_file, "folder": Path.is_dir, "file or folder": Path.exists}
+            for part, data in _data_of(task).items():
+                wanted += [
+                    (f"tasks[{i}].{part}.{key}", path, kind) for key, kind, path in data.places()
+                ]
         for key, path, kind in wanted:
-            if path and not there[kind](path):
+            if path and not _THERE[kind](path):
                 yield key, kind, path
+
+    def _without_model(self) -> Iterator[str]:
+        """Yields the tasks of which a folder of models that is there has none."""
+        folder = self.pool.models
+        if folder and folder.is_dir():
+            for task in self.tasks:
+                yield from _complaint("pool.models", partial(find_checkpoint, folder, task.name))
+
+
+def _data_of(task: TaskRecipe) -> dict[str, AdaptData]:
+    """Returns a task's sources of samples, by key."""
+    shots = task.head.prototypes if task.head else None
+    parts = {"adapt": task.adapt, "evaluate": task.evaluate, "head.prototypes": shots}
+    return {key: data for key, data in parts.items() if data}
+
+
+def _incomplete(tasks: Sequence[TaskRecipe]) -> Iterator[str]:
+    """Yields what is wrong with samples that are there."""
+    for i, task in enumerate(tasks):
+        for key, data in _data_of(task).items():
+            if all(_THERE[kind](path) for _, kind, path in data.places()):
+                yield from _complaint(f"tasks[{i}].{key}", data.check_source)
+
+
+def _complaint(key: str, look: Callable[[], object]) -> Iterator[str]:
+    try:
+        look()
+    except MdftError as error:
+        yield f"{key}: {error}"
 
 
 def _unknown(content: Any, at: str) -> Iterator[str]:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from mdft_fast.data.listing import Role
 from mdft_fast.recipe.data import AdaptData, EvaluateData
 from mdft_fast.recipe.fields import (
     Bytes,
@@ -119,6 +120,7 @@ class Prototypes(EvaluateData):
 
     scale: Annotated[Number, Field(gt=0)] = 20.0
     normalize: bool = True
+    _role: ClassVar[Role] = "train"
 
 
 class HeadSource(Section):

@@ -71,13 +71,13 @@ def parse(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def render(content: Any) -> str:
+def render(content: Any, *, one_line: bool = False) -> str:
     """Returns YAML that :func:`parse` reads back to an equal value; keys keep their order."""
     return yaml.dump(
         content,
         Dumper=_Dumper,
         sort_keys=False,
-        default_flow_style=None,
+        default_flow_style=one_line or None,
         allow_unicode=True,
-        width=100,
+        width=float("inf") if one_line else 100,
     )

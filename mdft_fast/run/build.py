@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from mdft_fast.data import Task
-from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel, Mode
 from mdft_fast.pool import Head, Pool
-from mdft_fast.run.heads import Base, head_of, prompts_of
+from mdft_fast.run.heads import Base, head_of
 from mdft_fast.run.pool import (
     agreed_backbone,
     choose_device,
@@ -26,7 +25,8 @@ from mdft_fast.run.pool import (
     preprocess_of,
     spec_of,
 )
-from mdft_fast.run.sources import class_names_of, sources_of
+from mdft_fast.run.sources import Sources
+from mdft_fast.run.verify import MakeHead, check_heads, tasks_of
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
 
 if TYPE_CHECKING:
@@ -87,18 +87,12 @@ def build(recipe: Recipe) -> Built:
     recipe.check_files()
     if recipe.pool.folder is not None:
         backbone, pool = open_packed(recipe)
-        base = _packed_base(recipe, pool, backbone)
-        named = {task.name: task.class_names for task in pool.tasks}
-        tasks = tuple(
-            _task(recipe, t, base, pool.heads.get(t.name), named.get(t.name)) for t in recipe.tasks
-        )
+        tasks = tasks_of(recipe, _heads(recipe, _packed_base(recipe, pool, backbone)), pool)
+        check_heads(tasks, backbone, pool.preprocess["size"])
         pool = in_codec(recipe, pool)
     else:
         tasks = _tasks(recipe)
         backbone, pool = from_checkpoints(recipe, tasks)
-    for task in tasks:
-        if task.name not in pool.names:
-            raise MdftError(f"recipe: task must be one of {list(pool.names)}, got {task.name!r}")
     # The stages read the pool's heads: a recipe's own go over them.
     heads = {**pool.heads, **{task.name: task.head for task in tasks}}
     pool = dataclasses.replace(pool, heads=heads)
@@ -123,7 +117,18 @@ def _tasks(recipe: Recipe) -> tuple[Task, ...]:
     assert recipe.pool.base is not None
     preprocess, device = preprocess_of(recipe), choose_device(recipe.device)
     base = Base.of_file(recipe.pool.base, spec_of(recipe) or {}, preprocess, device)
-    return tuple(_task(recipe, task, base) for task in recipe.tasks)
+    return tasks_of(recipe, _heads(recipe, base))
+
+
+def _heads(recipe: Recipe, base: Base) -> MakeHead:
+    drop = recipe.duplicates == "drop"
+
+    def make(
+        given: TaskRecipe, packed: Head | None, names: tuple[str, ...] | None, sources: Sources
+    ) -> Head:
+        return head_of(given, packed, base, names, sources, drop=drop)
+
+    return make
 
 
 def _packed_base(recipe: Recipe, pool: Pool, backbone: nn.Module) -> Base:
@@ -134,22 +139,6 @@ def _packed_base(recipe: Recipe, pool: Pool, backbone: nn.Module) -> Base:
 
     identity = f"pool {pool.checksum} {agreed_backbone(recipe, pool)}"
     return Base(functools.cache(load), lambda: identity, pool.preprocess)
-
-
-def _task(
-    recipe: Recipe,
-    given: TaskRecipe,
-    base: Base,
-    packed: Head | None = None,
-    known: tuple[str, ...] | None = None,
-) -> Task:
-    sources = sources_of(given, transductive=recipe.transductive)
-    names = class_names_of(given, sources, known)
-    head = head_of(given, packed, base, names, sources, drop=recipe.duplicates == "drop")
-    if names is None and given.head is not None and given.head.zero_shot is not None:
-        names = prompts_of(given, names)[0]
-    names = names or tuple(str(c) for c in range(head.classes))
-    return Task(given.name, names, head, sources.adapt, sources.evaluate)
 
 
 def images_at_once(recipe: Recipe) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -39,7 +40,7 @@ from mdft_fast.model import build_backbone
 from mdft_fast.pool import Head, open_state, take_inventory
 from mdft_fast.pool.container import digest
 from mdft_fast.pool.fit import check_fits, fit
-from mdft_fast.run.sources import OnDisk, Sources, class_names_of, sources_of
+from mdft_fast.run.sources import OnDisk, Sources
 
 if TYPE_CHECKING:
     from mdft_fast.recipe import Recipe
@@ -117,16 +118,57 @@ def head_of(
         drop: whether test images among these are left out.
     """
     head = given.head
-    if head is None:
-        if packed is None:
-            raise MdftError(f"task {given.name!r}: head must be given, got none in recipe or pool")
-        return packed
-    if head.file is not None:
-        return _file_head(given.name, head)
-    try:
+    if head is None or head.file is not None:
+        return _ready(given, packed)
+    with _of_task(given):
         if head.zero_shot:
             return _zero_shot(given, head, names)
         return _prototypes(head, base, names, sources, drop)
+
+
+def shape_of_head(
+    given: TaskRecipe,
+    packed: Head | None,
+    features: Callable[[], int],
+    names: tuple[str, ...] | None,
+    sources: Sources,
+) -> Head:
+    """Returns what :func:`head_of` does, but zeros where a head is to be made by a model.
+
+    Args:
+        given: as there.
+        packed: as there.
+        features: returns how many the backbone gives.
+        names: as there.
+        sources: as there; labels that make heads are counted.
+    """
+    head = given.head
+    if head is None or head.file is not None:
+        return _ready(given, packed)
+    with _of_task(given):
+        if head.zero_shot:
+            classes, _ = prompts_of(given, names)
+            width = clip_config(head.zero_shot.model)["embed_dim"]
+        else:
+            assert sources.shots is not None
+            classes, width = _prototype_classes(sources.shots, names), features()
+    return Head(torch.zeros(()).expand(len(classes), width))
+
+
+def _ready(given: TaskRecipe, packed: Head | None) -> Head:
+    """Returns a head that lies in a file, or in a packed pool."""
+    if given.head is not None:
+        return _file_head(given.name, given.head)
+    if packed is None:
+        raise MdftError(f"task {given.name!r}: head must be given, got none in recipe or pool")
+    return packed
+
+
+@contextlib.contextmanager
+def _of_task(given: TaskRecipe) -> Iterator[None]:
+    """Puts the task's name before errors."""
+    try:
+        yield
     except MdftError as error:
         raise MdftError(f"task {given.name!r}: {error}") from error
 
@@ -165,20 +207,6 @@ def prompts_of(
 
 def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
-
-
-def classes_of(given: TaskRecipe) -> int:
-    """Returns the number of classes of a task's head; nothing is computed."""
-    head = given.head
-    if head is None:
-        return 2
-    if head.file is not None:
-        return _file_head(given.name, head).classes
-    sources = sources_of(given, transductive=True)
-    own = class_names_of(given, sources)
-    if sources.shots:
-        return len(_prototype_classes(sources.shots, own))
-    return len(prompts_of(given, own)[0])
 
 
 def _file_head(task: str, head: HeadSource) -> Head:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from mdft_fast.errors import MdftError
-from mdft_fast.model import build_backbone
 from mdft_fast.pool import read_manifest
 from mdft_fast.run.build import images_at_once
-from mdft_fast.run.forecast import Forecast, Subject, forecast
-from mdft_fast.run.heads import classes_of
-from mdft_fast.run.pool import choose_device, preprocess_of, spec_of
+from mdft_fast.run.forecast import Forecast, forecast
+from mdft_fast.run.pool import choose_device
 from mdft_fast.run.system import available_memory
+from mdft_fast.run.verify import verify
 
 if TYPE_CHECKING:
     from mdft_fast.recipe import Recipe
@@ -68,7 +67,8 @@ class MemoryPlan:
 def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
     """Forecasts the memory of a recipe's stage 1 and picks the fastest mode that fits.
 
-    Headers and manifests are read, and nothing is loaded.
+    No weight is read: see :func:`~mdft_fast.run.verify.verify`, which refuses in a run's own words
+    what does not fit.
 
     Args:
         recipe: what would run. ``memory.mode`` "auto" leaves the mode to the plan, and
@@ -76,8 +76,8 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
         every: whether modes slower than the chosen one are forecast too, at a second each.
 
     Raises:
-        MdftError: if the recipe's files are missing, or its backbone does not run on tensors
-            without data.
+        MdftError: if the recipe's files are missing or do not fit, or its backbone does not run on
+            tensors without data.
     """
     recipe.check_files()
     memory, device = recipe.memory, choose_device(recipe.device)
@@ -88,7 +88,7 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
     folder = recipe.pool.folder
     packed = read_manifest(folder).codec if folder is not None else None
     forecasts = forecast(
-        _subject(recipe),
+        verify(recipe),
         samples,
         precision=recipe.precision,
         passes=passes,
@@ -129,23 +129,6 @@ def explained(recipe: Recipe) -> Iterator[None]:
             raise
         advice = plan(recipe).advice()
         raise MdftError(f"out of memory: {text.splitlines()[0]}\n{advice}") from error
-
-
-def _subject(recipe: Recipe) -> Subject:
-    folder = recipe.pool.folder
-    if folder is not None:
-        manifest = read_manifest(folder)
-        spec = spec_of(recipe) or dict(manifest.backbone_spec)
-        height, width = manifest.preprocess["size"]
-        classes = [task.classes for task in manifest.tasks]
-    else:
-        spec = spec_of(recipe) or {}
-        given = preprocess_of(recipe)["size"]
-        height, width = (given, given) if isinstance(given, int) else given
-        classes = [classes_of(task) for task in recipe.tasks]
-    with torch.device("meta"):
-        backbone = build_backbone(spec)
-    return Subject(backbone, classes, (height, width), recipe.memory.blocks)
 
 
 def keys(row: Forecast) -> str:

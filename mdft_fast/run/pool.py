@@ -47,7 +47,7 @@ def open_packed(recipe: Recipe) -> tuple[nn.Module, Pool]:
     pool = Pool.open(recipe.pool.folder)
     pool.check_finite(recipe.pool.folder)
     backbone = without_weights(agreed_backbone(recipe, pool), pool)
-    _check_agrees(recipe, pool)
+    check_agrees(recipe, pool)
     return backbone, pool
 
 
@@ -66,16 +66,14 @@ def from_checkpoints(recipe: Recipe, tasks: Sequence[TaskLike]) -> tuple[nn.Modu
 
 def pool_arguments(recipe: Recipe, tasks: Sequence[TaskLike]) -> dict[str, Any]:
     """Returns the arguments of ``Pool.from_checkpoints`` and ``Pool.pack``."""
-    models, spec = recipe.pool.models, spec_of(recipe)
-    if spec is None or models is None:
-        raise MdftError("recipe: backbone and pool.models must be given, got none")
-    with torch.device("meta"):  # shapes and names are all that is read of it
-        backbone = build_backbone(spec)
+    base, models, spec = recipe.pool.base, recipe.pool.models, spec_of(recipe)
+    if spec is None or base is None or models is None:
+        raise MdftError("recipe: backbone, pool.base and pool.models must be given, got none")
     return {
-        "base": recipe.pool.base,
+        "base": base,
         "checkpoints": {task.name: find_checkpoint(models, task.name) for task in tasks},
         "tasks": tasks,
-        "backbone": backbone,
+        "backbone": shapes_alone(spec),
         "preprocess": preprocess_of(recipe),
         "backbone_spec": spec,
     }
@@ -95,10 +93,15 @@ def preprocess_of(recipe: Recipe) -> dict[str, Any]:
     return said
 
 
+def shapes_alone(spec: Mapping[str, Any]) -> nn.Module:
+    """Returns a backbone of names and shapes."""
+    with torch.device("meta"):
+        return build_backbone(spec)
+
+
 def without_weights(spec: Mapping[str, Any], pool: Pool) -> nn.Module:
     """Returns a backbone in which merged weights take no memory, and all else is in place."""
-    with torch.device("meta"):
-        module = build_backbone(spec)
+    module = shapes_alone(spec)
     merged = {name for names in names_of(pool.layout, pool.left_out) for name in names}
     own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
     if any(name not in merged and name not in pool.buffers for name, _ in own):
@@ -135,7 +138,8 @@ def agreed_backbone(recipe: Recipe, pool: Pool) -> dict[str, Any]:
     return spec
 
 
-def _check_agrees(recipe: Recipe, pool: Pool) -> None:
+def check_agrees(recipe: Recipe, pool: Pool) -> None:
+    """Refuses a recipe's preprocess that is not the packed pool's."""
     if recipe.preprocess is None:
         return
     said = as_preprocess({**pool.preprocess, **recipe.preprocess.said()})

@@ -8,21 +8,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mdft_fast.data import (
     FolderSource,
-    HfSource,
     ListedSource,
     NpzSource,
-    TorchvisionSource,
-    check_npz_keys,
     compare_class_names,
     npz_keys,
     read_class_names,
 )
-from mdft_fast.errors import MdftError
 
 if TYPE_CHECKING:
     from mdft_fast.data.listing import Role
     from mdft_fast.recipe import Recipe
-    from mdft_fast.recipe.data import AdaptData
     from mdft_fast.recipe.sections import TaskRecipe
 
 OnDisk = NpzSource | ListedSource
@@ -49,17 +44,14 @@ def sources_of(given: TaskRecipe, *, transductive: bool) -> Sources:
     split: a fifth of it is for the evaluation. A head made of that folder's images gets the rest.
     """
     made = given.head.prototypes if given.head else None
-    adapt = _source(given.adapt, None)
-    test = _source(given.evaluate, given.evaluate.y) if given.evaluate else None
-    shots = _source(made, made.y) if made else None
+    adapt = given.adapt.source()
+    test = given.evaluate.source() if given.evaluate else None
+    shots = made.source() if made else None
     if isinstance(test, FolderSource) and adapt == test and not transductive:
         whole = test
         if whole.split is None and not whole.brings_splits():
             test, adapt = (dataclasses.replace(whole, split=name) for name in ("test", "train"))
             shots = adapt if shots == whole else shots
-    if isinstance(test, NpzSource) and test.y:
-        # Names alone: no label is opened before λ is learned.
-        check_npz_keys(test.path, test.x, test.y)
     return Sources(adapt, test, shots)
 
 
@@ -69,18 +61,6 @@ def shots_of(recipe: Recipe) -> dict[str, OnDisk]:
         task.name: sources_of(task, transductive=recipe.transductive).shots for task in recipe.tasks
     }
     return {name: shots for name, shots in found.items() if shots}
-
-
-def _source(given: AdaptData, y: str | None) -> OnDisk:
-    if given.folder:
-        return FolderSource(given.folder, given.split)
-    if given.torchvision:
-        return TorchvisionSource(**dict(given.torchvision))
-    if given.hf:
-        return HfSource(**dict(given.hf))
-    if given.npz is None:
-        raise MdftError("recipe: samples must have a source, got none")
-    return NpzSource(given.npz, given.x, y)
 
 
 def class_names_of(

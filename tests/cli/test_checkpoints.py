@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mdft_fast.cli import app
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Head, open_state
-from mdft_fast.pool.places import find_checkpoint
+from mdft_fast.pool.places import find_checkpoint, find_tasks
 from tests.pool.readers.corpus import MEAN, same, save_encoder, save_head, tiny_clip
 
 
@@ -100,7 +100,8 @@ def test_errors_write_nothing(
     [
         ("mnist.safetensors", "mnist"), ("mnist.pt", "mnist"), ("mnist/finetuned.pt", "mnist"),
         ("MNIST/finetuned.pt", "mnist"), ("SUN397/finetuned.pt", "sun397"),
-        ("mnist/model.safetensors", "mnist"), ("mnist/adapter_config.json", "mnist"),
+        ("mnist/model.safetensors", "mnist"), ("mnist.pth", "mnist"),
+        ("mnist.bin", "mnist"), ("mnist/adapter_config.json", "mnist"),
     ],
 )  # fmt: skip
 def test_a_tasks_checkpoint_is_found(made: str, task: str, tmp_path: Path) -> None:
@@ -109,6 +110,11 @@ def test_a_tasks_checkpoint_is_found(made: str, task: str, tmp_path: Path) -> No
     in_folder = made.endswith(("model.safetensors", ".json"))
     found = find_checkpoint(tmp_path, task)
     assert found == ((tmp_path / made).parent if in_folder else tmp_path / made)
+    (tmp_path / "head_MNIST.pt").touch()
+    (tmp_path / "data" / task).mkdir(parents=True)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").touch()
+    assert find_tasks(tmp_path, tmp_path / "base") == [task]
 
 
 def test_what_is_converted_goes_first(tmp_path: Path) -> None:

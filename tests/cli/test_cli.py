@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import mdft_fast.run
@@ -203,7 +205,7 @@ def test_a_wrong_key_names_the_nearest(recipe: Path) -> None:
 
 
 def test_init_writes_a_recipe_once(tmp_path: Path) -> None:
-    (tmp_path / "base.safetensors").touch()
+    save_file({"weight": torch.ones(1)}, tmp_path / "base.safetensors")
     (tmp_path / "mnist.safetensors").touch()
     np.savez(tmp_path / "x.npz", x=np.zeros(1))
     shown = call("init", tmp_path)

@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -92,7 +93,7 @@ def test_out_of_a_rounded_codec_there_is_a_warning(packed: Path, tmp_path: Path)
 
 def test_a_recipe_of_a_packed_pool(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    (tmp_path / "one.npz").touch()
+    np.savez(tmp_path / "one.npz", x=np.zeros(1))
     shown = call(tmp_path / "recipe.yaml", tmp_path / "int8", "--codec", "int8")
     assert (shown.exit_code, shown.stderr) == (0, ""), shown.output
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("packed", "int8"))

@@ -62,6 +62,11 @@ def test_results_of_made_up_files(tmp_path: Path) -> None:
         "batches_over_forward": 201.0, "load_average": 2.34,
     }  # fmt: skip
     (tmp_path / "data_cpu.json").write_text(json.dumps(bench | {"results": [row]}))
+    ways = {
+        "pack, int8": {"s": 6.54, "over_copy": 1.777, "written_mb": 1078.0, "anonymous_mb": 44.0}
+    }
+    row = {"case": "tiny", "model_mb": 22.0, "ways": ways}
+    (tmp_path / "pack_cpu.json").write_text(json.dumps(bench | {"results": [row]}))
     readme, page = make.readme_block(tmp_path), make.page_block(tmp_path)
     assert "| pre-trained (λ = 0) | 37.5 (37.5 to 37.5) |" in readme
     assert "| specialized models, stage 2 | 63.0 (62.5 to 63.5) |" in readme
@@ -72,6 +77,7 @@ def test_results_of_made_up_files(tmp_path: Path) -> None:
     assert "| merge | tiny | 2 | 90 % | loop | 1.9 | 0.95 |" in page
     assert "| stage 1 | 4.0 |" in page
     assert "| tiny | 1 | 1,234 | 20,000 | 100 | 201 | 2.3 |" in page
+    assert "| tiny | pack, int8 | 6.5 | 1.78 | 1,078 | 2.00 |" in page
     assert "2,048 files just written, batches of 128" in page
     assert "`mdft run x`" in page
     assert make.readme_block(tmp_path / "none") == "No result is committed yet."

@@ -4,31 +4,44 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mdft_fast.errors import MdftError
 from mdft_fast.recipe import PRESETS, Construct, Recipe, RecipeError, Specialize
 from mdft_fast.recipe.draft import draft
+from mdft_fast.recipe.found import find_samples
 from mdft_fast.recipe.recipe import UNKNOWN
+from tests.data.on_disk import write_folders
 
 FACTS = {
-    "architecture": {"library": "timm", "name": "vit", "kwargs": {"img_size": 64}},
+    "architecture": {
+        "library": "timm",
+        "name": "vit",
+        "kwargs": {"img_size": 64, "more": {"a": [1, 2]}},
+    },
     "input": {"size": [64, 64], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
     "head": "logits = normalize(features) @ weight.T",
     "tasks": [{"name": "mnist"}, {"name": "007"}],
 }
 
 
+def a_file(path: Path) -> None:
+    save_file({"weight": torch.ones(2, 3)}, path)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for inside in ("models", "heads", "data"):
         (tmp_path / inside).mkdir()
-    (tmp_path / "base.safetensors").touch()
+    a_file(tmp_path / "base.safetensors")
     for name in ("007", "mnist", "zoo"):
         (tmp_path / "models" / f"{name}.safetensors").touch()
-        (tmp_path / "heads" / f"{name}.safetensors").touch()
+        a_file(tmp_path / "heads" / f"{name}.safetensors")
         arrays = {"x_unlabelled": np.zeros(1), "x_test": np.zeros(1), "y_test": np.zeros(1)}
         np.savez(tmp_path / "data" / f"{name}.npz", **arrays)
     (tmp_path / "pool.json").write_text(json.dumps(FACTS))
@@ -49,7 +62,7 @@ def test_a_draft_is_a_recipe_of_what_is_there(folder: Path) -> None:
     assert recipe.pool.models == folder / "models"
     assert recipe.output == folder / "elsewhere" / "runs" / "my"
     assert recipe.backbone is not None
-    assert recipe.backbone.kwargs == {"img_size": 64}
+    assert recipe.backbone.kwargs == {"img_size": 64, "more": {"a": [1, 2]}}
     assert recipe.tasks[0].head is not None
     assert recipe.tasks[0].head.normalize is True
     assert recipe.construct.model_dump() == PRESETS["default"]["construct"]
@@ -89,15 +102,23 @@ def test_what_cannot_be_found_out_is_marked(folder: Path) -> None:
         Recipe.load(recipe)
     assert caught.value.problems == (
         f"backbone.name: still says {UNKNOWN}",
-        *(f"tasks[2].{key}: still says {UNKNOWN}" for key in ("head.file", "adapt.npz", "adapt.x")),
+        *(
+            f"tasks[{i}].{key}: still says {UNKNOWN}"
+            for i, keys in enumerate(
+                (["head.normalize"],) * 2
+                + (["head.file", "head.normalize", "adapt.npz", "adapt.x"],)
+            )
+            for key in keys
+        ),
     )
-    recipe.write_text(recipe.read_text().replace(UNKNOWN, "x"))
+    text = recipe.read_text().replace(f"normalize: {UNKNOWN}", "normalize: true")
+    recipe.write_text(text.replace(UNKNOWN, "x"))
     assert [task.evaluate is None for task in Recipe.load(recipe).tasks] == [False, False, True]
 
 
 def test_models_beside_the_base(tmp_path: Path) -> None:
     for name in ("base_vit", "a", "b"):
-        (tmp_path / f"{name}.safetensors").touch()
+        a_file(tmp_path / f"{name}.safetensors")
     text = draft(tmp_path, tmp_path / "r.yaml")
     assert "base: base_vit.safetensors" in text
     assert "models: ." in text
@@ -116,11 +137,15 @@ def test_folders_without_a_pool(tmp_path: Path) -> None:
     with pytest.raises(MdftError, match="must be a folder of checkpoints"):
         draft(tmp_path / "none", tmp_path / "r.yaml")
     with pytest.raises(
-        MdftError, match=r"must hold one base\*\.safetensors, .* or zeroshot\.pt, got none"
+        MdftError,
+        match=r"must hold one base\*\.safetensors, .* or zeroshot\.pt, or a folder .*, got none",
     ):
         draft(tmp_path, tmp_path / "r.yaml")
     (tmp_path / "base.safetensors").touch()
     with pytest.raises(MdftError, match=r"must hold the fine-tuned models as \*\.safetensors"):
+        draft(tmp_path, tmp_path / "r.yaml")
+    a_file(tmp_path / "mnist.safetensors")
+    with pytest.raises(MdftError, match=r"base.safetensors: not a readable safetensors file"):
         draft(tmp_path, tmp_path / "r.yaml")
 
 
@@ -128,9 +153,50 @@ def test_task_vectors_layout(tmp_path: Path) -> None:
     for name in ("MNIST", "DTD"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "finetuned.pt").touch()
-        (tmp_path / f"head_{name}.pt").touch()
-    (tmp_path / "zeroshot.pt").touch()
+        torch.save({"weight": torch.ones(2, 3)}, tmp_path / f"head_{name}.pt")
+    torch.save({"weight": torch.ones(2, 3)}, tmp_path / "zeroshot.pt")
     text = draft(tmp_path, tmp_path / "my.yaml")
     for line in ("  base: zeroshot.pt", "  models: .", "  - name: dtd", "  - name: mnist",
-                 "    head: {file: head_MNIST.pt}"):  # fmt: skip
+                 f"    head: {{file: head_MNIST.pt, normalize: {UNKNOWN}}}"):  # fmt: skip
         assert any(found.startswith(line) for found in text.splitlines()), line
+
+
+CLASSES = ("airplane", "baseball_diamond", "wetland")
+IMAGES: dict[str, tuple[dict[str, Any], Any, Any]] = {  # folder -> classes; adapt; evaluate
+    "classes": ({"": CLASSES}, {"folder": ""}, {"folder": ""}),
+    "splits": ({"train": CLASSES, "test": CLASSES}, {"folder": ""}, {"folder": ""}),
+    "no test split": (
+        {"train": CLASSES, "val": CLASSES},
+        {"folder": "", "split": "train"},
+        {"folder": "", "split": "val"},
+    ),
+    "training images alone": ({"train": CLASSES}, {"folder": "", "split": "train"}, {}),
+    "test images alone": ({"test": CLASSES}, {}, {"folder": "", "split": "test"}),
+    "no classes": ({"": ("monday", "tuesday")}, {"folder": ""}, {}),
+    "images alone": ({"..": ("mnist",)}, {"folder": ""}, {}),
+    "unlabelled apart": (
+        {"": ("unlabelled",), "test": CLASSES}, {"folder": "unlabelled"}, {"folder": "test"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["data/MNIST", "mnist"])
+@pytest.mark.parametrize("case", IMAGES)
+def test_images_in_folders(case: str, place: str, tmp_path: Path) -> None:
+    written, *wanted = IMAGES[case]
+    if case == "images alone" and place != "mnist":
+        pytest.skip("the folder is written under its class's name")
+    root = tmp_path / place
+    for i, (below, classes) in enumerate(written.items()):
+        write_folders(root / below, classes, seed=i)
+    found = find_samples(tmp_path, "mnist", 3)
+    for source, keys in zip(found, wanted, strict=True):
+        assert source == {**keys, **({"folder": root / keys["folder"]} if keys else {})}
+
+
+def test_folders_are_classes_where_the_head_has_as_many(tmp_path: Path) -> None:
+    write_folders(tmp_path / "data" / "mnist")
+    assert find_samples(tmp_path, "mnist", 3)[1]
+    assert find_samples(tmp_path, "mnist", None)[1], "nobody says otherwise"
+    assert find_samples(tmp_path, "mnist", 10) == ({"folder": tmp_path / "data" / "mnist"}, {})
+    assert find_samples(tmp_path, "dtd", 3) == ({}, {})
