@@ -12,6 +12,7 @@ import dataclasses
 import gc
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -196,7 +197,7 @@ def write(path: Path, argv: list[str], device: torch.device, results: list[Any])
     """Writes all results so far: an interrupted run keeps what it has."""
     report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "benchmarks/run.py", *_without(argv, "--json")]),
+        "command": shlex.join(["python", "benchmarks/run.py", *_without(argv, "--json")]),
         **environment(device),
         "load_average": load()[0],
         "busy": any(r["busy"] for r in results),
