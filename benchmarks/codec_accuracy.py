@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+sys.path.append(str(Path(__file__).parent.parent))  # an installed mdft_fast wins
+
+from benchmarks.harness import environment
 from mdft_fast import MetaModel, Pool
 from mdft_fast.evaluate import TestSet, evaluate, load_test_sets
 from mdft_fast.files import write_json
 from mdft_fast.recipe import Recipe
 from mdft_fast.run import Built, build, construct_config, specialize_config
-from mdft_fast.run.system import environment
 from mdft_fast.stages import construct, specialize, teach
 
 

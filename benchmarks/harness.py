@@ -13,6 +13,7 @@ import gc
 import os
 import resource
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from mdft_fast.run import system
 
 COPY_BYTES = 256 << 20  # of the copied buffer: many times a CPU's last-level cache, or a GPU's L2
 FLUSH_BYTES = 64 << 20  # twice the last-level cache of the CPU at hand; a GPU's L2 is 50 MiB
@@ -87,6 +90,19 @@ def agree(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
         size += float(a.double().square().sum())
     off = (wrong / size) ** 0.5 if size else wrong
     assert off <= tolerance, f"answers differ by {off:.3g} of their size, allowed {tolerance:.3g}"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Returns versions, device and threads, with the commit of this checkout, where it is one.
+
+    The package's own says the commit that its native code was built from.
+    """
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    here = {"commit": asked.stdout.strip()} if asked.returncode == 0 else {}
+    return system.environment(device) | here
 
 
 class Machine:

@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import resource
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -35,11 +36,19 @@ from benchmarks import (  # noqa: E402
     bench_scaling,
     bench_step,
 )
-from benchmarks.harness import OURS, Busy, Case, Machine, limit_memory, load, race  # noqa: E402
+from benchmarks.harness import (  # noqa: E402
+    OURS,
+    Busy,
+    Case,
+    Machine,
+    environment,
+    limit_memory,
+    load,
+    race,
+)
 from benchmarks.paper import ITEMS, command  # noqa: E402
 from benchmarks.shapes import CLASSES, TABLES, parameters  # noqa: E402
 from mdft_fast.errors import MdftError  # noqa: E402
-from mdft_fast.run.system import environment  # noqa: E402
 from mdft_fast.task_vectors import CODECS  # noqa: E402
 
 Cases = Iterator[tuple[Case, int]]  # with its number of rounds
@@ -210,7 +219,7 @@ def write(path: Path, argv: list[str], device: torch.device, results: list[Any])
     """Writes all results so far: an interrupted run keeps what it has."""
     report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "benchmarks/run.py", *_without(argv, "--json")]),
+        "command": shlex.join(["python", "benchmarks/run.py", *_without(argv, "--json")]),
         **environment(device),
         "load_average": load()[0],
         "busy": any(r["busy"] for r in results),

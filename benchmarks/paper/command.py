@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import environment
 from benchmarks.paper import ITEMS
 from benchmarks.paper.published import DIFFERS
 from benchmarks.paper.study import Study
@@ -17,7 +18,6 @@ from mdft_fast import MdftError
 from mdft_fast.demo import ensure_pool
 from mdft_fast.files import write_json, write_text
 from mdft_fast.report.style import RC, save
-from mdft_fast.run.system import environment
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
