@@ -69,10 +69,12 @@ def watched(work: Callable[[], Any]) -> tuple[float, int]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - started
-    stop.set()
-    watcher.join()
+    try:
+        work()
+        seconds = time.perf_counter() - started
+    finally:
+        stop.set()
+        watcher.join()
     return seconds, max(peak - before, 0)
 
 
