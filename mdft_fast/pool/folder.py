@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from mdft_fast.pool.manifest import (
 from mdft_fast.pool.pack import Packing, check_spec
 from mdft_fast.pool.pool import Pool
 from mdft_fast.pool.readers import read_state
+from mdft_fast.pool.tasks import TaskInfo, TaskLike
 from mdft_fast.task_vectors import (
     DTYPE_OF_CODEC,
     GROUP,
@@ -50,6 +51,7 @@ _HEADS = "heads"
 
 def save_pool(pool: Pool, path: str | os.PathLike[str], codec: Codec, overwrite: bool) -> None:
     """Writes a pool; in another codec, it holds one task vector at a time."""
+    _check_heads(pool.tasks, pool.heads)
     with _new_pool(path, overwrite) as folder:
         files = {BASE: _write_base(folder, pool.base, pool.buffers)}
         if codec == pool.codec:
@@ -73,6 +75,7 @@ def stream_pool(
 ) -> None:
     """Packs and writes a pool, holding one task vector at a time; the base is mapped."""
     check_spec(spec)
+    _check_heads(packing.tasks, packing.heads)
     with _new_pool(path, overwrite) as folder:
         encoder, size = Encoder(codec, packing.layout), (packing.K, packing.layout.elements)
         files = {BASE: _write_base(folder, packing.base, packing.buffers)}
@@ -159,10 +162,21 @@ def _write_base(folder: Path, base: Tensor, buffers: Mapping[str, Tensor]) -> Wr
     return write_tensors(folder / BASE, entries)
 
 
-def _finish(folder: Path, pool: Pool, files: dict[str, Written]) -> None:
-    headless = [task.name for task in pool.tasks if task.name not in pool.heads]
+def _check_heads(tasks: Sequence[TaskLike | TaskInfo], heads: Mapping[str, Head]) -> None:
+    """Refuses tasks that a pool's folder could not be opened with, before anything is written."""
+    headless = [task.name for task in tasks if task.name not in heads]
     if headless:
         raise MdftError(f"pool: tasks must have heads to be saved, got none for {headless}")
+    for task in tasks:
+        head = heads[task.name]
+        if head.classes != len(task.class_names):
+            raise MdftError(
+                f"task {task.name!r}: head must have one row for each of {len(task.class_names)} "
+                f"class names, got weight {list(head.weight.shape)}"
+            )
+
+
+def _finish(folder: Path, pool: Pool, files: dict[str, Written]) -> None:
     (folder / _HEADS).mkdir()
     for name, head in pool.heads.items():
         tensors = [entry("weight", head.weight)]

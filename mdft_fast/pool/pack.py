@@ -36,6 +36,8 @@ class Packing:
         layout: the arena's layout.
         base: ``[N]`` float32 arena of the base.
         buffers: the base's tensors that are not merged.
+        tasks: whose models are packed.
+        heads: their classifiers, by name, where they have one.
         K: number of tasks.
         preprocess: what the caller and the sources say of the inputs.
     """
@@ -53,15 +55,15 @@ class Packing:
         """Opens and verifies everything; arguments as in :meth:`Pool.from_checkpoints`."""
         if buffers not in ("same", "base"):
             raise MdftError(f"pool: buffers must be 'same' or 'base', got {buffers!r}")
-        self._tasks = tuple(tasks)
-        check_tasks(self._tasks)
-        self._heads = {task.name: task.head for task in self._tasks if task.head is not None}
-        self.K = len(self._tasks)
+        self.tasks = tuple(tasks)
+        check_tasks(self.tasks)
+        self.heads = {task.name: task.head for task in self.tasks if task.head is not None}
+        self.K = len(self.tasks)
         self._inventory = take_inventory(backbone)
         self.layout = Layout.of(self._inventory.merged)
-        self._base, *self._models = self._open(base, align(checkpoints, self._tasks))
+        self._base, *self._models = self._open(base, align(checkpoints, self.tasks))
         self._agree(backbone, preprocess)
-        check_features(backbone, self.preprocess["size"], self._heads)
+        check_features(backbone, self.preprocess["size"], self.heads)
         ignored: dict[str, str] = {}
         for state in (self._base, *self._models):
             ignored |= state.left_out
@@ -77,7 +79,7 @@ class Packing:
         """Opens all; an adapter is added to the base under any name that the base goes by."""
         raw = as_state(base, "base")
         also = other_names(raw, self._inventory)
-        labels = (f"checkpoint of task {task.name!r}" for task in self._tasks)
+        labels = (f"checkpoint of task {task.name!r}" for task in self.tasks)
         opened = [
             as_state(source, label, base=raw, also=also)
             for source, label in zip(models, labels, strict=True)
@@ -120,7 +122,7 @@ class Packing:
         """
         row = torch.zeros(self.layout.elements)
         seen: dict[str, State] = {}
-        for task, state in zip(self._tasks, self._models, strict=True):
+        for task, state in zip(self.tasks, self._models, strict=True):
             self._round_off.append(self._subtract(state, row))
             if not any(piece.any() for piece in row.split(PIECE)):
                 raise MdftError(
@@ -151,7 +153,7 @@ class Packing:
         """Returns the pool, after :meth:`rows` has run to its end into ``vectors``."""
         tasks = tuple(
             TaskInfo(task.name, tuple(task.class_names), round_off)
-            for task, round_off in zip(self._tasks, self._round_off, strict=True)
+            for task, round_off in zip(self.tasks, self._round_off, strict=True)
         )
         named = {n: self._tensor(self._base, n) for n in self.layout.columns} | self.buffers
         return Pool(
@@ -159,7 +161,7 @@ class Packing:
             base=self.base,
             vectors=vectors,
             tasks=tasks,
-            heads=self._heads,
+            heads=self.heads,
             buffers=self.buffers,
             left_out=self._left_out,
             dtypes={name: str(t.dtype).removeprefix("torch.") for name, t in named.items()},

@@ -93,9 +93,14 @@ def build(recipe: Recipe) -> Built:
     else:
         tasks = _tasks(recipe)
         backbone, pool = from_checkpoints(recipe, tasks)
-    # The stages read the pool's heads: a recipe's own go over them.
+    # The stages read the pool's heads: a recipe's own go over them, and their class names.
     heads = {**pool.heads, **{task.name: task.head for task in tasks}}
-    pool = dataclasses.replace(pool, heads=heads)
+    names = {task.name: task.class_names for task in tasks}
+    known = tuple(
+        dataclasses.replace(task, class_names=names.get(task.name, task.class_names))
+        for task in pool.tasks
+    )
+    pool = dataclasses.replace(pool, heads=heads, tasks=known)
     return Built(recipe, backbone, pool, tasks, choose_device(recipe.device))
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shlex
@@ -45,6 +46,8 @@ class RunFolder:
             if not written.exists():
                 raise MdftError(f"{path}: no run to resume; start it without --resume")
             before = written.read_text(encoding="utf-8")
+            with contextlib.suppress(MdftError):  # keys that a later version added hold defaults
+                before = type(recipe).load(written).dump()
             if before != recipe.dump():
                 raise MdftError(
                     f"{path}: the recipe must be the one that the run was started with "

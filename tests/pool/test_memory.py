@@ -76,7 +76,7 @@ def _peak_of(work: Callable[[], Any]) -> int:
 
 
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
-def test_opening_maps_and_packing_to_a_folder_holds_one_row(
+def test_packing_to_a_folder_never_holds_all_task_vectors(
     codec: str, large: tuple[Any, int], tmp_path: Path
 ) -> None:
     parts, tau_bytes = large

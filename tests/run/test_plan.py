@@ -58,7 +58,8 @@ def pool(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     patch.setitem(bench_memory.MODELS, request.param, MODELS[request.param])
     patch.setitem(bench_memory.SIZE, request.param, 64)
     folder = tmp_path_factory.mktemp("plan") / "pool"
-    bench_memory.make_pool(request.param, folder)
+    files = tmp_path_factory.mktemp("models")
+    Pool.pack(folder, **bench_memory.write_models(request.param, files))
     yield request.param, folder
     patch.undo()
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mdft_fast.errors import MdftError
+from mdft_fast.pool import Pool, folder
 from mdft_fast.pool.pack import Packing
 from mdft_fast.recipe import Recipe, RecipeError
 from mdft_fast.run import build, pack, plan
+from mdft_fast.run.pool import open_pool
 from tests.data.on_disk import write_folders
 
 Make = Callable[..., Recipe]
@@ -27,20 +30,22 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def loads_nothing(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+@contextlib.contextmanager
+def loading_nothing() -> Iterator[None]:
+    """Fails where a weight is read."""
+
     def no(*_: Any, **__: Any) -> None:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr(Packing, "rows", no)
-    monkeypatch.setattr(Packing, "base", property(no))
-    return monkeypatch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Packing, "rows", no)
+        patch.setattr(Packing, "base", property(no))
+        yield
 
 
-def refused_alike(recipe: Recipe, message: str, patch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MdftError, match=message) as planned:
+def refused_alike(recipe: Recipe, message: str) -> None:
+    with loading_nothing(), pytest.raises(MdftError, match=message) as planned:
         plan(recipe)
-    patch.undo()  # from here on weights may be read
     with pytest.raises(MdftError) as built:
         build(recipe)
     assert str(planned.value) == str(built.value)
@@ -77,23 +82,18 @@ def a_model(files: Path, folder: Path, **changes: Any) -> str:
     ],
 )
 def test_a_head_that_does_not_fit(
-    make_recipe: Make, tmp_path: Path, packed: bool, task: int, shape: Any, message: str,
-    loads_nothing: pytest.MonkeyPatch,
+    make_recipe: Make, tmp_path: Path, packed: bool, task: int, shape: Any, message: str
 ) -> None:  # fmt: skip
     source = ["memory.mode=resident"]
     if packed:
-        loads_nothing.undo()
         pack(make_recipe(), tmp_path / "packed")
         source = [f"pool={{folder: {tmp_path / 'packed'}}}", "backbone=null", "preprocess=null"]
     recipe = make_recipe(*source, f"tasks[{task}].{a_head(tmp_path, *shape)}")
-    refused_alike(recipe, message, loads_nothing)
+    refused_alike(recipe, message)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["checkpoints", "packed"])
-def test_heads_of_another_backbone(
-    make_recipe: Make, tmp_path: Path, packed: bool, loads_nothing: pytest.MonkeyPatch
-) -> None:
-    loads_nothing.undo()
+def test_heads_of_another_backbone(make_recipe: Make, tmp_path: Path, packed: bool) -> None:
     if packed:
         pack(make_recipe(), tmp_path / "packed")
         source = [f"pool={{folder: {tmp_path / 'packed'}}}", "backbone=null", "preprocess=null"]
@@ -103,7 +103,7 @@ def test_heads_of_another_backbone(
         heads.append(f"tasks[{i}].{a_head(tmp_path / str(i), classes, 20)}")
     recipe = make_recipe(*(source if packed else ()), *heads)
     message = r"task 'shapes': head must read the backbone's 64 features, got weight \[3, 20\]"
-    refused_alike(recipe, message, loads_nothing)
+    refused_alike(recipe, message)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,9 @@ def test_heads_of_another_backbone(
     ],
 )
 def test_a_model_that_does_not_fit(
-    make_recipe: Make, files: Path, tmp_path: Path, changes: Any, message: str,
-    loads_nothing: pytest.MonkeyPatch,
+    make_recipe: Make, files: Path, tmp_path: Path, changes: Any, message: str
 ) -> None:  # fmt: skip
-    refused_alike(make_recipe(a_model(files, tmp_path, **changes)), message, loads_nothing)
+    refused_alike(make_recipe(a_model(files, tmp_path, **changes)), message)
 
 
 def test_no_weight_is_read(make_recipe: Make, files: Path, tmp_path: Path) -> None:
@@ -141,13 +140,11 @@ def test_no_weight_is_read(make_recipe: Make, files: Path, tmp_path: Path) -> No
     ],
 )  # fmt: skip
 def test_a_recipe_that_does_not_fit_its_packed_pool(
-    make_recipe: Make, tmp_path: Path, change: str, message: str,
-    loads_nothing: pytest.MonkeyPatch,
+    make_recipe: Make, tmp_path: Path, change: str, message: str
 ) -> None:  # fmt: skip
-    loads_nothing.undo()
     pack(make_recipe(), tmp_path / "packed")
     recipe = make_recipe(f"pool={{folder: {tmp_path / 'packed'}}}", change)
-    refused_alike(recipe, message, loads_nothing)
+    refused_alike(recipe, message)
 
 
 def test_a_packed_pool_of_another_backbone(make_recipe: Make, tmp_path: Path) -> None:
@@ -166,9 +163,7 @@ def test_a_packed_pool_of_another_backbone(make_recipe: Make, tmp_path: Path) ->
     assert str(it.value) == str(learned.value)
 
 
-def test_a_head_that_is_yet_to_be_made_is_not_made(
-    make_recipe: Make, tmp_path: Path, loads_nothing: pytest.MonkeyPatch
-) -> None:
+def test_a_head_that_is_yet_to_be_made_is_not_made(make_recipe: Make, tmp_path: Path) -> None:
     images = np.random.default_rng(7).integers(0, 256, (6, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "shots.npz", x=images, y=np.arange(6) % 3)
     shots = f"{{prototypes: {{npz: {tmp_path / 'shots.npz'}}}}}"
@@ -202,9 +197,9 @@ def test_all_that_is_missing_is_listed_at_once(
         r"pool.base: no such file or folder: .*none.safetensors",
         r"tasks\[0\].head.file: no such file: .*no_head",
         r"pool.models: .*models: must hold the checkpoint of task 'shapes'",
+        r"pool.models: .*models: must hold the checkpoint of task 'letters'",
         r"tasks\[0\].adapt: .*images: split 'val' must be a folder val/ or a list val.txt",
         r"tasks\[0\].evaluate: DTD, split test: .*empty must hold .*; missing: dtd/",
-        r"pool.models: .*models: must hold the checkpoint of task 'letters'",
         r"tasks\[1\].adapt: .*letters.npz: key 'unlabelled' is missing, got .*did you mean 'x_un",
         r"tasks\[1\].evaluate: .*empty: must hold images as <class>/<image>, got none",
     ]
@@ -214,3 +209,28 @@ def test_all_that_is_missing_is_listed_at_once(
         assert len(caught.value.problems) == len(wanted), caught.value
         for text, pattern in zip(caught.value.problems, wanted, strict=True):
             assert re.match(pattern, text), text
+
+
+def test_packing_over_itself_with_a_head_of_more_classes(
+    make_recipe: Make, files: Path, tmp_path: Path
+) -> None:
+    """Nobody named the classes when the pool was packed, so a head may bring its own."""
+    data = files / "data" / "shapes.npz"
+    arrays = {key: value for key, value in np.load(data).items() if key != "class_names"}
+    np.savez(tmp_path / "shapes.npz", **arrays)
+    nameless = [f"tasks[0].{part}.npz={tmp_path / 'shapes.npz'}" for part in ("adapt", "evaluate")]
+    packed = tmp_path / "packed"
+    pack(make_recipe(*nameless), packed)
+    source = [f"pool={{folder: {packed}}}", "backbone=null", "preprocess=null"]
+    recipe = make_recipe(*nameless, *source, f"tasks[0].{a_head(tmp_path, 5, 64)}")
+    pack(recipe, packed, overwrite=True)
+    assert [task.classes for task in Pool.open(packed).tasks] == [5, 7]
+
+
+def test_a_pool_without_heads_is_refused_before_it_is_written(
+    make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pool = open_pool(make_recipe())
+    monkeypatch.setattr(folder, "write_tensors", lambda *_: pytest.fail("something was written"))
+    with pytest.raises(MdftError, match="must have heads to be saved, got none"):
+        pool.save(tmp_path / "packed", "int8")
