@@ -48,7 +48,9 @@ def run_recipe(
         raise typer.Exit(STOPPED) from None
     if not quiet:
         show_accuracy(summary.result)
-    say(f"report: {summary.report}")
+        for line in summary.result["warnings"]:
+            complain(f"warning: {line}")
+    say(f"report: {summary.report}, {summary.report.with_suffix('.html').name}")
 
 
 def pack_pool(

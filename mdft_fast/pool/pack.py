@@ -51,8 +51,9 @@ class Packing:
         preprocess: Mapping[str, Any],
         buffers: Buffers = "same",
         ignore: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ) -> None:
-        """Opens and verifies everything; arguments as in :meth:`Pool.from_checkpoints`."""
+        """Opens and verifies everything; arguments as in :meth:`Pool.pack`."""
         if buffers not in ("same", "base"):
             raise MdftError(f"pool: buffers must be 'same' or 'base', got {buffers!r}")
         self.tasks = tuple(tasks)
@@ -71,7 +72,7 @@ class Packing:
             check_forms(state, self._inventory, None if state is self._base else self._base)
         self._left_out = {**self._inventory.left_out, **ignored}
         self.buffers = self._take_buffers()
-        self._notes = [*self._check_kept(buffers), *self._check_widths()]
+        self._notes = [*notes, *self._check_kept(buffers), *self._check_widths()]
         self._base_arena: Tensor | None = None
         self._round_off: list[float] = []
 

@@ -201,16 +201,17 @@ class Pool:
         backbone_spec: Mapping[str, Any] | None = None,
         codec: str = "fp32",
         overwrite: bool = False,
+        notes: Sequence[str] = (),
     ) -> Pool:
         """Does :meth:`from_checkpoints` and :meth:`save` in one, task vector by task vector.
 
         Peak memory is one task vector, in float32 and in the codec, whatever K: the base is mapped
-        as soon as it is written. Returns the pool, mapped.
+        as soon as it is written. Returns the pool, mapped; ``notes`` stand before its own.
         """
         from mdft_fast.pool.folder import open_pool, stream_pool
         from mdft_fast.pool.pack import Packing
 
-        packing = Packing(base, checkpoints, tasks, backbone, preprocess, buffers, ignore)
+        packing = Packing(base, checkpoints, tasks, backbone, preprocess, buffers, ignore, notes)
         stream_pool(path, packing, check_codec(codec), backbone_spec or {}, overwrite)
         return open_pool(path, verify=False)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mdft_fast.data import Task
+from mdft_fast.data import Samples, Task, load_test_images
 from mdft_fast.model import MetaModel, Mode
 from mdft_fast.pool import Head, Pool
 from mdft_fast.run.heads import Base, head_of
@@ -25,7 +25,8 @@ from mdft_fast.run.pool import (
     preprocess_of,
     spec_of,
 )
-from mdft_fast.run.sources import Sources
+from mdft_fast.run.shots import without_notes_of
+from mdft_fast.run.sources import Sources, sources_of
 from mdft_fast.run.verify import MakeHead, check_heads, tasks_of
 from mdft_fast.stages import ConstructConfig, OptimizerConfig, SpecializeConfig
 
@@ -85,13 +86,15 @@ def build(recipe: Recipe) -> Built:
         MdftError: if a file is missing or does not fit; it names file and key.
     """
     recipe.check_files()
+    notes: list[str] = []
     if recipe.pool.folder is not None:
         backbone, pool = open_packed(recipe)
-        tasks = tasks_of(recipe, _heads(recipe, _packed_base(recipe, pool, backbone)), pool)
+        base = _packed_base(recipe, pool, backbone)
+        tasks = tasks_of(recipe, _heads(recipe, base, notes), pool)
         check_heads(tasks, backbone, pool.preprocess["size"])
         pool = in_codec(recipe, pool)
     else:
-        tasks = _tasks(recipe)
+        tasks = _tasks(recipe, notes)
         backbone, pool = from_checkpoints(recipe, tasks)
     # The stages read the pool's heads: a recipe's own go over them, and their class names.
     heads = {**pool.heads, **{task.name: task.head for task in tasks}}
@@ -100,7 +103,8 @@ def build(recipe: Recipe) -> Built:
         dataclasses.replace(task, class_names=names.get(task.name, task.class_names))
         for task in pool.tasks
     )
-    pool = dataclasses.replace(pool, heads=heads, tasks=known)
+    over = without_notes_of((task.name for task in recipe.tasks if task.head), pool.notes)
+    pool = dataclasses.replace(pool, heads=heads, tasks=known, notes=(*notes, *over))
     return Built(recipe, backbone, pool, tasks, choose_device(recipe.device))
 
 
@@ -113,25 +117,41 @@ def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: boo
         own = recipe.memory.codec if recipe.memory.codec != "fp32" else None
         pool.save(path, codec or own, overwrite=overwrite)
         return Pool.open(path)
-    arguments = pool_arguments(recipe, _tasks(recipe))
-    return Pool.pack(path, **arguments, codec=codec or recipe.memory.codec, overwrite=overwrite)
+    notes: list[str] = []
+    arguments = pool_arguments(recipe, _tasks(recipe, notes))
+    codec = codec or recipe.memory.codec
+    return Pool.pack(path, **arguments, codec=codec, overwrite=overwrite, notes=notes)
 
 
-def _tasks(recipe: Recipe) -> tuple[Task, ...]:
-    """Returns the tasks of a recipe whose pool is checkpoints."""
+def _tasks(recipe: Recipe, notes: list[str]) -> tuple[Task, ...]:
+    """Returns the tasks of a recipe whose pool is checkpoints; what to know of heads, to notes."""
     assert recipe.pool.base is not None
     preprocess, device = preprocess_of(recipe), choose_device(recipe.device)
     base = Base.of_file(recipe.pool.base, spec_of(recipe) or {}, preprocess, device)
-    return tasks_of(recipe, _heads(recipe, base))
+    return tasks_of(recipe, _heads(recipe, base, notes))
 
 
-def _heads(recipe: Recipe, base: Base) -> MakeHead:
+def _heads(recipe: Recipe, base: Base, notes: list[str]) -> MakeHead:
     drop = recipe.duplicates == "drop"
+
+    @functools.cache
+    def tests() -> dict[str, Samples]:
+        sources = {
+            task.name: sources_of(task, transductive=recipe.transductive).evaluate
+            for task in recipe.tasks
+        }
+        return {
+            name: load_test_images(source, base.preprocess)
+            for name, source in sources.items()
+            if source is not None
+        }
 
     def make(
         given: TaskRecipe, packed: Head | None, names: tuple[str, ...] | None, sources: Sources
     ) -> Head:
-        return head_of(given, packed, base, names, sources, drop=drop)
+        return head_of(
+            given, packed, base, names, sources, tests=tests, drop=drop, say=notes.append
+        )
 
     return make
 

@@ -29,7 +29,6 @@ from mdft_fast.heads import head_digest
 if TYPE_CHECKING:
     from mdft_fast.pool import Preprocess
     from mdft_fast.run.progress import Progress
-    from mdft_fast.run.sources import OnDisk
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +53,6 @@ def load_data(
     transductive: bool,
     shown: Progress,
     drop: bool = False,
-    shots: Mapping[str, OnDisk] | None = None,
     only: str | None = None,
 ) -> LoadedData:
     """Decodes what is not in the cache yet, and refuses tasks that adapt to test images.
@@ -68,12 +66,11 @@ def load_data(
         transductive: whether tasks may adapt to test images.
         shown: told how far decoding is.
         drop: whether test images among the unlabelled samples are left out, not refused.
-        shots: task -> the labelled images that made its head.
         only: the task whose samples are wanted; None: all.
 
     Raises:
         MdftError: if a test image is among the unlabelled samples, and neither ``transductive`` nor
-            ``drop`` is set; or among those whose labels made a head, unless ``drop`` is.
+            ``drop`` is set.
     """
     loaded: list[Task] = []
     splits: list[dict[str, Any]] = []
@@ -100,8 +97,6 @@ def load_data(
             about["evaluate"] = _origin(task.evaluate, len(own), "test")
             about["evaluate"]["images"] = hashlib.sha256(own.digests().tobytes()).hexdigest()
             about["shared"] = dict.fromkeys(("adapt", "evaluate"), 0)
-            if shots and task.name in shots:
-                notes += _check_shots(task.name, shots[task.name], own, drop)
         for other, images in tests.items():
             found = shared_images(samples, images)
             if other == task.name and found is not None:
@@ -131,20 +126,6 @@ def _without_tests(
     if "files" in adapt:
         adapt["files"] = [adapt["files"][i] for i in kept]
     return samples.take(torch.tensor(kept)), [f"Task {about['name']!r}: {words}, and were dropped."]
-
-
-def _check_shots(task: str, shots: OnDisk, tests: Samples, drop: bool) -> list[str]:
-    """Refuses test images among those whose labels make a head; or says that they were left out."""
-    samples = load_samples(shots, tests.preprocess)
-    count = len(samples) - len(unshared(samples, tests))
-    if count and not drop:
-        where = shots.path if isinstance(shots, NpzSource) else shots.listing("train").name
-        raise MdftError(
-            f"task {task!r}: {where}: images whose labels make the head must not be test images, "
-            f"got {count:,} that are, pixel for pixel; take them out, or say `duplicates: drop`"
-        )
-    words = f"{count:,} of {len(samples):,} images for its head are test images, pixel for pixel"
-    return [f"Task {task!r}: {words}, and were dropped."] if count else []
 
 
 def _overlap(

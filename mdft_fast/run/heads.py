@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a recipe's ``head:`` to the head of a task. No test sample and no adapt label is opened."""
+"""From a recipe's ``head:`` to the head of a task.
+
+No label of ``evaluate`` or ``adapt`` is opened. Test images are, where a head is made of labelled
+images: none may be among these.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.data import (
-    compare_class_names,
-    load_labelled,
-    load_test_images,
-    read_labels,
-    unshared,
-)
+from mdft_fast.data import Samples, compare_class_names, read_labels
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import (
     cached_head,
@@ -40,10 +38,10 @@ from mdft_fast.model import build_backbone
 from mdft_fast.pool import Head, open_state, take_inventory
 from mdft_fast.pool.container import digest
 from mdft_fast.pool.fit import check_fits, fit
+from mdft_fast.run.shots import load_shots
 from mdft_fast.run.sources import OnDisk, Sources
 
 if TYPE_CHECKING:
-    from mdft_fast.recipe import Recipe
     from mdft_fast.recipe.sections import HeadSource, TaskRecipe
 
 _PLAIN_TEMPLATES = ("a photo of a {}.",)
@@ -105,7 +103,9 @@ def head_of(
     names: tuple[str, ...] | None,
     sources: Sources,
     *,
-    drop: bool = False,
+    tests: Callable[[], Mapping[str, Samples]],
+    drop: bool,
+    say: Callable[[str], None],
 ) -> Head:
     """Returns the head that a recipe's task names, or else the pool's.
 
@@ -115,7 +115,12 @@ def head_of(
         base: the pre-trained encoder.
         names: its class names, if anybody says them.
         sources: its samples; those that make heads are read.
-        drop: whether test images among these are left out.
+        tests: returns the test images of every task; called where labels make the head.
+        drop: whether test images among those that make heads are left out, not refused.
+        say: told what a reader of results must know of labels that made it.
+
+    Raises:
+        MdftError: if the head cannot be made, or a test image is among those that make it.
     """
     head = given.head
     if head is None or head.file is not None:
@@ -123,7 +128,12 @@ def head_of(
     with _of_task(given):
         if head.zero_shot:
             return _zero_shot(given, head, names)
-        return _prototypes(head, base, names, sources, drop)
+        assert sources.shots is not None
+        classes, said = _prototype_classes(sources.shots, names), base.preprocess
+        shots = load_shots(
+            given.name, sources.shots, said, len(classes), tests(), drop=drop, say=say
+        )
+        return _prototypes(head, base, classes, *shots)
 
 
 def shape_of_head(
@@ -220,16 +230,6 @@ def _file_head(task: str, head: HeadSource) -> Head:
     return Head.from_file(head.file, normalize=head.normalize)
 
 
-def label_notes(recipe: Recipe) -> Iterator[str]:
-    """Yields what a reader of results must know of labels that made heads."""
-    names = [task.name for task in recipe.tasks if task.head and task.head.prototypes]
-    if names:
-        yield (
-            f"Labels made the heads of {', '.join(names)}: class means of labelled images that the "
-            f"recipe gives for that purpose. λ depends on them through these heads alone."
-        )
-
-
 def _zero_shot(given: TaskRecipe, head: HeadSource, own: tuple[str, ...] | None) -> Head:
     wanted = head.zero_shot
     assert wanted is not None
@@ -252,16 +252,10 @@ def _zero_shot(given: TaskRecipe, head: HeadSource, own: tuple[str, ...] | None)
 
 
 def _prototypes(
-    head: HeadSource, base: Base, own: tuple[str, ...] | None, sources: Sources, drop: bool
+    head: HeadSource, base: Base, names: tuple[str, ...], samples: Samples, labels: Tensor
 ) -> Head:
     shots = head.prototypes
     assert shots is not None
-    assert sources.shots is not None
-    names = _prototype_classes(sources.shots, own)
-    samples, labels = load_labelled(sources.shots, base.preprocess, len(names), role="train")
-    if drop and sources.evaluate is not None:
-        kept = unshared(samples, load_test_images(sources.evaluate, base.preprocess))
-        samples, labels = samples.take(kept), labels[kept]
     images = hashlib.sha256(samples.digests().tobytes() + labels.numpy().tobytes())
     ingredients = {
         "kind": "prototypes",

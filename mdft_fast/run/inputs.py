@@ -12,7 +12,6 @@ from mdft_fast.run.build import Built, construct_config, images_at_once
 from mdft_fast.run.data import load_data
 from mdft_fast.run.folder import check_inputs
 from mdft_fast.run.progress import Progress
-from mdft_fast.run.sources import shots_of
 from mdft_fast.stages import TaughtTask, teach
 
 
@@ -33,7 +32,6 @@ def same_task(folder: Path, built: Built, meta: MetaModel, name: str) -> TaughtT
             transductive=recipe.transductive,
             shown=shown,
             drop=recipe.duplicates == "drop",
-            shots=shots_of(recipe),
             only=name,
         )
     config, batch = construct_config(recipe), images_at_once(recipe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -51,6 +51,22 @@ class Measured:
     others: dict[str, dict[int, float]]
     tests: dict[str, int]
     confusion: dict[str, dict[str, list[Any]]]
+
+
+def worse_than_base(accuracy: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Returns a sentence if fine-tuned models are worse than their base, on tasks of their own."""
+    own, base = accuracy.get("individual", {}), accuracy.get("pretrained", {})
+    worse = [
+        f"{name} ({100 * own[name]:.1f} against {100 * base[name]:.1f})"
+        for name in own
+        if name in base and own[name] < base[name]
+    ]
+    if not worse:
+        return []
+    return [
+        f"The pool's own models are worse than the pre-trained one on {', '.join(worse)}: a head, "
+        f"the preprocessing or the order of classes may be wrong, and what is learned builds on it."
+    ]
 
 
 def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:

@@ -26,13 +26,11 @@ from mdft_fast.run.build import (
 from mdft_fast.run.data import LoadedData, load_data
 from mdft_fast.run.facts import filter_facts, task_facts
 from mdft_fast.run.folder import RunFolder
-from mdft_fast.run.heads import label_notes
 from mdft_fast.run.inputs import inputs_of
-from mdft_fast.run.measure import TASK_ARITHMETIC, Measured, measure
+from mdft_fast.run.measure import TASK_ARITHMETIC, Measured, measure, worse_than_base
 from mdft_fast.run.plan import MemoryPlan, explained, plan, size
 from mdft_fast.run.pool import choose_device
 from mdft_fast.run.progress import Progress
-from mdft_fast.run.sources import shots_of
 from mdft_fast.run.system import Phases, deterministic, environment
 from mdft_fast.stages import (
     Callback,
@@ -111,7 +109,6 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
                 transductive=recipe.transductive,
                 shown=shown,
                 drop=recipe.duplicates == "drop",
-                shots=shots_of(recipe),
             )
         with deterministic(recipe.deterministic, built.device), explained(recipe):
             meta = built.meta_model(planned.chosen.mode)
@@ -268,8 +265,8 @@ def _result(
         "holdout": learned.holdout,
         "phases": phases.list,
         "warnings": [
+            *worse_than_base(measured.accuracy),
             *data.notes,
-            *label_notes(recipe),
             *first.warnings,
             *pool.notes,
             *_resumed(folder),

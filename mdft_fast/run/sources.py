@@ -17,7 +17,6 @@ from mdft_fast.data import (
 
 if TYPE_CHECKING:
     from mdft_fast.data.listing import Role
-    from mdft_fast.recipe import Recipe
     from mdft_fast.recipe.sections import TaskRecipe
 
 OnDisk = NpzSource | ListedSource
@@ -53,14 +52,6 @@ def sources_of(given: TaskRecipe, *, transductive: bool) -> Sources:
             test, adapt = (dataclasses.replace(whole, split=name) for name in ("test", "train"))
             shots = adapt if shots == whole else shots
     return Sources(adapt, test, shots)
-
-
-def shots_of(recipe: Recipe) -> dict[str, OnDisk]:
-    """Returns the labelled images that make heads, by task."""
-    found = {
-        task.name: sources_of(task, transductive=recipe.transductive).shots for task in recipe.tasks
-    }
-    return {name: shots for name, shots in found.items() if shots}
 
 
 def class_names_of(

@@ -18,7 +18,10 @@ import torch
 import mdft_fast
 from mdft_fast.ops import kernels
 
-_PACKAGES = ("torch", "numpy", "safetensors", "timm", "open_clip_torch", "torchvision")
+_PACKAGES = (
+    "torch", "numpy", "safetensors", "timm", "open_clip_torch", "torchvision", "transformers",
+    "peft",
+)  # fmt: skip
 
 
 def environment(device: torch.device) -> dict[str, Any]:

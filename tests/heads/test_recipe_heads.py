@@ -26,7 +26,7 @@ from mdft_fast.recipe import Recipe, RecipeError
 from mdft_fast.run import run
 from mdft_fast.run.build import build, pack
 from mdft_fast.run.plan import plan
-from mdft_fast.run.sources import shots_of
+from mdft_fast.run.sources import sources_of
 from tests.data.on_disk import noise, write_dtd, write_folders
 from tests.run.conftest import SPEC, files, make_recipe  # noqa: F401  # fixtures
 
@@ -128,7 +128,8 @@ def test_prototypes_take_the_rest_of_a_folder_that_is_split(
     place = f"{{folder: {tmp_path / 'images'}}}"
     parts = [f"tasks[0].{part}={place}" for part in ("adapt", "evaluate", "head.prototypes")]
     recipe = make_recipe("tasks[0].head={}", *parts, "specialize.tasks=none", "construct.steps=1")
-    assert shots_of(recipe) == {"shapes": FolderSource(tmp_path / "images", "train")}
+    shots = sources_of(recipe.tasks[0], transductive=False).shots
+    assert shots == FolderSource(tmp_path / "images", "train")
     assert run(recipe, progress=False).report.is_file()
     parts[2] = f"tasks[0].head.prototypes={{folder: {tmp_path / 'images'}, split: test}}"
     parts[1] = f"tasks[0].evaluate={{folder: {tmp_path / 'images'}, split: test}}"
@@ -171,10 +172,8 @@ def test_test_images_make_no_head_where_duplicates_are_dropped(
         run(make_recipe(both, *short), progress=False)
     dropping = make_recipe(both, "duplicates=drop", *short)
     assert build(dropping).tasks[0].head.weight.equal(clean.weight)
-    assert (
-        "Task 'shapes': 4 of 34 images for its head are test images, pixel for pixel, and were "
-        "dropped." in run(dropping, progress=False).result["warnings"]
-    )
+    (note,) = run(dropping, progress=False).result["warnings"]
+    assert note.endswith("4 of 34 were test images, pixel for pixel, and were dropped.")
 
 
 def test_prototypes_of_a_packed_pool_are_the_same(
@@ -219,7 +218,7 @@ def test_labels_of_adapt_and_evaluate_are_never_opened(
     build(make_recipe(zero_shot(weights), *where))
     assert built.tasks[0].head.weight.equal(clean.tasks[0].head.weight)
     assert (shots, "y") in opened
-    assert {key for file, key in opened if file != shots} == {"class_names"}
+    assert {key for file, key in opened if file != shots} == {"class_names", "x_test"}
 
 
 def test_zero_shot_heads(
@@ -305,7 +304,7 @@ def test_a_report_says_which_labels_made_heads(
     steps = ["construct.steps=1", "specialize.tasks=none"]
     done = run(make_recipe(SHOT.format(shots, ""), *steps))
     (note,) = [line for line in done.result["warnings"] if "Labels made" in line]
-    assert note.startswith("Labels made the heads of shapes: class means of labelled images")
+    assert note.startswith("Labels made the head of shapes: class means of labelled images")
     text = Path(done.report).read_text()
     assert note in text
     assert "labels were read here and nowhere else" in text
