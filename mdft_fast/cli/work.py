@@ -48,9 +48,9 @@ def run_recipe(
         raise typer.Exit(STOPPED) from None
     if not quiet:
         show_accuracy(summary.result)
-        for line in summary.result["warnings"]:
+        for line in summary.result.get("warnings", ()):
             complain(f"warning: {line}")
-    say(f"report: {summary.report}, {summary.report.with_suffix('.html').name}")
+    say(f"report: {summary.report}")
 
 
 def pack_pool(
