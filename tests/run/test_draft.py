@@ -31,8 +31,8 @@ KWARGS: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIZE,
     "patch_size": 8, "intermediate_size": 32,
 }  # fmt: skip
-PROCESSOR = {"size": {"height": SIZE, "width": SIZE}, "resample": 2, "image_mean": list(MEAN),
-             "image_std": list(STD)}  # fmt: skip
+PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": SIZE, "width": SIZE},
+             "resample": 2, "image_mean": list(MEAN), "image_std": list(STD)}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

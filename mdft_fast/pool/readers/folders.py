@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,10 @@ _DEFAULT_ACTIVATION = {  # of transformers, where a config does not say
     "dinov2": "gelu",
 }
 _PIL = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of filters
+# Processors of transformers that, where their file does not say it, cut out the center and take an
+# integer size for the shortest edge; that cut nothing and take it for both. Others differ.
+_SHORTEST, _SQUASH = ("CLIP", "ChineseCLIP", "Bit"), ("ViT",)
+_PROCESSOR = re.compile("(FeatureExtractor|ImageProcessor)(Fast|Pil)?$")  # after a kind's name
 
 
 def read_transformers(folder: Path, read: Read) -> State:
@@ -93,16 +98,22 @@ def processor_facts(given: Mapping[str, Any]) -> dict[str, Any]:
         said["interpolation"] = _PIL.get(given["resample"], OTHER)
     if not {"size", "crop_size", "do_resize", "do_center_crop"} & given.keys():
         return said
-    edges, crop = given.get("size"), _edges(given.get("crop_size"))
-    both, cut = _edges(edges), given.get("do_center_crop")
-    shortest = edges.get("shortest_edge") if isinstance(edges, dict) else edges
+    kind = given.get("image_processor_type", given.get("feature_extractor_type"))
+    kind = _PROCESSOR.sub("", kind) if isinstance(kind, str) else ""
     way: dict[str, Any] = {"resize": OTHER}
-    if cut and crop:
-        said["size"] = crop
-        way = resizing([shortest] if type(shortest) is int else both, crop)
-    elif both and not cut:
-        said["size"] = both
-        way = resizing(both, both)
+    if kind not in (*_SHORTEST, *_SQUASH) and "do_center_crop" not in given:
+        return said | way
+    edges, crop = given.get("size"), _edges(given.get("crop_size"))
+    both, shortest = _edges(edges), kind in _SHORTEST
+    if isinstance(edges, dict):
+        resized = _edges(edges.get("shortest_edge"))[:1] or both
+    else:
+        resized = both[:1] if shortest else both if kind in _SQUASH else []
+    cut = given.get("do_center_crop", shortest)
+    size = crop if cut else both
+    if size:
+        said["size"] = size
+        way = resizing(resized, size) if cut or resized == both else way
     return said | (way if given.get("do_resize", True) else {"resize": OTHER})
 
 

@@ -157,11 +157,42 @@ PROCESSORS = {
          "resize": "shortest", "interpolation": "bicubic", "crop_pct": 1.0},
     ),
     "old clip": (
-        {"do_center_crop": True, "crop_size": 16, "size": 16},
+        {"feature_extractor_type": "CLIPFeatureExtractor", "do_center_crop": True,
+         "crop_size": 16, "size": 20},
+        {"size": [16, 16], "resize": "shortest", "crop_pct": 0.8},
+    ),
+    "clip, which crops unless told": (
+        {"image_processor_type": "CLIPImageProcessorFast", "crop_size": 16, "size": 16},
         {"size": [16, 16], "resize": "shortest", "crop_pct": 1.0},
     ),
+    "clip that is told not to crop": (
+        {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False, "size": 16},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "deit, whose number is both edges": (
+        {"feature_extractor_type": "DeiTFeatureExtractor", "do_center_crop": True,
+         "crop_size": 16, "size": 20},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "a number of nobody": (
+        {"do_center_crop": True, "crop_size": 16, "size": 16},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "a square of nobody, which may be cut": (
+        {"size": {"height": 20, "width": 20}, "crop_size": 16},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "an edge of nothing": (
+        {"do_center_crop": True, "crop_size": 16, "size": {"shortest_edge": 0}},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "old vit": (
+        {"feature_extractor_type": "ViTFeatureExtractor", "size": 16},
+        {"size": [16, 16], "resize": "squash", "crop_pct": 1.0},
+    ),
     "vit": (
-        {"size": {"height": 16, "width": 16}, "resample": 2},
+        {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16},
+         "resample": 2},
         {"size": [16, 16], "resize": "squash", "interpolation": "bilinear", "crop_pct": 1.0},
     ),
     "dinov2": (
