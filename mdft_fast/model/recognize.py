@@ -49,7 +49,7 @@ def recognize(path: Path, state: State) -> Recognized | None:
     """Returns the backbone that a checkpoint is of; None: it is none that is known here.
 
     Args:
-        path: where it lies: a folder of transformers or open_clip has a config.
+        path: where it lies: a folder of timm, transformers or open_clip has a config.
         state: it, opened. Shapes alone are looked at.
     """
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
@@ -58,7 +58,11 @@ def recognize(path: Path, state: State) -> Recognized | None:
 
 
 def _of_config(config: Mapping[str, Any], state: State) -> Recognized | None:
-    """Reads a transformers config."""
+    """Reads a config of timm or transformers."""
+    if isinstance(config.get("architecture"), str):
+        built = config.get("model_args")
+        kwargs = {**(built if isinstance(built, dict) else {}), "num_classes": 0}
+        return Recognized("timm", config["architecture"], kwargs)
     kind = config.get("model_type")
     vision = config.get("vision_config")
     given = dict(config)

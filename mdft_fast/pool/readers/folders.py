@@ -33,6 +33,9 @@ _PIL = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of filters
 # Processors of transformers that, where their file does not say it, cut out the center and take an
 # integer size for the shortest edge; that cut nothing and take it for both. Others differ.
 _SHORTEST, _SQUASH = ("CLIP", "ChineseCLIP", "Bit"), ("ViT",)
+# Of timm's pretrained_cfg; where they say how images are made, a crop_pct that is absent is 0.875.
+_TIMM_KEYS = {"mean", "std", "interpolation", "crop_mode", "input_size"}
+_TIMM_CROP = 0.875
 _PROCESSOR = re.compile("(FeatureExtractor|ImageProcessor)(Fast|Pil)?$")  # after a kind's name
 
 
@@ -80,9 +83,12 @@ def timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     size, shape = built.get("img_size"), trained.get("input_size")
     if size is None and trained.get("fixed_input_size") and isinstance(shape, list):
         size = shape[1:]
-    mode = trained.get("crop_mode")
+    mode, share = trained.get("crop_mode"), trained.get("crop_pct")
+    if share is None and trained.keys() & _TIMM_KEYS:
+        share = _TIMM_CROP
     return {
-        **{key: trained.get(key) for key in ("mean", "std", "interpolation", "crop_pct")},
+        **{key: trained.get(key) for key in ("mean", "std", "interpolation")},
+        "crop_pct": share,
         "size": size,
         "resize": "shortest" if mode == "center" else mode,
     }
