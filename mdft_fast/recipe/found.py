@@ -36,9 +36,7 @@ def notes_of(folder: Path) -> dict[str, Any]:
 
 def find_models(folder: Path) -> tuple[Path, Path, list[str]]:
     """Returns the base, the models' folder, and the models' names, sorted."""
-    bases = sorted(folder.glob(_BASES[0])) or sorted(
-        path for pattern in _BASES[1:] for path in folder.glob(pattern)
-    )
+    bases = sorted(path for pattern in _BASES for path in folder.glob(pattern))
     bases += sorted(path for path in folder.glob("base*") if _is_model(path))
     if len(bases) != 1:
         got = [base.name for base in bases] or "none"

@@ -149,16 +149,27 @@ def test_folders_without_a_pool(tmp_path: Path) -> None:
         draft(tmp_path, tmp_path / "r.yaml")
 
 
+@pytest.mark.parametrize("second", ["base.pt", "base_old.bin", "zeroshot.pt", "base.safetensors"])
+def test_a_second_base_is_no_task(second: str, tmp_path: Path) -> None:
+    for name in ("base_a.safetensors", "mnist.safetensors", second):
+        a_file(tmp_path / name)
+    with pytest.raises(MdftError, match=r"must hold one base.*, got \[.*, ") as caught:
+        draft(tmp_path, tmp_path / "r.yaml")
+    assert repr(second) in str(caught.value)
+
+
 def test_task_vectors_layout(tmp_path: Path) -> None:
     for name in ("MNIST", "DTD"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "finetuned.pt").touch()
         torch.save({"weight": torch.ones(2, 3)}, tmp_path / f"head_{name}.pt")
     torch.save({"weight": torch.ones(2, 3)}, tmp_path / "zeroshot.pt")
+    torch.save({"weight": torch.ones(2, 3)}, tmp_path / "Head_dtd2.pt")
     text = draft(tmp_path, tmp_path / "my.yaml")
     for line in ("  base: zeroshot.pt", "  models: .", "  - name: dtd", "  - name: mnist",
                  f"    head: {{file: head_MNIST.pt, normalize: {UNKNOWN}}}"):  # fmt: skip
         assert any(found.startswith(line) for found in text.splitlines()), line
+    assert text.count("  - name: ") == 2, "Head_ is a classifier's too"
 
 
 CLASSES = ("airplane", "baseball_diamond", "wetland")
