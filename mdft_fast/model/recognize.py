@@ -112,11 +112,13 @@ def _tower(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
         prefix = key.removesuffix("conv1.weight")
         block = f"{prefix}transformer.resblocks.{{}}.mlp.c_fc.weight"
         rest = (block.format(0), f"{prefix}positional_embedding", f"{prefix}proj")
-        if prefix == key or tensors[key].dim() != 4 or not all(n in tensors for n in rest):
+        if prefix == key or not all(name in tensors for name in rest):
+            continue
+        if [tensors[n].dim() for n in (key, *rest)] != [4, 2, 2, 2] or 0 in tensors[key].shape:
             continue
         width, _, patch, _ = tensors[key].shape
         hidden, positions, projection = (tensors[name].shape for name in rest)
-        side = math.isqrt(positions[0] - 1)
+        side = math.isqrt(max(positions[0] - 1, 0))
         layers = 0
         while block.format(layers) in tensors:
             layers += 1
@@ -152,5 +154,5 @@ def _heads(path: Path, width: int) -> int | None:
     try:
         vision = read_json(path / CLIP_CONFIG)["model_cfg"]["vision_cfg"]
         return int(width // vision.get("head_width", _HEAD_WIDTH))
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError):
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError):
         return None
