@@ -221,7 +221,8 @@ def test_init_writes_a_recipe_once(tmp_path: Path) -> None:
 
 
 def test_init_counts_what_a_name_with_a_hash_hides(tmp_path: Path) -> None:
-    for name in ("base", "a #1"):
+    (tmp_path / "heads").mkdir()
+    for name in ("base", "a #1", "heads/a #1"):  # of its head, normalize is CHANGE_ME
         save_file({"weight": torch.ones(2, 3)}, tmp_path / f"{name}.safetensors")
     text = call("init", tmp_path).output
     with pytest.raises(RecipeError) as caught:
