@@ -85,7 +85,8 @@ def init(
     from mdft_fast.errors import MdftError
     from mdft_fast.files import write_text
     from mdft_fast.recipe.draft import draft
-    from mdft_fast.recipe.recipe import UNKNOWN
+    from mdft_fast.recipe.recipe import UNKNOWN, unknown_keys
+    from mdft_fast.recipe.text import parse
 
     target = output or folder / "recipe.yaml"
     if target.exists() and not overwrite:
@@ -93,7 +94,7 @@ def init(
     text = draft(folder, target)
     write_text(target, text)
     say(f"wrote {target}")
-    count = sum(line.partition("#")[0].count(UNKNOWN) for line in text.splitlines())
+    count = len(list(unknown_keys(parse(text), "")))
     if count:
         say(f"look for {UNKNOWN} in it, {count} times; then: mdft run {target}")
     else:

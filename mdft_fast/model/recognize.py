@@ -49,7 +49,7 @@ def recognize(path: Path, state: State) -> Recognized | None:
     """Returns the backbone that a checkpoint is of; None: it is none that is known here.
 
     Args:
-        path: where it lies: a folder of transformers or open_clip has a config.
+        path: where it lies: a folder of timm, transformers or open_clip has a config.
         state: it, opened. Shapes alone are looked at.
     """
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
@@ -58,7 +58,11 @@ def recognize(path: Path, state: State) -> Recognized | None:
 
 
 def _of_config(config: Mapping[str, Any], state: State) -> Recognized | None:
-    """Reads a transformers config."""
+    """Reads a config of timm or transformers."""
+    if isinstance(config.get("architecture"), str):
+        built = config.get("model_args")
+        kwargs = {**(built if isinstance(built, dict) else {}), "num_classes": 0}
+        return Recognized("timm", config["architecture"], kwargs)
     kind = config.get("model_type")
     vision = config.get("vision_config")
     given = dict(config)
@@ -108,11 +112,13 @@ def _tower(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
         prefix = key.removesuffix("conv1.weight")
         block = f"{prefix}transformer.resblocks.{{}}.mlp.c_fc.weight"
         rest = (block.format(0), f"{prefix}positional_embedding", f"{prefix}proj")
-        if prefix == key or tensors[key].dim() != 4 or not all(n in tensors for n in rest):
+        if prefix == key or not all(name in tensors for name in rest):
+            continue
+        if [tensors[n].dim() for n in (key, *rest)] != [4, 2, 2, 2] or 0 in tensors[key].shape:
             continue
         width, _, patch, _ = tensors[key].shape
         hidden, positions, projection = (tensors[name].shape for name in rest)
-        side = math.isqrt(positions[0] - 1)
+        side = math.isqrt(max(positions[0] - 1, 0))
         layers = 0
         while block.format(layers) in tensors:
             layers += 1
@@ -148,5 +154,5 @@ def _heads(path: Path, width: int) -> int | None:
     try:
         vision = read_json(path / CLIP_CONFIG)["model_cfg"]["vision_cfg"]
         return int(width // vision.get("head_width", _HEAD_WIDTH))
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError):
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError):
         return None

@@ -41,13 +41,13 @@ def find_tasks(folder: Path, base: Path) -> list[str]:
         folder: holds them.
         base: the pre-trained model, which may lie beside them.
 
-    Files ``head_<Task>.pt`` are classifiers. A folder with ``finetuned.pt`` gives its name in lower
-    case, which is how recipes spell the data sets.
+    Files ``head_<Task>.pt``, capitals apart, are classifiers. A folder with ``finetuned.pt``
+    gives its name in lower case, which is how recipes spell the data sets.
     """
     suffixes = {Path(place).suffix for place in _PLACES if "/" not in place} - {""}
     names: set[str] = set()
     for entry in folder.iterdir():
-        if entry == base or entry.name.startswith(("head_", ".")):
+        if entry == base or entry.name.lower().startswith(("head_", ".")):
             continue
         if entry.is_file() and entry.suffix in suffixes:
             names.add(entry.stem)

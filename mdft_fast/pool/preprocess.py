@@ -12,6 +12,7 @@ from mdft_fast.errors import MdftError, nearest
 Resize = Literal["shortest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
 
+LEAST_CROP = 0.1  # a smaller share is a mistake, and the image before the crop takes all memory
 _NEEDED = ("size", "mean", "std")
 # What CLIP's own evaluation does. Pools from before these keys existed mean the same.
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -31,7 +32,7 @@ class Preprocess(TypedDict):
         resize: how an image of another size comes to this one. "shortest" (the default): its
             shortest edge does, and the center is cut out. "squash": both edges do.
         interpolation: of the resizing, antialiased: "bicubic" (the default) or "bilinear".
-        crop_pct: the share of the resized edges that is cut out, as timm says it, in (0, 1]; 1 is
+        crop_pct: the share of the resized edges that is cut out, as timm says it, in [0.1, 1]; 1 is
             the default. The image is resized to :func:`edges_before_crop`, not to ``size``.
     """
 
@@ -71,8 +72,10 @@ def as_preprocess(given: Mapping[str, Any]) -> Preprocess:
     resize: Any = _choice(given, "resize")
     interpolation: Any = _choice(given, "interpolation")
     (crop_pct,) = _numbers(given.get("crop_pct", 1.0), 1, "crop_pct")
-    if not 0 < crop_pct <= 1:
-        raise MdftError(f"preprocess: 'crop_pct' must be in (0, 1], got {given['crop_pct']!r}")
+    if not LEAST_CROP <= crop_pct <= 1:
+        raise MdftError(
+            f"preprocess: 'crop_pct' must be in [{LEAST_CROP}, 1], got {given['crop_pct']!r}"
+        )
     return {
         "size": [int(value) for value in size],
         "mean": mean,

@@ -126,7 +126,7 @@ def draft(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> str
 
 
 def _in_order(names: Sequence[str], facts: Mapping[str, Any]) -> list[str]:
-    known = [task["name"] for task in facts.get("tasks", []) if isinstance(task, dict)]
+    known = [task["name"] for task in facts.get("tasks", [])]
     return sorted(names, key=lambda n: (known.index(n) if n in known else len(known), n))
 
 
@@ -177,7 +177,8 @@ def _task(folder: Path, name: str, target: Path, facts: Mapping[str, Any]) -> It
         yield "    # the classifier; normalize: whether it reads features at length 1"
         yield f"    head: {_flow(head, target)}"
     rows = found[1].tensors.get("weight") if found else None
-    adapt, test = find_samples(folder, name, None if rows is None else len(rows))
+    classes = len(rows) if rows is not None and rows.dim() else None
+    adapt, test = find_samples(folder, name, classes)
     adapt = adapt or {"npz": UNKNOWN, "x": UNKNOWN}
     yield "    # unlabelled samples: an array uint8 [n, H, W, 3], or a folder of images"
     yield f"    adapt: {_flow(adapt, target)}  # or {{torchvision: ...}}, {{hf: ...}}"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from mdft_fast.data.listing import Role
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import State, open_state
 from mdft_fast.pool.places import find_tasks
-from mdft_fast.pool.readers.sniff import sniff
+from mdft_fast.pool.readers.sniff import read_json, sniff
 
 _UNLABELLED = ("x_unlabelled", "x_unlabeled", "unlabelled", "x_train", "x", "images")
 _UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
@@ -23,22 +22,35 @@ Source = dict[str, Any]
 
 
 def notes_of(folder: Path) -> dict[str, Any]:
-    """Returns what ``pool.json`` says, where it is there."""
+    """Returns what ``pool.json`` says, where it is there; null says nothing."""
     path = folder / "pool.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+    if not path.is_file():
         return {}
-    except ValueError as error:
-        raise MdftError(f"{path}: not JSON: {error}") from None
-    return found if isinstance(found, dict) else {}
+    found: dict[str, Any] = _checked(path, "the file", read_json(path), dict)
+    for key in ("architecture", "input"):
+        _checked(path, key, found.setdefault(key, {}), dict)
+    for key, kind in (("library", str), ("name", str), ("kwargs", dict)):
+        if key in found["architecture"]:
+            _checked(path, f"architecture.{key}", found["architecture"][key], kind)
+    for i, task in enumerate(_checked(path, "tasks", found.setdefault("tasks", []), list)):
+        name = _checked(path, f"tasks[{i}]", task, dict).get("name")
+        _checked(path, f"tasks[{i}].name", name, str)
+    return found
+
+
+def _checked(path: Path, key: str, value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        wanted = {"dict": "an object", "list": "a list", "str": "text"}[kind.__name__]
+        raise MdftError(f"{path}: {key} must be {wanted}, got {value!r:.60}")
+    if isinstance(value, dict):  # null: as if it were not there
+        for name in [name for name, inner in value.items() if inner is None]:
+            del value[name]
+    return value
 
 
 def find_models(folder: Path) -> tuple[Path, Path, list[str]]:
     """Returns the base, the models' folder, and the models' names, sorted."""
-    bases = sorted(folder.glob(_BASES[0])) or sorted(
-        path for pattern in _BASES[1:] for path in folder.glob(pattern)
-    )
+    bases = sorted(path for pattern in _BASES for path in folder.glob(pattern))
     bases += sorted(path for path in folder.glob("base*") if _is_model(path))
     if len(bases) != 1:
         got = [base.name for base in bases] or "none"

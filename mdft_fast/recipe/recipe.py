@@ -72,7 +72,7 @@ class Recipe(Keys):
             hint = nearest(str(preset), PRESETS)
             wanted = f"preset: must be one of {list(PRESETS)}, got {preset!r}{hint}"
             raise RecipeError(where, [wanted])
-        unknown = [f"{key}: still says {UNKNOWN}" for key in _unknown(content, "")]
+        unknown = [f"{key}: still says {UNKNOWN}" for key in unknown_keys(content, "")]
         if unknown:
             raise RecipeError(where, unknown)
         said = {key: value for key, value in content.items() if value is not None}
@@ -158,14 +158,14 @@ def _complaint(key: str, look: Callable[[], object]) -> Iterator[str]:
         yield f"{key}: {error}"
 
 
-def _unknown(content: Any, at: str) -> Iterator[str]:
+def unknown_keys(content: Any, at: str) -> Iterator[str]:
     """Yields the keys that hold what `mdft init` writes where it does not know."""
     if isinstance(content, Mapping):
         for key, value in content.items():
-            yield from _unknown(value, f"{at}.{key}" if at else str(key))
+            yield from unknown_keys(value, f"{at}.{key}" if at else str(key))
     elif isinstance(content, (list, tuple)):
         for i, value in enumerate(content):
-            yield from _unknown(value, f"{at}[{i}]")
+            yield from unknown_keys(value, f"{at}[{i}]")
     elif content == UNKNOWN:
         yield at
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from mdft_fast.data.listing import Role
+from mdft_fast.pool.preprocess import LEAST_CROP
 from mdft_fast.recipe.data import AdaptData, EvaluateData
 from mdft_fast.recipe.fields import (
     Bytes,
@@ -77,7 +78,7 @@ class Preprocess(Section):
     interpolation: (
         Annotated[Literal["bicubic", "bilinear"], choice("bicubic", "bilinear")] | None
     ) = None
-    crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
+    crop_pct: Annotated[Number, Field(ge=LEAST_CROP, le=1)] | None = None
 
     def said(self) -> dict[str, Any]:
         """Returns the keys that are not null."""

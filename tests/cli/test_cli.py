@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import mdft_fast.run
 from mdft_fast.cli import app, work
 from mdft_fast.errors import MdftError
-from mdft_fast.recipe import Recipe
+from mdft_fast.recipe import Recipe, RecipeError
 from tests.report.conftest import make_metrics, make_result
 
 COMMANDS = (
@@ -218,6 +218,16 @@ def test_init_writes_a_recipe_once(tmp_path: Path) -> None:
     assert "must not exist, got a file; --overwrite replaces it" in again.stderr
     assert call("init", tmp_path, "--overwrite").exit_code == 0
     assert (tmp_path / "recipe.yaml").read_text() == text
+
+
+def test_init_counts_what_a_name_with_a_hash_hides(tmp_path: Path) -> None:
+    (tmp_path / "heads").mkdir()
+    for name in ("base", "a #1", "heads/a #1"):  # of its head, normalize is CHANGE_ME
+        save_file({"weight": torch.ones(2, 3)}, tmp_path / f"{name}.safetensors")
+    text = call("init", tmp_path).output
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(tmp_path / "recipe.yaml")
+    assert f"CHANGE_ME in it, {len(caught.value.problems)} times" in text
 
 
 def test_init_of_no_pool(tmp_path: Path) -> None:

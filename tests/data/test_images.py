@@ -225,8 +225,8 @@ def test_every_kind_of_image_is_read_whatever_its_name(kind: str, tmp_path: Path
     [
         ({"resize": "longest"}, r"'resize' must be one of \['shortest', 'squash'\], got 'longest'"),
         ({"interpolation": "cubic"}, r"'interpolation' must be .*got 'cubic'; did you mean 'bic"),
-        ({"crop_pct": 0}, r"'crop_pct' must be in \(0, 1\], got 0"),
-        ({"crop_pct": 1.2}, r"'crop_pct' must be in \(0, 1\], got 1.2"),
+        ({"crop_pct": 0.099}, r"'crop_pct' must be in \[0.1, 1\], got 0.099"),
+        ({"crop_pct": 1.2}, r"'crop_pct' must be in \[0.1, 1\], got 1.2"),
         ({"crop_pct": [1, 1]}, r"'crop_pct' must be one number, got \[1, 1\]"),
         ({"resise": "squash"}, r"keys must be .*got 'resise'; did you mean 'resize'"),
     ],

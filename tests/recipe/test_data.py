@@ -120,5 +120,7 @@ def test_preprocess_says_how_to_resize(tmp_path: Path) -> None:
     assert recipe.preprocess.said() == {**given, "crop_pct": 0.875}
     with pytest.raises(RecipeError, match=r"preprocess.crop_pct: must be at most 1, got 1.1"):
         load(tmp_path, {"npz": "a"}, preprocess={**given, "crop_pct": 1.1})
+    with pytest.raises(RecipeError, match=r"preprocess.crop_pct: must be at least 0.1, got 0.09"):
+        load(tmp_path, {"npz": "a"}, preprocess={**given, "crop_pct": 0.09})
     with pytest.raises(RecipeError, match=r"preprocess.interpolation: must be one of .*'bicubi"):
         load(tmp_path, {"npz": "a"}, preprocess={**given, "interpolation": "bicubik"})

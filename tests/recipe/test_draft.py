@@ -149,16 +149,64 @@ def test_folders_without_a_pool(tmp_path: Path) -> None:
         draft(tmp_path, tmp_path / "r.yaml")
 
 
+@pytest.mark.parametrize("second", ["base.pt", "base_old.bin", "zeroshot.pt", "base.safetensors"])
+def test_a_second_base_is_no_task(second: str, tmp_path: Path) -> None:
+    for name in ("base_a.safetensors", "mnist.safetensors", second):
+        a_file(tmp_path / name)
+    with pytest.raises(MdftError, match=r"must hold one base.*, got \[.*, ") as caught:
+        draft(tmp_path, tmp_path / "r.yaml")
+    assert repr(second) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ([], r"the file must be an object, got \[\]"),
+        ({"architecture": "vit"}, r"architecture must be an object, got 'vit'"),
+        ({"architecture": {"name": 7}}, r"architecture\.name must be text, got 7"),
+        ({"architecture": {"name": "v", "kwargs": [1]}}, r"\.kwargs must be an object, got \[1\]"),
+        ({"input": [64]}, r"input must be an object, got \[64\]"),
+        ({"tasks": {}}, r"tasks must be a list, got {}"),
+        ({"tasks": ["a"]}, r"tasks\[0\] must be an object, got 'a'"),
+        ({"tasks": [{"name": "a"}, {}]}, r"tasks\[1\]\.name must be text, got None"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_strangers_pool_json(facts: Any, message: str, packed: bool, folder: Path) -> None:
+    (folder / "pool.json").write_text(json.dumps(facts))
+    if packed:
+        (folder / "tau.safetensors").touch()
+    with pytest.raises(MdftError, match=rf"pool\.json: .*{message}"):
+        draft(folder, folder / "r.yaml")
+
+
+def test_null_in_pool_json_says_nothing(folder: Path) -> None:
+    target = folder / "r.yaml"
+    (folder / "pool.json").unlink()
+    silent = draft(folder, target)
+    for facts in (dict.fromkeys(FACTS), {"architecture": {"name": None, "kwargs": None}}):
+        (folder / "pool.json").write_text(json.dumps(facts))
+        assert draft(folder, target) == silent
+
+
+def test_a_head_of_one_number(folder: Path) -> None:
+    save_file({"weight": torch.ones(())}, folder / "heads" / "zoo.safetensors")
+    assert "heads/zoo.safetensors" in draft(folder, folder / "r.yaml")
+
+
 def test_task_vectors_layout(tmp_path: Path) -> None:
     for name in ("MNIST", "DTD"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "finetuned.pt").touch()
         torch.save({"weight": torch.ones(2, 3)}, tmp_path / f"head_{name}.pt")
     torch.save({"weight": torch.ones(2, 3)}, tmp_path / "zeroshot.pt")
+    torch.save({"weight": torch.ones(2, 3)}, tmp_path / "Head_dtd2.pt")
     text = draft(tmp_path, tmp_path / "my.yaml")
     for line in ("  base: zeroshot.pt", "  models: .", "  - name: dtd", "  - name: mnist",
                  f"    head: {{file: head_MNIST.pt, normalize: {UNKNOWN}}}"):  # fmt: skip
         assert any(found.startswith(line) for found in text.splitlines()), line
+    assert text.count("  - name: ") == 2, "Head_ is a classifier's too"
 
 
 CLASSES = ("airplane", "baseball_diamond", "wetland")

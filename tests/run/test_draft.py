@@ -31,8 +31,8 @@ KWARGS: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIZE,
     "patch_size": 8, "intermediate_size": 32,
 }  # fmt: skip
-PROCESSOR = {"size": {"height": SIZE, "width": SIZE}, "resample": 2, "image_mean": list(MEAN),
-             "image_std": list(STD)}  # fmt: skip
+PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": SIZE, "width": SIZE},
+             "resample": 2, "image_mean": list(MEAN), "image_std": list(STD)}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +205,19 @@ def test_published_models_are_known_by_their_shapes(prefix: str) -> None:
         assert of_model(name, "quick_gelu", prefix) == Recognized("open_clip", quick)
         note = f"{name}, or {quick} for OpenAI's weights"
         assert of_model(name, None, prefix) == Recognized("open_clip", None, {}, note)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("positional_embedding", ()), ("positional_embedding", (0, 4)), ("proj", (16,)),
+        ("transformer.resblocks.0.mlp.c_fc.weight", (64,)), ("conv1.weight", (0, 3, 8, 8)),
+    ],
+)  # fmt: skip
+def test_a_tower_of_odd_shapes_is_not_known(name: str, shape: tuple[int, ...]) -> None:
+    tensors = dict(tiny_clip().visual.state_dict())
+    assert name in tensors
+    assert recognize(Path("none"), State("file", tensors | {name: torch.ones(shape)})) is None
 
 
 def test_a_tower_that_no_name_has() -> None:

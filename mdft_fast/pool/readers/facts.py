@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mdft_fast.errors import MdftError
-from mdft_fast.pool.preprocess import edges_before_crop
+from mdft_fast.pool.preprocess import LEAST_CROP, edges_before_crop
 
 # Two spellings of one number agree within this: 0.4815 is 0.48145466. A step of uint8 is 4e-3.
 _SAME = 1e-3
@@ -29,7 +29,7 @@ class SourceFacts:
         resize: "shortest": the shortest edge becomes the size, then the center is cut out;
             "squash": both edges become the size; "other": in another way.
         interpolation: "bicubic", "bilinear" or "other".
-        crop_pct: share of the resized edges that is cut out, in (0, 1].
+        crop_pct: share of the resized edges that is cut out, in [0.1, 1].
     """
 
     activation: str | None = None
@@ -151,7 +151,7 @@ def resizing(edges: Sequence[int], crop: Sequence[int]) -> dict[str, Any]:
         share = crop[0] / whole[0]
         if edges_before_crop(crop[:1], share) != whole[:1]:
             share = math.nextafter(share, 0)  # rounded up: the edge would be one pixel less
-        if share <= 1 and edges_before_crop(crop, share) == whole:
+        if LEAST_CROP <= share <= 1 and edges_before_crop(crop, share) == whole:
             return {"resize": "squash" if squash else "shortest", "crop_pct": share}
     return {"resize": OTHER}
 
@@ -170,7 +170,8 @@ def _one_of(value: Any, known: tuple[str, ...]) -> str | None:
 
 
 def _share(value: Any) -> float | None:
-    return float(value) if type(value) in (int, float) and 0 < value <= 1 else None
+    good = type(value) in (int, float) and LEAST_CROP <= value <= 1
+    return float(value) if good else None
 
 
 def _size(value: Any) -> tuple[int, int] | None:

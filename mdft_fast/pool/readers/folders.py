@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,13 @@ _DEFAULT_ACTIVATION = {  # of transformers, where a config does not say
     "dinov2": "gelu",
 }
 _PIL = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of filters
+# Processors of transformers that, where their file does not say it, cut out the center and take an
+# integer size for the shortest edge; that cut nothing and take it for both. Others differ.
+_SHORTEST, _SQUASH = ("CLIP", "ChineseCLIP", "Bit"), ("ViT",)
+# Of timm's pretrained_cfg; where they say how images are made, a crop_pct that is absent is 0.875.
+_TIMM_KEYS = {"mean", "std", "interpolation", "crop_mode", "input_size"}
+_TIMM_CROP = 0.875
+_PROCESSOR = re.compile("(FeatureExtractor|ImageProcessor)(Fast|Pil)?$")  # after a kind's name
 
 
 def read_transformers(folder: Path, read: Read) -> State:
@@ -75,9 +83,12 @@ def timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     size, shape = built.get("img_size"), trained.get("input_size")
     if size is None and trained.get("fixed_input_size") and isinstance(shape, list):
         size = shape[1:]
-    mode = trained.get("crop_mode")
+    mode, share = trained.get("crop_mode"), trained.get("crop_pct")
+    if share is None and trained.keys() & _TIMM_KEYS:
+        share = _TIMM_CROP
     return {
-        **{key: trained.get(key) for key in ("mean", "std", "interpolation", "crop_pct")},
+        **{key: trained.get(key) for key in ("mean", "std", "interpolation")},
+        "crop_pct": share,
         "size": size,
         "resize": "shortest" if mode == "center" else mode,
     }
@@ -93,16 +104,22 @@ def processor_facts(given: Mapping[str, Any]) -> dict[str, Any]:
         said["interpolation"] = _PIL.get(given["resample"], OTHER)
     if not {"size", "crop_size", "do_resize", "do_center_crop"} & given.keys():
         return said
-    edges, crop = given.get("size"), _edges(given.get("crop_size"))
-    both, cut = _edges(edges), given.get("do_center_crop")
-    shortest = edges.get("shortest_edge") if isinstance(edges, dict) else edges
+    kind = given.get("image_processor_type", given.get("feature_extractor_type"))
+    kind = _PROCESSOR.sub("", kind) if isinstance(kind, str) else ""
     way: dict[str, Any] = {"resize": OTHER}
-    if cut and crop:
-        said["size"] = crop
-        way = resizing([shortest] if type(shortest) is int else both, crop)
-    elif both and not cut:
-        said["size"] = both
-        way = resizing(both, both)
+    if kind not in (*_SHORTEST, *_SQUASH) and "do_center_crop" not in given:
+        return said | way
+    edges, crop = given.get("size"), _edges(given.get("crop_size"))
+    both, shortest = _edges(edges), kind in _SHORTEST
+    if isinstance(edges, dict):
+        resized = _edges(edges.get("shortest_edge"))[:1] or both
+    else:
+        resized = both[:1] if shortest else both if kind in _SQUASH else []
+    cut = given.get("do_center_crop", shortest)
+    size = crop if cut else both
+    if size:
+        said["size"] = size
+        way = resizing(resized, size) if cut or resized == both else way
     return said | (way if given.get("do_resize", True) else {"resize": OTHER})
 
 

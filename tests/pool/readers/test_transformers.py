@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mdft_fast import MetaModel, Pool
 from mdft_fast.errors import MdftError
 from mdft_fast.model import build_backbone
+from mdft_fast.model.recognize import Recognized, recognize
 from mdft_fast.pool import Head, edges_before_crop, open_state
 from mdft_fast.pool.convert import convert
 from mdft_fast.pool.readers.facts import resizing
@@ -157,11 +158,46 @@ PROCESSORS = {
          "resize": "shortest", "interpolation": "bicubic", "crop_pct": 1.0},
     ),
     "old clip": (
-        {"do_center_crop": True, "crop_size": 16, "size": 16},
+        {"feature_extractor_type": "CLIPFeatureExtractor", "do_center_crop": True,
+         "crop_size": 16, "size": 20},
+        {"size": [16, 16], "resize": "shortest", "crop_pct": 0.8},
+    ),
+    "clip, which crops unless told": (
+        {"image_processor_type": "CLIPImageProcessorFast", "crop_size": 16, "size": 16},
         {"size": [16, 16], "resize": "shortest", "crop_pct": 1.0},
     ),
+    "clip that is told not to crop": (
+        {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False, "size": 16},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "deit, whose number is both edges": (
+        {"feature_extractor_type": "DeiTFeatureExtractor", "do_center_crop": True,
+         "crop_size": 16, "size": 20},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "a number of nobody": (
+        {"do_center_crop": True, "crop_size": 16, "size": 16},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "a square of nobody, which may be cut": (
+        {"size": {"height": 20, "width": 20}, "crop_size": 16},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "an edge that would take all memory": (
+        {"do_center_crop": True, "crop_size": 16, "size": {"shortest_edge": 16000}},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "an edge of nothing": (
+        {"do_center_crop": True, "crop_size": 16, "size": {"shortest_edge": 0}},
+        {"size": [16, 16], "resize": "other"},
+    ),
+    "old vit": (
+        {"feature_extractor_type": "ViTFeatureExtractor", "size": 16},
+        {"size": [16, 16], "resize": "squash", "crop_pct": 1.0},
+    ),
     "vit": (
-        {"size": {"height": 16, "width": 16}, "resample": 2},
+        {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16},
+         "resample": 2},
         {"size": [16, 16], "resize": "squash", "interpolation": "bilinear", "crop_pct": 1.0},
     ),
     "dinov2": (
@@ -255,6 +291,8 @@ def test_what_is_cut_out_is_the_processors(tmp_path: Path) -> None:
         ({"crop_mode": "border"}, {"resize": "other"}),
         ({"interpolation": "random"}, {"interpolation": "other"}),
         ({"crop_pct": "all"}, {"crop_pct": None}),
+        ({"crop_pct": 1e-3}, {"crop_pct": None}),
+        ({"crop_pct": None}, {"crop_pct": 0.875}),
         ({"fixed_input_size": True}, {}),
     ],
     ids=str,
@@ -275,10 +313,16 @@ def test_a_folder_of_timm(trained: dict[str, Any], said: dict[str, Any], tmp_pat
         "interpolation": "bicubic", "crop_pct": 0.95,
     } | said  # fmt: skip
     assert state.facts.preprocess() == {k: v for k, v in wanted.items() if v is not None}
+    with torch.device("meta"):
+        found = recognize(tmp_path, state)
+    assert found == Recognized("timm", "test_vit", config["model_args"] | {"num_classes": 0})
     del config["model_args"]  # as older ones are; the size is then said of models that have one
     (tmp_path / "config.json").write_text(json.dumps(config))
     fixed = [160, 160] if "fixed_input_size" in trained else None
     assert open_state(tmp_path).facts.preprocess().get("size") == fixed
+    del config["pretrained_cfg"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_state(tmp_path).facts.preprocess() == {}, "says nothing, no default either"
 
 
 @pytest.mark.parametrize(("crop", "edge"), [(16, 93), (224, 256), (224, 354), (518, 592)])
