@@ -102,6 +102,8 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
             _check_fits(recipe, planned, shown)
         with phases.phase("load and pack"):
             built = build(recipe)
+            for note in built.pool.notes:
+                shown.say(note)
         with phases.phase("samples"):
             data = load_data(
                 built.tasks,

@@ -39,18 +39,19 @@ class Sources(NamedTuple):
 def sources_of(given: TaskRecipe, *, transductive: bool) -> Sources:
     """Returns where a task's samples are; no image, no label is read.
 
-    A folder that both ``adapt`` and ``evaluate`` name without a split, and that brings none, is
-    split: a fifth of it is for the evaluation. A head made of that folder's images gets the rest.
+    A folder that ``evaluate`` and ``adapt``, or a head's images, name without a split, and that
+    brings none, is split: a fifth of it is for the evaluation, the rest for the others.
     """
     made = given.head.prototypes if given.head else None
     adapt = given.adapt.source()
     test = given.evaluate.source() if given.evaluate else None
     shots = made.source() if made else None
-    if isinstance(test, FolderSource) and adapt == test and not transductive:
+    if isinstance(test, FolderSource) and test in (adapt, shots) and not transductive:
         whole = test
         if whole.split is None and not whole.brings_splits():
-            test, adapt = (dataclasses.replace(whole, split=name) for name in ("test", "train"))
-            shots = adapt if shots == whole else shots
+            test, rest = (dataclasses.replace(whole, split=name) for name in ("test", "train"))
+            adapt = rest if adapt == whole else adapt
+            shots = rest if shots == whole else shots
     return Sources(adapt, test, shots)
 
 

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 from mdft_fast.cli.work import measure_model
+from mdft_fast.data import FolderSource
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Pool
 from mdft_fast.recipe import Recipe
 from mdft_fast.run import build, pack, run
+from mdft_fast.run.progress import Progress
+from mdft_fast.run.sources import sources_of
+from tests.data.on_disk import write_folders
 
 Make = Callable[..., Recipe]
 SHORT = ("construct.steps=1", "specialize.tasks=none")
@@ -76,6 +80,23 @@ def test_test_images_of_other_tasks_make_no_head_either(
     assert note.endswith(" 2 of 30 were test images, pixel for pixel, and were dropped.")
 
 
+def test_a_folder_that_head_and_tests_share_is_split(
+    make_recipe: Make, write: Callable[..., str], tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    write_folders(images, ("c0", "c1", "c2"), each=10)
+    place = f"{{folder: {images}}}"
+    parts = (f"tasks[0].head={{prototypes: {place}}}", f"tasks[0].evaluate={place}")
+    recipe = make_recipe(*parts)
+    adapt, test, shots = sources_of(recipe.tasks[0], transductive=False)
+    assert (test, shots) == (FolderSource(images, "test"), FolderSource(images, "train"))
+    assert adapt == recipe.tasks[0].adapt.source()
+    (task, _) = build(recipe).tasks
+    assert task.evaluate == test
+    with pytest.raises(MdftError, match=r"got 30 that are, pixel for pixel \(of shapes\)"):
+        build(make_recipe(*parts, "transductive=true"))
+
+
 def test_floats_are_not_compared_and_the_note_says_so(
     make_recipe: Make, write: Callable[..., str]
 ) -> None:
@@ -90,8 +111,14 @@ def test_floats_are_not_compared_and_the_note_says_so(
 
 
 def test_a_packed_pool_keeps_the_note(
-    make_recipe: Make, write: Callable[..., str], tmp_path: Path
+    make_recipe: Make,
+    write: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+
     def notes(recipe: Recipe) -> list[str]:
         return [note for note in build(recipe).pool.notes if note.startswith(MADE)]
 
@@ -99,6 +126,7 @@ def test_a_packed_pool_keeps_the_note(
     packed = in_pool(tmp_path / "packed")
     pools = make_recipe(*packed, "tasks[0].head=null", *SHORT)
     assert len([n for n in run(pools, progress=False).result["warnings"] if MADE in n]) == 1
+    assert len([text for text in said if text.startswith(MADE)]) == 1
     assert MADE in Pool.open(tmp_path / "packed").describe()
     pack(make_recipe(write(), *packed), tmp_path / "again")  # a note once, not twice
     assert len(notes(make_recipe(*in_pool(tmp_path / "again"), "tasks[0].head=null"))) == 1
