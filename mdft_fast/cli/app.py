@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mdft_fast.cli.checkpoints import convert, inspect
-from mdft_fast.cli.console import Group, complain, say, show_codec_errors, show_table
+from mdft_fast.cli.console import Group, check_free, complain, say, show_codec_errors, show_table
 
 app = typer.Typer(
     cls=Group,
@@ -82,15 +82,13 @@ def init(
 
     Example: mdft init checkpoints/
     """
-    from mdft_fast.errors import MdftError
     from mdft_fast.files import write_text
     from mdft_fast.recipe.draft import draft
     from mdft_fast.recipe.recipe import UNKNOWN, unknown_keys
     from mdft_fast.recipe.text import parse
 
     target = output or folder / "recipe.yaml"
-    if target.exists() and not overwrite:
-        raise MdftError(f"{target}: must not exist, got a file; --overwrite replaces it")
+    check_free(target, overwrite)
     text = draft(folder, target)
     write_text(target, text)
     say(f"wrote {target}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mdft_fast.cli.console import say
+from mdft_fast.cli.console import check_free, say
 
 
 def inspect(
@@ -43,11 +43,9 @@ def convert(
 
     Example: mdft convert checkpoints/ViT-B-32/MNIST/finetuned.pt models/mnist.safetensors
     """
-    from mdft_fast.errors import MdftError
     from mdft_fast.pool.convert import convert as write
 
-    if target.exists() and not overwrite:
-        raise MdftError(f"{target}: must not exist, got a file; --overwrite replaces it")
+    check_free(target, overwrite)
     state = write(source, target, base=base, overwrite=overwrite)
     say(f"{state.format}: {len(state.tensors)} tensors")
     for name, why in state.left_out.items():

@@ -13,6 +13,7 @@ from mdft_fast.errors import MdftError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from mdft_fast.pool import CodecError
     from mdft_fast.report.schema import Method
@@ -78,6 +79,14 @@ def show_plan(planned: MemoryPlan, *, every_codec: bool) -> None:
 def say(text: object = "") -> None:
     """Prints to standard output, as it is."""
     typer.echo(text)
+
+
+def check_free(target: Path, overwrite: bool) -> None:
+    """Refuses a folder as the name of a file to write, and a file that is there already."""
+    if target.is_dir():
+        raise MdftError(f"{target}: must be a file to write, got a folder")
+    if target.exists() and not overwrite:
+        raise MdftError(f"{target}: must not exist, got a file; --overwrite replaces it")
 
 
 def complain(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mdft_fast.cli.console import STOPPED, complain, say, show_accuracy
+from mdft_fast.cli.console import STOPPED, check_free, complain, say, show_accuracy
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.recipe import Recipe
 
@@ -118,7 +118,7 @@ def specialize_run(folder: Path, task: str, assignments: Sequence[str], overwrit
             wanted = f"must be a key of {list(_OF_STAGE_2)}, got {key!r}; the rest is the run's"
             raise MdftError(f"--set: {wanted}")
     target = folder / "specialized" / task / "card.json"
-    _refuse(target, overwrite)
+    check_free(target, overwrite)
     recipe = load_recipe(_inside(folder, "recipe.yaml"), assignments)
     names = [known.name for known in recipe.tasks]
     if task not in names:
@@ -152,7 +152,7 @@ def export_model(
 
     if to.suffix != ".safetensors":
         raise MdftError(f"--to: must be a .safetensors file, got {to}")
-    _refuse(to, overwrite)
+    check_free(to, overwrite)
     if source.is_dir():
         file = _inside(source, f"specialized/{task}/card.json" if task else "meta/card.json")
     elif task:
@@ -193,8 +193,3 @@ def _recipe_of(card: Path) -> Path:
         if (folder / "recipe.yaml").is_file():
             return folder / "recipe.yaml"
     raise MdftError(f"{card}: no recipe.yaml in the folders above; name it with --recipe")
-
-
-def _refuse(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise MdftError(f"{path}: must not exist, got a file; --overwrite replaces it")

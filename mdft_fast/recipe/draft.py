@@ -98,7 +98,8 @@ def draft(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> str
     """
     folder, target = Path(folder).absolute(), Path(target).absolute()
     if not folder.is_dir():
-        raise MdftError(f"{folder}: must be a folder of checkpoints, got no such folder")
+        got = "a file" if folder.exists() else "no such folder"
+        raise MdftError(f"{folder}: must be a folder of checkpoints, got {got}")
     facts = notes_of(folder)
     if (folder / "tau.safetensors").is_file():  # a packed pool
         names = [task["name"] for task in facts.get("tasks", [])]

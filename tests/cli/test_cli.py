@@ -216,6 +216,13 @@ def test_init_writes_a_recipe_once(tmp_path: Path) -> None:
     again = call("init", tmp_path)
     assert again.exit_code == 1
     assert "must not exist, got a file; --overwrite replaces it" in again.stderr
+    (tmp_path / "images").mkdir()
+    onto_a_folder = call("init", tmp_path, "-o", tmp_path / "images", "--overwrite")
+    assert onto_a_folder.exit_code == 1
+    assert "images: must be a file to write, got a folder" in onto_a_folder.stderr
+    of_a_file = call("init", tmp_path / "x.npz")
+    assert "x.npz: must be a folder of checkpoints, got a file" in of_a_file.stderr
+    (tmp_path / "images").rmdir()
     assert call("init", tmp_path, "--overwrite").exit_code == 0
     assert (tmp_path / "recipe.yaml").read_text() == text
 

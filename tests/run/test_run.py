@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from mdft_fast import MdftError, Pool, load, run
 from mdft_fast.recipe import Recipe
 from mdft_fast.run.folder import RunFolder, check_finished
+from mdft_fast.run.measure import worse_than_base
 from tests.run.conftest import card
 
 Make = Callable[..., Recipe]
@@ -345,3 +346,11 @@ def _digests(folder: Path) -> dict[str, str]:
         for p in sorted(folder.rglob("*"))
         if p.is_file()
     }
+
+
+def test_models_worse_than_their_base_are_named() -> None:
+    own, base = {"mnist": 0.4, "dtd": 0.7, "sun": 0.5}, {"mnist": 0.975, "dtd": 0.6, "sun": 0.5}
+    (said,) = worse_than_base({"individual": own, "pretrained": base})
+    assert "worse than the pre-trained one on mnist (40.0 against 97.5):" in said
+    assert worse_than_base({"individual": base, "pretrained": own | {"dtd": 0.1}}) == []
+    assert worse_than_base({}) == []
