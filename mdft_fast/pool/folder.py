@@ -36,7 +36,7 @@ from mdft_fast.pool.manifest import (
 from mdft_fast.pool.pack import Packing, check_spec
 from mdft_fast.pool.pool import Pool
 from mdft_fast.pool.readers import read_state
-from mdft_fast.pool.tasks import TaskInfo, TaskLike
+from mdft_fast.pool.tasks import TaskInfo, TaskLike, check_classes
 from mdft_fast.task_vectors import (
     DTYPE_OF_CODEC,
     GROUP,
@@ -168,12 +168,7 @@ def _check_heads(tasks: Sequence[TaskLike | TaskInfo], heads: Mapping[str, Head]
     if headless:
         raise MdftError(f"pool: tasks must have heads to be saved, got none for {headless}")
     for task in tasks:
-        head = heads[task.name]
-        if head.classes != len(task.class_names):
-            raise MdftError(
-                f"task {task.name!r}: head must have one row for each of {len(task.class_names)} "
-                f"class names, got weight {list(head.weight.shape)}"
-            )
+        check_classes(task, heads[task.name])
 
 
 def _finish(folder: Path, pool: Pool, files: dict[str, Written]) -> None:

@@ -77,12 +77,17 @@ def check_names(names: Sequence[str]) -> None:
             raise MdftError(f"pool: task names must differ, got {name!r} twice in {list(names)}")
 
 
-def _check_head(task: TaskLike, head: Head, first: TaskLike, known: Head) -> None:
+def check_classes(task: TaskLike | TaskInfo, head: Head) -> None:
+    """Checks that a head has a row for each class name."""
     if head.classes != len(task.class_names):
         raise MdftError(
             f"task {task.name!r}: head must have one row for each of {len(task.class_names)} "
             f"class names, got weight {list(head.weight.shape)}"
         )
+
+
+def _check_head(task: TaskLike, head: Head, first: TaskLike, known: Head) -> None:
+    check_classes(task, head)
     if head.features != known.features:
         raise MdftError(
             f"task {task.name!r}: head must read {known.features} features as that of "

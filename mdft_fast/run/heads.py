@@ -36,7 +36,6 @@ from mdft_fast.heads import (
 )
 from mdft_fast.model import build_backbone
 from mdft_fast.pool import Head, open_state, take_inventory
-from mdft_fast.pool.container import digest
 from mdft_fast.pool.fit import check_fits, fit
 from mdft_fast.run.shots import load_shots
 from mdft_fast.run.sources import OnDisk, Sources
@@ -92,8 +91,7 @@ def _tensors(file: str | os.PathLike[str], module: nn.Module) -> Mapping[str, Te
 
 
 def _identity(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> str:
-    tensors = open_state(file).tensors
-    return f"{digest(*(tensors[name] for name in sorted(tensors)))} {dict(spec)}"
+    return f"{open_state(file).sha256()} {dict(spec)}"
 
 
 def head_of(
