@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks.bench_step import MODELS
-from mdft_fast.data import FolderSource, Samples, cache, load_samples
+from mdft_fast.data import FolderSource, Samples, load_samples
+from mdft_fast.data import image_cache as cache
 from mdft_fast.model import build_backbone
 
 BATCH = 128  # images of a step of stage 1 in the default preset: 8 tasks of 16

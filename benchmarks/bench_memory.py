@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.shapes import CLASSES
+from mdft_fast.app.forecast import Subject, forecast
+from mdft_fast.arena import CODECS
+from mdft_fast.checkpoints import Entry, write_tensors
 from mdft_fast.model import MODES, build_backbone
 from mdft_fast.pool import Head, Pool, take_inventory
-from mdft_fast.pool.container import Entry, write_tensors
-from mdft_fast.run.forecast import Subject, forecast
-from mdft_fast.task_vectors import CODECS
 
 STEP = Path(__file__).parent / "memory_step.py"
 K = 8

@@ -15,8 +15,7 @@ from torch import Tensor
 import mdft_fast
 from benchmarks.harness import Case, Machine, agree, race
 from benchmarks.shapes import TABLES
-from mdft_fast.layout import TILE, Layout
-from mdft_fast.task_vectors import DTYPE_OF_CODEC, GROUP, Codec, TaskVectors
+from mdft_fast.arena import DTYPE_OF_CODEC, GROUP, TILE, Codec, Layout, TaskVectors
 
 K = 8
 CODECS: tuple[Codec, ...] = ("int8", "int4")

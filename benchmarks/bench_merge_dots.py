@@ -14,7 +14,7 @@ from torch import Tensor
 import mdft_fast
 from benchmarks.bench_merge import CODECS, DTYPES, Arena, K, dots_tolerance, make_arena
 from benchmarks.harness import Case, Machine, agree, race
-from mdft_fast.layout import TILE
+from mdft_fast.arena import TILE
 
 
 def dots(a: Arena) -> Callable[[], Tensor]:

@@ -13,8 +13,7 @@ from torch import Tensor
 import mdft_fast
 from benchmarks.harness import Machine
 from benchmarks.shapes import TABLES
-from mdft_fast.layout import Layout
-from mdft_fast.task_vectors import DTYPE_OF_CODEC, GROUP, LARGEST_CODE, Codec, TaskVectors
+from mdft_fast.arena import DTYPE_OF_CODEC, GROUP, LARGEST_CODE, Codec, Layout, TaskVectors
 
 BLOCK = "transformer.resblocks.0."
 

@@ -25,11 +25,11 @@ sys.path.append(str(Path(__file__).parent.parent))  # an installed mdft_fast win
 
 from benchmarks.harness import environment
 from mdft_fast import MetaModel, Pool
-from mdft_fast.evaluate import TestSet, evaluate, load_test_sets
+from mdft_fast.app.opening import Built, build, construct_config, specialize_config
+from mdft_fast.app.recipe import Recipe
+from mdft_fast.evaluation import TestSet, evaluate, load_test_sets
 from mdft_fast.files import write_json
-from mdft_fast.recipe import Recipe
-from mdft_fast.run import Built, build, construct_config, specialize_config
-from mdft_fast.stages import construct, specialize, teach
+from mdft_fast.learning import construct, specialize, teach
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdft_fast.run import system
+from mdft_fast.app.running import environment as system
 
 COPY_BYTES = 256 << 20  # of the copied buffer: many times a CPU's last-level cache, or a GPU's L2
 FLUSH_BYTES = 64 << 20  # twice the last-level cache of the CPU at hand; a GPU's L2 is 50 MiB

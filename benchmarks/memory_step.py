@@ -26,8 +26,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 os.environ["MDFT_STRICT"] = "1"
 
 from mdft_fast import MetaModel, Pool, debiased_entropy_loss
-from mdft_fast.model import MODES, build_backbone, return_freed_memory
-from mdft_fast.model.pieces import find_blocks
+from mdft_fast.model import MODES, build_backbone, find_blocks, return_freed_memory
 from mdft_fast.pool import Head
 
 LR = 1e-3

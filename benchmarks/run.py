@@ -48,8 +48,8 @@ from benchmarks.harness import (  # noqa: E402
 )
 from benchmarks.paper import ITEMS, command  # noqa: E402
 from benchmarks.shapes import CLASSES, TABLES, parameters  # noqa: E402
+from mdft_fast.arena import CODECS  # noqa: E402
 from mdft_fast.errors import MdftError  # noqa: E402
-from mdft_fast.task_vectors import CODECS  # noqa: E402
 
 Cases = Iterator[tuple[Case, int]]  # with its number of rounds
 

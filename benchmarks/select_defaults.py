@@ -29,10 +29,10 @@ sys.path.append(str(Path(__file__).parent.parent))  # an installed mdft_fast win
 
 from benchmarks.harness import environment
 from mdft_fast import MetaModel, reference
+from mdft_fast.app.opening import build, construct_config, specialize_config
+from mdft_fast.app.recipe import Recipe
 from mdft_fast.files import write_json
-from mdft_fast.recipe import Recipe
-from mdft_fast.run import build, construct_config, specialize_config
-from mdft_fast.stages import (
+from mdft_fast.learning import (
     ConstructConfig,
     OptimizerConfig,
     Schedule,

@@ -31,16 +31,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mdft_fast import MdftError, NpzSource, Task, evaluate
-from mdft_fast.data import BatchOrder, Samples, load_labelled, npz_keys, read_class_names
+from mdft_fast.app.opening import choose_device, preprocess_of, sources_of, spec_of
+from mdft_fast.app.recipe import Recipe
+from mdft_fast.app.running import environment
+from mdft_fast.arena import digest
+from mdft_fast.checkpoints import open_state
+from mdft_fast.data import Samples, load_labelled, npz_keys, read_class_names
 from mdft_fast.files import replacing, write_json
+from mdft_fast.learning import BatchOrder
 from mdft_fast.model import build_backbone
-from mdft_fast.pool import Head, open_state, take_inventory
-from mdft_fast.pool.container import digest
-from mdft_fast.pool.fit import fit
-from mdft_fast.recipe import Recipe
-from mdft_fast.run.pool import choose_device, preprocess_of, spec_of
-from mdft_fast.run.sources import sources_of
-from mdft_fast.run.system import environment
+from mdft_fast.pool import Head, fit, take_inventory
 
 WARNING = "supervised: training labels were read to make every model here"
 MULTI = "multi_task.safetensors"

@@ -16,12 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from mdft_fast.checkpoints import write_tensors
 from mdft_fast.errors import MdftError
 from mdft_fast.files import replacing, write_json
 from mdft_fast.model import Granularity, MetaModel, build_backbone
-from mdft_fast.pool import Pool
-from mdft_fast.pool.container import write_tensors
-from mdft_fast.pool.fit import check_fits
+from mdft_fast.pool import Pool, check_fits
 
 _FORMAT = "mdft_fast coefficient card"
 _VERSION = 1

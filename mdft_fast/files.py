@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all, and the folder of those that can be made again."""
+"""Files and folders that appear whole or not at all, and where those go that can be made again."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from mdft_fast.errors import MdftError
+
+_PIECE = 1 << 20  # bytes read and hashed at a time
 
 
 def cache_folder() -> Path:
@@ -47,3 +53,76 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes JSON; numbers must be finite."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def file_digest(path: Path) -> str:
+    """Returns the sha256 of a file."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(_PIECE):
+            total.update(part)
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, overwrite: bool, check_old: Callable[[Path], None]) -> Iterator[Path]:
+    """Yields a temporary sibling of ``path`` that becomes ``path`` when the block succeeds.
+
+    The folder appears whole or not at all. An old one is moved aside only when the new one is
+    complete, and removed last.
+
+    Args:
+        path: the folder to make.
+        overwrite: whether an existing folder may be replaced.
+        check_old: raises unless an existing folder is of the kind that is written here and holds
+            nothing else, so that a wrong path cannot cost anyone their files.
+    """
+    _check_target(path, overwrite, check_old)
+    token = secrets.token_hex(4)
+    temporary = path.with_name(f".{path.name}.new-{token}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        for folder in [*(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
+            _flush_folder(folder)
+        _check_target(path, overwrite, check_old)
+        _swap(temporary, path, path.with_name(f".{path.name}.old-{token}"))
+    except OSError as error:
+        raise MdftError(f"{path}: could not be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, path: Path, aside: Path) -> None:
+    old = path.exists()
+    if old:
+        path.rename(aside)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if old:
+            aside.rename(path)
+        raise
+    _flush_folder(path.parent)
+    if old:
+        shutil.rmtree(aside)
+
+
+def _check_target(path: Path, overwrite: bool, check_old: Callable[[Path], None]) -> None:
+    if not path.exists() and not path.is_symlink():
+        return
+    if not overwrite:
+        raise MdftError(f"{path}: already exists; pass overwrite=True to replace it")
+    if path.is_symlink() or not path.is_dir():
+        kind = "a link" if path.is_symlink() else "a file"
+        raise MdftError(f"{path}: must be a folder to be replaced, got {kind}")
+    check_old(path)
+
+
+def _flush_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

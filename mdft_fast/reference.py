@@ -13,8 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mdft_fast.layout import TILE, TilePlan
-from mdft_fast.task_vectors import GROUP
+from mdft_fast.arena import GROUP, TILE, TilePlan
 
 Reweight = Literal["off", "as_written", "normalized"]
 EntropyOf = Literal["teacher", "meta"]

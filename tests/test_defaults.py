@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mdft_fast.recipe import PRESETS
+from mdft_fast.app.recipe import PRESETS
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "defaults.json"
 

@@ -15,9 +15,9 @@ from benchmarks.paper import ITEMS
 from benchmarks.paper.published import DIFFERS
 from benchmarks.paper.study import Study
 from mdft_fast import MdftError
-from mdft_fast.demo import ensure_pool
+from mdft_fast.app.demo import ensure_pool
+from mdft_fast.app.report import RC, save
 from mdft_fast.files import write_json, write_text
-from mdft_fast.report.style import RC, save
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

@@ -16,8 +16,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[2]))  # an installed mdft_fast wins
 
-from mdft_fast.demo import DemoSizes
-from mdft_fast.demo.tasks import TASKS, split_images
+from mdft_fast.app.demo import TASKS, DemoSizes, split_images
 
 
 def main(folder: Path) -> None:

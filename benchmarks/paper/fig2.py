@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from benchmarks.paper.analysis import OUTPUT, LayerReader, linear_cka
 from benchmarks.paper.form import Item, Results, number, table
 from benchmarks.paper.study import Study, mean
 from mdft_fast import MetaModel
-from mdft_fast.analysis import LayerReader, linear_cka
-from mdft_fast.analysis.layers import OUTPUT
+from mdft_fast.app.report import BLUE, GRAY, ORANGE, VERMILION, bare, heading, new_figure
 from mdft_fast.data import Samples, load_samples
-from mdft_fast.model.pieces import find_blocks
-from mdft_fast.report.style import BLUE, GRAY, ORANGE, VERMILION, bare, heading, new_figure
+from mdft_fast.model import find_blocks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

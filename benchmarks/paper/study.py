@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from mdft_fast import MdftError, MetaModel
-from mdft_fast.evaluate import TestSet, evaluate, load_test_sets
+from mdft_fast.app.opening import build, construct_config, images_at_once, specialize_config
+from mdft_fast.app.recipe import Recipe
+from mdft_fast.evaluation import TestSet, evaluate, load_test_sets
 from mdft_fast.files import replacing
-from mdft_fast.recipe import Recipe
-from mdft_fast.run import build, construct_config, specialize_config
-from mdft_fast.run.build import images_at_once
-from mdft_fast.stages import TaughtTask, construct, specialize, teach
+from mdft_fast.learning import TaughtTask, construct, specialize, teach
 
 TASK_ARITHMETIC = 0.3
 Correct = Mapping[str, Tensor]  # task -> bool [n]

@@ -12,10 +12,7 @@ from benchmarks.paper.form import Item, Results, percent, spread, table
 from benchmarks.paper.published import TABLE2
 from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy, mean
 from mdft_fast import MdftError
-from mdft_fast.evaluate import difference_interval
-from mdft_fast.pool import open_state, take_inventory
-from mdft_fast.pool.fit import fit
-from mdft_fast.report.style import (
+from mdft_fast.app.report import (
     BLUE,
     FAINT,
     GRAY,
@@ -29,6 +26,9 @@ from mdft_fast.report.style import (
     name_rows,
     new_figure,
 )
+from mdft_fast.checkpoints import open_state
+from mdft_fast.evaluation import difference_interval
+from mdft_fast.pool import fit, take_inventory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

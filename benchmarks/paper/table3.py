@@ -12,7 +12,8 @@ from benchmarks.paper.form import Item, Results, table
 from benchmarks.paper.published import TABLE3, TRAINABLE
 from benchmarks.paper.study import Study, timed
 from benchmarks.paper.table2 import MULTI_TASK, read_baselines
-from mdft_fast.report.style import (
+from mdft_fast.app.opening import construct_config, specialize_config
+from mdft_fast.app.report import (
     BLUE,
     GRAY,
     GREEN,
@@ -23,8 +24,7 @@ from mdft_fast.report.style import (
     name_rows,
     new_figure,
 )
-from mdft_fast.run import construct_config, specialize_config
-from mdft_fast.stages import construct, specialize, teach
+from mdft_fast.learning import construct, specialize, teach
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks, unlabelled batches and their order. Labels are read through ``load_labelled`` alone."""
+"""Tasks and their samples. Labels are read through ``load_labelled`` alone."""
 
-from mdft_fast.data.folders import SPLITS, FolderSource, listed
-from mdft_fast.data.hf import HfSource
-from mdft_fast.data.listing import ListedSource, Listing, check_class_names, compare_class_names
-from mdft_fast.data.order import BatchOrder, split
-from mdft_fast.data.overlap import shared_images, unshared
-from mdft_fast.data.samples import (
-    Samples,
-    load_labelled,
-    load_samples,
-    load_test_images,
-    read_labels,
+from mdft_fast.data.images.class_folders import SPLITS, FolderSource, listed
+from mdft_fast.data.images.hf_datasets import HfSource
+from mdft_fast.data.images.listing import (
+    ListedSource,
+    Listing,
+    Role,
+    check_class_names,
+    compare_class_names,
 )
-from mdft_fast.data.sources import (
+from mdft_fast.data.images.sources import (
     LabelledSource,
     NpzSource,
     Source,
@@ -22,21 +19,27 @@ from mdft_fast.data.sources import (
     read_class_names,
     read_npz,
 )
+from mdft_fast.data.images.torchvision_sets import TORCHVISION_SETS, TorchvisionSource
+from mdft_fast.data.overlap import shared_images, unshared
+from mdft_fast.data.samples import (
+    Samples,
+    load_labelled,
+    load_samples,
+    load_test_images,
+    read_labels,
+)
 from mdft_fast.data.task import Task
-from mdft_fast.data.torchvision_sets import TORCHVISION_SETS, TorchvisionSource
-from mdft_fast.pool import Head
 
 __all__ = [
     "SPLITS",
     "TORCHVISION_SETS",
-    "BatchOrder",
     "FolderSource",
-    "Head",
     "HfSource",
     "LabelledSource",
     "ListedSource",
     "Listing",
     "NpzSource",
+    "Role",
     "Samples",
     "Source",
     "Task",
@@ -53,6 +56,5 @@ __all__ = [
     "read_labels",
     "read_npz",
     "shared_images",
-    "split",
     "unshared",
 ]

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdft_fast.data.cache import Watch, cached_images, cached_labels, digests_of
-from mdft_fast.data.folders import listed
-from mdft_fast.data.listing import ListedSource, Listing, Role
-from mdft_fast.data.sources import (
+from mdft_fast.checkpoints import Preprocess, as_preprocess
+from mdft_fast.data.image_cache import Watch, cached_images, cached_labels, digests_of
+from mdft_fast.data.images.class_folders import listed
+from mdft_fast.data.images.listing import ListedSource, Listing, Role
+from mdft_fast.data.images.sources import (
     Array,
     LabelledSource,
     NpzSource,
@@ -26,7 +27,6 @@ from mdft_fast.data.sources import (
     stack_images,
 )
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import Preprocess, as_preprocess
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,8 +110,8 @@ def load_samples(
             normalised; an :class:`NpzSource` of either; a source on disk, decoded once into the
             cache: a :class:`FolderSource`, :class:`TorchvisionSource`, :class:`HfSource` or a
             plain ``ImageFolder``; any other data set, see
-            :func:`~mdft_fast.data.sources.stack_images`; or samples loaded before. Arrays are
-            kept, not copied.
+            :func:`~mdft_fast.data.images.sources.stack_images`; or samples loaded before. Arrays
+            are kept, not copied.
         preprocess: see :class:`~mdft_fast.pool.Preprocess`. Arrays of another size are refused,
             never resized.
         watch: told how far decoding is; None: a bar where standard error is a terminal.

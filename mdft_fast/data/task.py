@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
-from mdft_fast.data.samples import Samples
-from mdft_fast.data.sources import LabelledSource, Source
+from mdft_fast.data.images.sources import LabelledSource, Source
+from mdft_fast.data.samples import Samples, load_samples
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Head
 
@@ -68,3 +69,7 @@ class Task:
             ("evaluate", evaluate),
         ):
             object.__setattr__(self, key, value)
+
+    def load_samples(self, preprocess: Mapping[str, Any]) -> Samples:
+        """Reads the unlabelled samples, see :func:`~mdft_fast.data.load_samples`."""
+        return load_samples(self.adapt, preprocess)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads that are made: from class names (zero-shot) or from labelled images (prototypes)."""
 
-from mdft_fast.heads.cache import cached_head, file_digest, head_digest
-from mdft_fast.heads.clip import clip_config, load_clip
+from mdft_fast.heads.head_cache import cached_head, file_digest, head_digest
 from mdft_fast.heads.prototypes import prototype_head
+from mdft_fast.heads.text_tower import clip_config, load_clip
 from mdft_fast.heads.vocabulary import (
     DATASETS,
     check_order,

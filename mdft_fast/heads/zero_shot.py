@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mdft_fast.errors import MdftError
-from mdft_fast.heads.clip import open_clip
+from mdft_fast.heads.text_tower import open_clip
 from mdft_fast.pool import Head
 
 _CLASSES_AT_ONCE = 10  # open_clip's own default

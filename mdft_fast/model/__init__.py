@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The meta-model: backbone, pool and λ."""
 
-from mdft_fast.model.advice import return_freed_memory
-from mdft_fast.model.backbones import build_backbone
-from mdft_fast.model.granularity import Granularity, group_columns
-from mdft_fast.model.meta_model import (
-    DTYPE_OF_PRECISION,
-    MODES,
-    MetaModel,
-    Mode,
-    Precision,
-)
+from mdft_fast.model.backbones.builders import build_backbone, without_alarm
+from mdft_fast.model.backbones.recognition import Recognized, recognize
+from mdft_fast.model.granularity import Granularity, block_of, group_columns
+from mdft_fast.model.memory_advice import return_freed_memory
+from mdft_fast.model.meta_model import DTYPE_OF_PRECISION, MODES, MetaModel, Mode, Precision
+from mdft_fast.model.partition import find_blocks, names_of
+from mdft_fast.model.placeholders import check_shapes
 
 __all__ = [
     "DTYPE_OF_PRECISION",
@@ -19,7 +16,14 @@ __all__ = [
     "MetaModel",
     "Mode",
     "Precision",
+    "Recognized",
+    "block_of",
     "build_backbone",
+    "check_shapes",
+    "find_blocks",
     "group_columns",
+    "names_of",
+    "recognize",
     "return_freed_memory",
+    "without_alarm",
 ]

@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from typing import Literal, get_args
 
+from mdft_fast.arena import Layout
 from mdft_fast.errors import MdftError, nearest
-from mdft_fast.layout import Layout
 
 Granularity = Literal["task", "block", "tensor"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from mdft_fast.arena import TILE
 from mdft_fast.errors import MdftError
-from mdft_fast.layout import TILE
-from mdft_fast.model.feed import Feed, shares
-from mdft_fast.model.pieces import Absent, Piece, installed, replaced_forward
+from mdft_fast.model.feeds.feed import Feed, shares
+from mdft_fast.model.partition import Absent, Piece, installed, replaced_forward
 from mdft_fast.model.recompute import recomputed
 from mdft_fast.ops import merge_tensors
 

@@ -12,19 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
+from mdft_fast.arena import Slot
+from mdft_fast.checkpoints import Entry, check_activation, entry
 from mdft_fast.errors import MdftError, nearest
-from mdft_fast.layout import Slot
-from mdft_fast.model.advice import return_freed_memory
-from mdft_fast.model.empty import empty_copy, exact_copies, restore
-from mdft_fast.model.feed import ArenaFeed, Feed, StagedFeed
+from mdft_fast.model.feeds.feed import ArenaFeed, Feed, StagedFeed
 from mdft_fast.model.granularity import Granularity, group_columns
 from mdft_fast.model.layerwise import Layerwise
-from mdft_fast.model.pieces import cut, find_blocks, find_owners, names_of
+from mdft_fast.model.memory_advice import return_freed_memory
+from mdft_fast.model.partition import cut, find_blocks, find_owners, names_of
+from mdft_fast.model.placeholders import empty_copy, exact_copies, restore
 from mdft_fast.model.resident import Resident
 from mdft_fast.ops import merge_tensors
 from mdft_fast.pool import Head, Pool
-from mdft_fast.pool.activation import check_activation
-from mdft_fast.pool.container import Entry, entry
 
 Mode = Literal["resident", "layerwise", "streamed"]
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdft_fast.arena import Layout, TaskVectors
 from mdft_fast.errors import MdftError
-from mdft_fast.layout import Layout
-from mdft_fast.model.pieces import Owner, Piece, installed, replaced_forward
+from mdft_fast.model.partition import Owner, Piece, installed, replaced_forward
 from mdft_fast.model.recompute import recomputed
 from mdft_fast.ops import merge_tensors
-from mdft_fast.task_vectors import TaskVectors
 
 
 class Resident:

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators: usable alone, in anyone's own model."""
 
-from mdft_fast.ops import debiased_entropy_fakes as _debiased_entropy_fakes  # noqa: F401
-from mdft_fast.ops import merge_fakes as _merge_fakes  # noqa: F401 - registers them
+from mdft_fast.ops._debiased_entropy import DebiasedEntropyFunction, debiased_entropy_loss
 from mdft_fast.ops._library import kernels
-from mdft_fast.ops.debiased_entropy import DebiasedEntropyFunction, debiased_entropy_loss
-from mdft_fast.ops.merge import MergeFunction, merge, merge_dots, merge_tensors
+from mdft_fast.ops._merge import MergeFunction, merge, merge_dots, merge_tensors
 
 __all__ = [
     "DebiasedEntropyFunction",

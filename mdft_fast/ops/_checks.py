@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdft_fast.layout import makes_fakes
+from mdft_fast.arena import makes_fakes
 from mdft_fast.ops._library import dtype_name
 from mdft_fast.reference import accumulator
 

@@ -10,12 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mdft_fast.arena import GROUP, LARGEST_CODE, TILE, Layout, TaskVectors, codes_of, rows_of
 from mdft_fast.errors import MdftError
-from mdft_fast.layout import TILE, Layout
-from mdft_fast.pool.codecs import codes_of, rows_of
 from mdft_fast.pool.manifest import BASE, TAU, head_file
 from mdft_fast.pool.pool import Pool
-from mdft_fast.task_vectors import GROUP, LARGEST_CODE, TaskVectors
 
 PIECE = 1 << 20  # elements looked at at a time; 4 MiB of float32
 

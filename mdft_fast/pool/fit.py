@@ -9,10 +9,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from mdft_fast.checkpoints import State, renamed, text_tower
 from mdft_fast.errors import MdftError
 from mdft_fast.pool.inventory import Inventory
-from mdft_fast.pool.readers.state import State, renamed
-from mdft_fast.pool.readers.torch_content import text_tower
 
 # Of a whole CLIP model in transformers' names, where the image tower has no prefix of its own.
 _WHOLE_CLIP = ("text_model.", "text_projection.", "logit_scale")

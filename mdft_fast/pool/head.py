@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mdft_fast.checkpoints import open_state
 from mdft_fast.errors import MdftError, nearest
-from mdft_fast.pool.readers import open_state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

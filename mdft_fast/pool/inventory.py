@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mdft_fast.checkpoints import State
 from mdft_fast.errors import MdftError, nearest
-from mdft_fast.pool.readers.state import State
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COUNTER = "num_batches_tracked"  # BatchNorm's step counter: eval mode never reads it

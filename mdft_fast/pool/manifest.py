@@ -9,14 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mdft_fast.arena import CODECS, ERROR_OF_CODEC, TILE, Codec, CodecError, Layout
+from mdft_fast.checkpoints import Preprocess, Written, as_preprocess
 from mdft_fast.errors import MdftError
-from mdft_fast.layout import TILE, Layout
-from mdft_fast.pool.codecs import CodecError
-from mdft_fast.pool.container import Written
 from mdft_fast.pool.pool import Pool
-from mdft_fast.pool.preprocess import Preprocess, as_preprocess
 from mdft_fast.pool.tasks import TaskInfo, check_names
-from mdft_fast.task_vectors import CODECS, ERROR_OF_CODEC, Codec
 
 SCHEMA = 1
 MANIFEST = "pool.json"

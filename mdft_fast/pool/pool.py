@@ -13,21 +13,24 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from mdft_fast.layout import Layout
-from mdft_fast.pool.codecs import (
+from mdft_fast.arena import (
+    ERROR_OF_CODEC,
+    GROUP,
+    LARGEST_CODE,
+    Codec,
     CodecError,
     Encoder,
+    Layout,
+    TaskVectors,
     add_errors,
     check_codec,
     codec_errors,
+    digest,
     encode,
 )
-from mdft_fast.pool.container import digest
+from mdft_fast.checkpoints import Preprocess, StateSource
 from mdft_fast.pool.head import Head
-from mdft_fast.pool.preprocess import Preprocess
-from mdft_fast.pool.readers import StateSource
 from mdft_fast.pool.tasks import TaskInfo, TaskLike
-from mdft_fast.task_vectors import ERROR_OF_CODEC, GROUP, LARGEST_CODE, Codec, TaskVectors
 
 Buffers = Literal["same", "base"]
 
@@ -182,7 +185,7 @@ class Pool:
 
         Nothing of the caller's is changed or kept, the heads apart.
         """
-        from mdft_fast.pool.pack import Packing
+        from mdft_fast.pool.packing import Packing
 
         packing = Packing(base, checkpoints, tasks, backbone, preprocess, buffers, ignore)
         return packing.in_memory(check_codec(codec), backbone_spec or {})
@@ -208,8 +211,8 @@ class Pool:
         Peak memory is one task vector, in float32 and in the codec, whatever K: the base is mapped
         as soon as it is written. Returns the pool, mapped; ``notes`` stand before its own.
         """
-        from mdft_fast.pool.folder import open_pool, stream_pool
-        from mdft_fast.pool.pack import Packing
+        from mdft_fast.pool.packing import Packing
+        from mdft_fast.pool.storage import open_pool, stream_pool
 
         packing = Packing(base, checkpoints, tasks, backbone, preprocess, buffers, ignore, notes)
         stream_pool(path, packing, check_codec(codec), backbone_spec or {}, overwrite)
@@ -225,7 +228,7 @@ class Pool:
             codec: stores the task vectors in another codec, one at a time; None: as they are.
             overwrite: replaces an older pool, which goes when the new one is complete.
         """
-        from mdft_fast.pool.folder import save_pool
+        from mdft_fast.pool.storage import save_pool
 
         save_pool(self, path, self.codec if codec is None else check_codec(codec), overwrite)
 
@@ -241,7 +244,7 @@ class Pool:
         Raises:
             MdftError: if the folder is incomplete, damaged, or of an unknown version.
         """
-        from mdft_fast.pool.folder import open_pool
+        from mdft_fast.pool.storage import open_pool
 
         return open_pool(path, verify=verify)
 

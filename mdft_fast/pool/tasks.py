@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mdft_fast.checkpoints import StateSource
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.pool.head import Head
-from mdft_fast.pool.readers import StateSource
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # also a file name, on any system
 

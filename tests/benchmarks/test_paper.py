@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from benchmarks.paper import ITEMS, command, fig3, study, table2, variants
 from benchmarks.paper.study import Study
 from docs import make_paper
-from mdft_fast.evaluate import evaluate
-from mdft_fast.pool.container import digest
+from mdft_fast.arena import digest
+from mdft_fast.evaluation import evaluate
 from tests.conftest import ROOT
 from tests.toy import CLASSES, write_models, write_toy
 

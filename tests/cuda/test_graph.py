@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast import ConstructConfig, OptimizerConfig, SpecializeConfig, construct, specialize
-from mdft_fast.stages import Learner, StepRecord
+from mdft_fast.learning import Learner, StepRecord
 from tests.grid import Grid
 from tests.world import World, make_world
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdft_fast.layout import TILE, Layout
+from mdft_fast.arena import TILE, Layout
 from tests.emulated.test_kernels import SWITCHES, ragged
 from tests.grid import Grid
 from tests.ops.inputs import BF16, F32, make_arena, make_grads, split

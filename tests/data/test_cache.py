@@ -23,12 +23,12 @@ from mdft_fast.data import (
     FolderSource,
     Samples,
     TorchvisionSource,
-    cache,
     load_labelled,
     load_samples,
     shared_images,
 )
-from mdft_fast.data.listing import Opened
+from mdft_fast.data import image_cache as cache
+from mdft_fast.data.images.listing import Opened
 from mdft_fast.errors import MdftError
 from tests.data.on_disk import noise, write_folders, write_mnist
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mdft_fast.checkpoints import as_preprocess, edges_before_crop
+from mdft_fast.checkpoints.library_folders import processor_facts
 from mdft_fast.data import FolderSource, Samples, load_samples
-from mdft_fast.data.images import decode, fit
+from mdft_fast.data.images.decoding import decode, fit
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import as_preprocess, edges_before_crop
-from mdft_fast.pool.readers.folders import processor_facts
 from tests.data.on_disk import noise
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]

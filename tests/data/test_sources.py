@@ -14,7 +14,6 @@ import torch
 from mdft_fast.data import (
     TORCHVISION_SETS,
     FolderSource,
-    Head,
     ListedSource,
     Task,
     TorchvisionSource,
@@ -24,7 +23,8 @@ from mdft_fast.data import (
     shared_images,
 )
 from mdft_fast.errors import MdftError
-from mdft_fast.evaluate import load_test_sets
+from mdft_fast.evaluation import load_test_sets
+from mdft_fast.pool import Head
 from tests.data.on_disk import EUROSAT, WRITERS, write_folders, write_mnist, write_svhn
 
 pytest.importorskip("torchvision")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mdft_fast.data import Head, NpzSource, Task, load_labelled, read_class_names
+from mdft_fast.data import NpzSource, Task, load_labelled, read_class_names
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import Pool
+from mdft_fast.pool import Head, Pool
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "pool"
 

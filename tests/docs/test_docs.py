@@ -22,8 +22,8 @@ from torch import nn
 
 import mdft_fast
 from mdft_fast import MdftError, Pool, Task
+from mdft_fast.app.recipe import PRESETS, Recipe
 from mdft_fast.model import build_backbone
-from mdft_fast.recipe import PRESETS, Recipe
 from tests.world import PREPROCESS, Encoder, World, make_world
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +95,7 @@ def test_readmes_whole_way_runs(
 
 
 def test_readmes_recipe_is_one() -> None:
-    from mdft_fast.recipe.text import parse
+    from mdft_fast.app.recipe import parse
 
     (text,) = blocks(README, "yaml")
     recipe = Recipe.from_mapping({**parse(text), "output": "runs/recipe"})
@@ -147,8 +147,8 @@ def test_code_of_the_recipes_page_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_code_and_message_of_the_data_page() -> None:
+    from mdft_fast.app.recipe import parse
     from mdft_fast.data import compare_class_names
-    from mdft_fast.recipe.text import parse
 
     page, names = ROOT / "docs/data.md", dict[str, Any]()
     (block,) = blocks(page, "python")
@@ -262,7 +262,7 @@ def test_files_that_pages_name_exist() -> None:
 
 
 def test_commands_and_options_that_pages_name_exist() -> None:
-    cli = pytest.importorskip("mdft_fast.cli")
+    cli = pytest.importorskip("mdft_fast.app.cli")
     import typer
 
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast import reference
-from mdft_fast.layout import TILE, Layout, TilePlan
-from mdft_fast.task_vectors import GROUP, TaskVectors
+from mdft_fast.arena import GROUP, TILE, Layout, TaskVectors, TilePlan
 from tests.grid import Grid
 from tests.ops.inputs import F32, F64, NARROW, make_arena, make_grads, name, split, wide
 from tests.tolerance import assert_within_rounding

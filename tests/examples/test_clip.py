@@ -21,10 +21,10 @@ import pytest
 import torch
 from torch import nn
 
-from mdft_fast.recipe import Recipe
-from mdft_fast.run import run
+from mdft_fast.app.recipe import Recipe
+from mdft_fast.app.running import run
+from tests.checkpoints.corpus import TEXT, VISION, save_encoder, save_head
 from tests.data.on_disk import WRITERS, write_folders
-from tests.pool.readers.corpus import TEXT, VISION, save_encoder, save_head
 
 pytest.importorskip("open_clip")
 pytest.importorskip("torchvision")

@@ -16,13 +16,13 @@ import yaml
 from safetensors.torch import load_file
 
 from benchmarks.paper import command
+from benchmarks.paper.analysis import entropy_and_loss
 from mdft_fast import MetaModel, NpzSource, evaluate
-from mdft_fast.analysis import entropy_and_loss
+from mdft_fast.app.opening import build
+from mdft_fast.app.recipe import Recipe
 from mdft_fast.data import load_labelled
-from mdft_fast.evaluate import load_test_sets
+from mdft_fast.evaluation import load_test_sets
 from mdft_fast.model import build_backbone
-from mdft_fast.recipe import Recipe
-from mdft_fast.run import build
 from tests.scripts import script
 from tests.toy import CLASSES, SPEC, write_toy
 

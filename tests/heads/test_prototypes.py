@@ -112,9 +112,9 @@ def test_bad_input_is_named(
 def test_is_how_the_real_pools_heads_were_made(task: str, classes: int) -> None:
     """Its heads are of training images, ours of test images: other images, the same formula."""
     pytest.importorskip("timm")
+    from mdft_fast.checkpoints import read_state
     from mdft_fast.data import NpzSource
     from mdft_fast.model import build_backbone
-    from mdft_fast.pool import read_state
 
     base = build_backbone(
         {

@@ -11,14 +11,7 @@ import pytest
 from PIL import Image
 
 from mdft_fast.errors import MdftError
-from mdft_fast.heads import (
-    DATASETS,
-    check_order,
-    class_labels,
-    class_names,
-    is_dataset,
-    templates,
-)
+from mdft_fast.heads import DATASETS, check_order, class_labels, class_names, is_dataset, templates
 
 datasets = pytest.importorskip("torchvision.datasets")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import DATASETS, class_names, load_clip, templates, zero_shot_head
-from tests.pool.readers.corpus import save_encoder, tiny_clip
+from tests.checkpoints.corpus import save_encoder, tiny_clip
 
 open_clip = pytest.importorskip("open_clip")
 

@@ -153,7 +153,7 @@ def test_materialize_gives_a_plain_module_with_the_same_outputs(world: World) ->
 def test_merges_once_while_the_coefficients_stand(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["mdft_fast.ops.merge"]  # the name in the package is the function
+    module = sys.modules["mdft_fast.ops._merge"]  # the name in the package is the function
     calls = []
     original = module._merge
     monkeypatch.setattr(module, "_merge", lambda *a: calls.append(1) or original(*a))
@@ -293,8 +293,8 @@ def test_an_open_clip_tower_goes_through_unchanged() -> None:
 def test_the_real_pool_reproduces_its_accuracies(real_pool: Path) -> None:
     """On one task; examples/real_pool.yaml prints all of them."""
     pytest.importorskip("timm")
-    from mdft_fast.recipe import Recipe
-    from mdft_fast.run import build
+    from mdft_fast.app.opening import build
+    from mdft_fast.app.recipe import Recipe
 
     recipe = Recipe.load(Path(__file__).parents[2] / "examples" / "real_pool.yaml")
     built = build(recipe)
@@ -331,7 +331,7 @@ def test_fresh_weights_however_the_coefficients_were_changed(world: World) -> No
 
 
 def test_an_interrupted_merge_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["mdft_fast.ops.merge"]
+    module = sys.modules["mdft_fast.ops._merge"]
     meta = world.meta()
     with monkeypatch.context() as patch:
         patch.setattr(module, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

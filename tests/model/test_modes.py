@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mdft_fast import MdftError, MetaModel, Pool
-from mdft_fast.layout import TILE
-from mdft_fast.model.feed import StagedFeed
+from mdft_fast.app.forecast.live_bytes import LiveBytes
+from mdft_fast.arena import TILE
+from mdft_fast.model.feeds.feed import StagedFeed
 from mdft_fast.model.layerwise import Layerwise
 from mdft_fast.pool import Head
-from mdft_fast.run.live_bytes import LiveBytes
 from tests.world import Encoder
 
 SIZE = 16

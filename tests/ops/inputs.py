@@ -12,9 +12,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from mdft_fast.layout import TILE, Layout
+from mdft_fast.arena import GROUP, LARGEST_CODE, TILE, Codec, Layout, TaskVectors
 from mdft_fast.reference import accumulator, decode
-from mdft_fast.task_vectors import GROUP, LARGEST_CODE, Codec, TaskVectors
 
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 DTYPES = (F32, BF16, F16, F64)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import mdft_fast
-from mdft_fast.layout import TILE, Layout, TilePlan
+from mdft_fast.arena import TILE, Layout, TilePlan
 from mdft_fast.ops import _library
 from tests.ops import test_merge, test_merge_dots
 from tests.ops.inputs import F64, make_arena, make_grads, make_rows, outcome
@@ -98,7 +98,7 @@ def reference_runs(no_kernel: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield
 
 
-MERGE = sys.modules["mdft_fast.ops.merge"]  # the package's attribute is the function
+MERGE = sys.modules["mdft_fast.ops._merge"]  # the package's attribute is the function
 
 
 @pytest.mark.usefixtures("reference_runs")

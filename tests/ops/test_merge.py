@@ -18,8 +18,7 @@ from torch._subclasses import FakeTensorMode
 
 import mdft_fast
 from mdft_fast import reference
-from mdft_fast.layout import TILE, Layout
-from mdft_fast.task_vectors import TaskVectors
+from mdft_fast.arena import TILE, Layout, TaskVectors
 from tests.ops.inputs import (
     BF16,
     F16,
@@ -187,7 +186,7 @@ def test_each_gradient_is_made_only_when_asked(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    merge_module = sys.modules["mdft_fast.ops.merge"]  # the package's attribute is the function
+    merge_module = sys.modules["mdft_fast.ops._merge"]  # the package's attribute is the function
     for step in ("_merge_dots", "_base_gradient"):
         real = getattr(merge_module, step)
         monkeypatch.setattr(

@@ -16,8 +16,7 @@ from torch import Tensor
 
 import mdft_fast
 from mdft_fast import reference
-from mdft_fast.layout import TILE, Layout
-from mdft_fast.task_vectors import GROUP, Codec, TaskVectors
+from mdft_fast.arena import GROUP, TILE, Codec, Layout, TaskVectors
 from tests.ops.inputs import (
     BF16,
     F16,

@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mdft_fast.arena import CODECS, GROUP, LARGEST_CODE, TILE, codes_of
 from mdft_fast.errors import MdftError
-from mdft_fast.layout import TILE
 from mdft_fast.pool import Head, Pool
-from mdft_fast.pool.codecs import codes_of
-from mdft_fast.task_vectors import CODECS, GROUP, LARGEST_CODE
 
 
 def _slot(pool: Pool, arena: Tensor, name: str) -> Tensor:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from mdft_fast.arena import CODECS
+from mdft_fast.checkpoints import safetensors_writer as container
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import Head, Pool, container
-from mdft_fast.task_vectors import CODECS
+from mdft_fast.pool import Head, Pool
 
 
 def _same(one: Pool, other: Pool) -> None:

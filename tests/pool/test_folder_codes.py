@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mdft_fast.checkpoints import safetensors_writer as container
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import Pool, container
+from mdft_fast.files import file_digest
+from mdft_fast.pool import Pool
 
 
 def _json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -40,7 +42,7 @@ def _rewrite_tau(**changes: Tensor | None) -> Callable[[Path], None]:
         kept = {name: tensor.clone() for name, tensor in load_file(path).items()} | changes
         path.unlink()
         save_file({name: t for name, t in kept.items() if t is not None}, path)
-        written = {"bytes": path.stat().st_size, "sha256": container.file_digest(path)}
+        written = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         _json(lambda c: c["files"].update({"tau.safetensors": written}))(folder)
 
     return damage

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from mdft_fast.checkpoints import safetensors_writer as container
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import Pool, container
+from mdft_fast.pool import Pool
 
 WRITERS: dict[str, Callable[[Any, Path], Any]] = {
     "save": lambda parts, path: parts.build().save(path, overwrite=True),
@@ -129,7 +130,7 @@ def test_something_that_comes_while_writing_is_kept(
         _stray("thesis.txt")(target)
         return real(path, entries)
 
-    monkeypatch.setattr("mdft_fast.pool.folder.write_tensors", slow)
+    monkeypatch.setattr("mdft_fast.pool.storage.write_tensors", slow)
     with pytest.raises(MdftError, match=r"got 'thesis.txt'"):
         pool.save(target, overwrite=True)
     assert (target / "thesis.txt").read_text() == "words"
@@ -162,7 +163,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(
         return fail() if ".new-" in path.name else real_rename(path, to)  # type: ignore[func-returns-value, return-value]
 
     if fails == "write_text":
-        monkeypatch.setattr("mdft_fast.pool.folder.write_text", fail)
+        monkeypatch.setattr("mdft_fast.pool.storage.write_text", fail)
     elif fails == "os.fsync":
         monkeypatch.setattr(os, "fsync", fail)
     else:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mdft_fast.layout import TILE
+from mdft_fast.arena import TILE
 from mdft_fast.pool import Pool
 
 

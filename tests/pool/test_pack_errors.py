@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mdft_fast.checkpoints import read_state
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import Head, read_state
+from mdft_fast.pool import Head
 
 
 def _change(which: str, key: str, change: Callable[[Any], Any]) -> Callable[[Any], None]:
@@ -239,7 +240,7 @@ def test_a_difference_beyond_float32_is_refused(make_parts: Any) -> None:
 def test_a_bad_element_is_found_in_whatever_piece_it_lies(
     bad: float, parts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mdft_fast.pool.pack.PIECE", 1024)
+    monkeypatch.setattr("mdft_fast.pool.packing.PIECE", 1024)
     assert parts.build().K == 3
     parts.models[0]["embed.weight"][3, 3] = bad
     parts.models[0]["again.weight"] = parts.models[0]["embed.weight"]

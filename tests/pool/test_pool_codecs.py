@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mdft_fast import reference
+from mdft_fast.arena import CODECS, Codec
 from mdft_fast.errors import MdftError
-from mdft_fast.task_vectors import CODECS, Codec
 
 INTEGERS: tuple[Codec, ...] = ("int8", "int4")
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from mdft_fast.pool import Pool, read_state
-from mdft_fast.pool.codecs import rows_of
-from mdft_fast.task_vectors import CODECS, ERROR_OF_CODEC, LARGEST_CODE
+from mdft_fast.arena import CODECS, ERROR_OF_CODEC, LARGEST_CODE, rows_of
+from mdft_fast.checkpoints import read_state
+from mdft_fast.pool import Pool
 
 
 def test_base_plus_task_vector_is_every_model_bit_for_bit(real: Any, real_pool: Pool) -> None:

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a recipe would take in each mode and codec, told before anything is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from mdft_fast.app.forecast.free_memory import available_memory
+from mdft_fast.app.forecast.step_forecast import Forecast, forecast
+from mdft_fast.app.forecast.verification import verify
+from mdft_fast.app.opening import choose_device, images_at_once
+from mdft_fast.errors import MdftError
+from mdft_fast.pool import read_manifest
+
+if TYPE_CHECKING:
+    from mdft_fast.app.recipe import Recipe
+
+_SHARE = 0.9  # of the memory that is free, where no budget is given
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """What a recipe's stage 1 would take.
+
+    Attributes:
+        rows: every mode and codec, with and without checkpointing, the fastest mode first.
+        chosen: what the recipe runs: the fastest mode that fits, or the mode that it names.
+        fits: whether that fits.
+        budget: bytes that may be taken, and ``given``: whether the recipe says so.
+        samples: images of a forward pass.
+    """
+
+    rows: tuple[Forecast, ...]
+    chosen: Forecast
+    fits: bool
+    budget: int
+    given: bool
+    samples: int
+
+    def advice(self) -> str:
+        """Returns what to change so that a step fits, in keys of the recipe."""
+        fitting = [row for row in self.rows if row.peak <= self.budget]
+        fitting.sort(key=lambda row: row.moved)
+        least = min(self.rows, key=lambda row: row.peak)
+        lines = [
+            f"a step with {self.samples} images a forward pass would take "
+            f"{size(self.chosen.peak)} ({keys(self.chosen)}), and "
+            f"{size(self.budget)} {'are in the budget' if self.given else 'are free'}"
+        ]
+        if fitting:
+            lines.append("what fits, the fastest first:")
+        else:
+            lines.append("nothing fits; the least is:")
+        shown = {keys(row): row for row in fitting[:3] or [least]}
+        lines += [f"  {size(row.peak):>9}  {text}" for text, row in shown.items()]
+        if self.samples > 1:
+            lines.append(f"  memory.micro_batch below {self.samples} lowers what activations take")
+        return "\n".join(lines)
+
+
+def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
+    """Forecasts the memory of a recipe's stage 1 and picks the fastest mode that fits.
+
+    No weight is read: see :func:`~mdft_fast.app.forecast.verify`, which refuses in a run's own
+    words what does not fit.
+
+    Args:
+        recipe: what would run. ``memory.mode`` "auto" leaves the mode to the plan, and
+            ``memory.budget`` says what fits; without one, 90 % of what is free now.
+        every: whether modes slower than the chosen one are forecast too, at a second each.
+
+    Raises:
+        MdftError: if the recipe's files are missing or do not fit, or its backbone does not run on
+            tensors without data.
+    """
+    recipe.check_files()
+    memory, device = recipe.memory, choose_device(recipe.device)
+    if memory.cuda_graph and device.type != "cuda":
+        raise MdftError(f"recipe: memory.cuda_graph needs a CUDA device, got {device.type}")
+    samples = images_at_once(recipe)
+    passes = -(-recipe.construct.batch * len(recipe.tasks) // samples)
+    folder = recipe.pool.folder
+    packed = read_manifest(folder).codec if folder is not None else None
+    forecasts = forecast(
+        verify(recipe),
+        samples,
+        precision=recipe.precision,
+        passes=passes,
+        gpu=device.type == "cuda",
+        # A pool that is encoded anew on opening is not read from its files any more.
+        mapped=() if packed is None else (packed,),
+    )
+    budget = memory.budget if memory.budget is not None else int(_SHARE * available_memory(device))
+    codec = memory.codec if packed is None or memory.codec != "fp32" else packed
+    rows: list[Forecast] = []
+    allowed: list[Forecast] = []
+    for row in forecasts:
+        rows.append(row)
+        wanted = row.codec == codec and row.checkpointing == memory.checkpointing
+        if wanted and memory.mode in ("auto", row.mode):
+            allowed.append(row)
+        if not every and any(row.peak <= budget for row in allowed):
+            break
+    if not allowed:
+        raise MdftError(
+            f"plan: memory.mode {memory.mode!r} needs blocks, got a backbone without; name them "
+            f"in memory.blocks"
+        )
+    chosen = next((row for row in allowed if row.peak <= budget), allowed[-1])
+    given = memory.budget is not None
+    return MemoryPlan(tuple(rows), chosen, chosen.peak <= budget, budget, given, samples)
+
+
+@contextlib.contextmanager
+def explained(recipe: Recipe) -> Iterator[None]:
+    """Answers running out of memory with the plan and what to change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error) or type(error).__name__
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and "allocate memory" not in text:  # what torch's CPU allocator says
+            raise
+        advice = plan(recipe).advice()
+        raise MdftError(f"out of memory: {text.splitlines()[0]}\n{advice}") from error
+
+
+def keys(row: Forecast) -> str:
+    """Returns the recipe's keys that give a row."""
+    text = f"memory.mode={row.mode} memory.codec={row.codec}"
+    return text + (" memory.checkpointing=true" if row.checkpointing else "")
+
+
+def size(count: int) -> str:
+    """Returns a number of bytes as people write it."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

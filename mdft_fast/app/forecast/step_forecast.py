@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forecasts the memory of a step by running it on fake tensors.
+
+Fakes have shapes and lifetimes but no data, so the very code that will run tells what is alive
+when, at no cost in memory and in about a second.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mdft_fast.app.forecast.live_bytes import LiveBytes
+from mdft_fast.arena import CODECS, Codec, Layout, TaskVectors, empty_vectors
+from mdft_fast.checkpoints import as_preprocess
+from mdft_fast.errors import MdftError
+from mdft_fast.model import DTYPE_OF_PRECISION, MODES, MetaModel, Mode, Precision
+from mdft_fast.ops import debiased_entropy_loss
+from mdft_fast.pool import Pool, take_inventory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """What a forecast is about.
+
+    Attributes:
+        backbone: the module, on the meta device: shapes only.
+        classes: number of classes of each task vector's task.
+        size: height and width of an image.
+        blocks: names of the modules that are blocks; None: found.
+    """
+
+    backbone: nn.Module
+    classes: Sequence[int]
+    size: tuple[int, int]
+    blocks: Sequence[str] | None = None
+
+    @property
+    def K(self) -> int:
+        """``K``: number of task vectors."""
+        return len(self.classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """The memory of one way to run a step.
+
+    Attributes:
+        mode: "resident", "layerwise" or "streamed".
+        codec: of the task vectors.
+        checkpointing: whether activations of blocks are computed again.
+        base: bytes of the pre-trained arena, and ``vectors``: of the task vectors.
+        away: whether these two stay in the pool's files, or on a GPU's host: not in ``peak``.
+        weights: bytes of merged weights alive at once.
+        rest: bytes at the peak that are none of these: gradients, activations, workspace.
+        moved: bytes that merge and merge_dots read and write in a step.
+    """
+
+    mode: Mode
+    codec: Codec
+    checkpointing: bool
+    base: int
+    vectors: int
+    away: bool
+    weights: int
+    rest: int
+    moved: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes in memory at the step's peak."""
+        return self.weights + self.rest + (0 if self.away else self.base + self.vectors)
+
+
+def forecast(
+    subject: Subject,
+    samples: int,
+    *,
+    precision: Precision = "fp32",
+    passes: int = 1,
+    gpu: bool = False,
+    mapped: Collection[Codec] = (),
+) -> Iterator[Forecast]:
+    """Yields the forecast of every mode and codec, first without, then with checkpointing.
+
+    Args:
+        subject: the model.
+        samples: images of a forward pass.
+        precision: of weights and activations.
+        passes: forward passes a step (micro-batches).
+        gpu: whether the step runs on a GPU, where "streamed" keeps two blocks of base and task
+            vectors on the device.
+        mapped: codecs in which base and task vectors are read where they lie in a pool's files
+            (CPU).
+
+    Raises:
+        MdftError: if the backbone does not run on tensors without data.
+    """
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    backbone = copy.deepcopy(subject.backbone)
+    with fakes:
+        backbone.to_empty(device="cpu")
+    subject = dataclasses.replace(subject, backbone=backbone)
+    pool = _fake_pool(subject, fakes)
+    for checkpointing, mode in itertools.product((False, True), MODES):
+        step = _simulate(subject, pool, fakes, mode, samples, precision, checkpointing)
+        if step is None:
+            continue
+        for codec in CODECS:
+            yield _row(step, pool, codec, precision, passes, gpu, codec in mapped)
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulated:
+    """A step on fakes: bytes made by it at its peak, and ``elements`` merged at once."""
+
+    mode: Mode
+    checkpointing: bool
+    peak: int
+    elements: int
+
+
+def _fake_pool(subject: Subject, fakes: FakeTensorMode) -> Pool:
+    """Returns a pool without data that fits the backbone."""
+    inventory = take_inventory(subject.backbone)
+    layout = Layout.of(inventory.merged)
+    with fakes:
+        return Pool(
+            layout=layout,
+            base=torch.empty(layout.elements),
+            vectors=TaskVectors(torch.empty(subject.K, layout.elements)),
+            tasks=(),
+            heads={},
+            buffers={name: torch.empty(shape) for name, shape in inventory.kept.items()},
+            left_out=inventory.left_out,
+            dtypes={},
+            backbone_spec={},
+            preprocess=as_preprocess({"size": subject.size, "mean": 0.0, "std": 1.0}),
+            checksum="",
+        )
+
+
+def _simulate(
+    subject: Subject,
+    pool: Pool,
+    fakes: FakeTensorMode,
+    mode: Mode,
+    samples: int,
+    precision: Precision,
+    checkpointing: bool,
+) -> Simulated | None:
+    """Runs one step of stage 1 on fakes; None where the mode needs blocks and there are none."""
+    shape = subject.K, len(pool.layout.columns)
+    options: dict[str, Any] = {"precision": precision, "checkpointing": checkpointing}
+    try:
+        meta = MetaModel(
+            subject.backbone, pool, mode=mode, start=torch.zeros(shape), blocks=subject.blocks,
+            **options,
+        )  # fmt: skip
+    except MdftError:
+        if subject.blocks is None and (mode != "resident" or checkpointing):
+            return None
+        raise
+    try:
+        with fakes:
+            meta.coefficients = nn.Parameter(torch.empty(shape))
+            with LiveBytes() as live:
+                _step(meta, subject, samples)
+    except MdftError:
+        raise
+    except Exception as error:  # whatever a module does that needs data
+        raise MdftError(
+            f"plan: the backbone must run on tensors without data, got {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    return Simulated(mode, checkpointing, live.peak, meta.merged_elements)
+
+
+@torch.enable_grad()
+def _step(meta: MetaModel, subject: Subject, samples: int) -> None:
+    images = torch.empty(samples, 3, *subject.size)
+    features = meta.encode(images)
+    parts = torch.arange(samples).tensor_split(min(subject.K, samples))
+    logits, teachers = [], []
+    for rows, count in zip(parts, subject.classes, strict=False):
+        head = torch.empty(count, features.shape[1])
+        logits.append(features[: len(rows)] @ head.T)
+        teachers.append(torch.empty(len(rows), count))
+    debiased_entropy_loss(logits, teachers).loss.sum().backward()
+
+
+def _row(
+    step: Simulated,
+    pool: Pool,
+    codec: Codec,
+    precision: Precision,
+    passes: int,
+    gpu: bool,
+    mapped: bool,
+) -> Forecast:
+    with torch.device("meta"):
+        vectors = empty_vectors(pool.K, pool.N, codec).bytes
+    base, out = 4 * pool.N, pool.N * DTYPE_OF_PRECISION[precision].itemsize
+    weights, rest = out * step.elements // pool.N, step.peak
+    staged = gpu and step.mode == "streamed"
+    if staged:  # two blocks of base and task vectors beside the block of merged weights
+        rest += 2 * (base + vectors) * step.elements // pool.N
+    merges = 1 if step.mode == "resident" else 2 * passes
+    return Forecast(
+        step.mode, codec, step.checkpointing, base, vectors, staged or (mapped and not gpu),
+        weights, rest - weights, merges * (base + vectors + out) + passes * (out + vectors),
+    )  # fmt: skip

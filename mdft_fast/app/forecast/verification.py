@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a recipe names, verified by names, shapes and headers: no weight is read."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from mdft_fast.app.forecast.step_forecast import Subject
+from mdft_fast.app.opening import (
+    MakeHead,
+    agreed_backbone,
+    check_agrees,
+    check_heads,
+    pool_arguments,
+    preprocess_of,
+    shape_of_head,
+    shapes_alone,
+    spec_of,
+    tasks_of,
+)
+from mdft_fast.checkpoints import as_preprocess, check_activation
+from mdft_fast.model import check_shapes
+from mdft_fast.pool import Packing, Pool, features_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mdft_fast.app.recipe import Recipe
+
+
+def verify(recipe: Recipe) -> Subject:
+    """Refuses what a run would refuse of backbone, models, heads and class names.
+
+    Headers, heads and buffers are read, and a packed pool is mapped. Heads that are made of class
+    names or images are not made: their shape is.
+
+    Returns:
+        What a forecast is about.
+
+    Raises:
+        MdftError: in the words of the run.
+    """
+    if recipe.pool.folder is not None:
+        pool = Pool.open(recipe.pool.folder)
+        backbone, size = shapes_alone(agreed_backbone(recipe, pool)), pool.preprocess["size"]
+        check_agrees(recipe, pool)
+        check_activation(backbone, pool.activation, "the pool")
+        check_shapes(backbone, pool)
+        tasks = tasks_of(recipe, _shapes_of_heads(backbone, size), pool)
+        check_heads(tasks, backbone, size)
+        classes = [task.classes for task in pool.tasks]
+    else:
+        backbone = shapes_alone(spec_of(recipe) or {})
+        size = as_preprocess(preprocess_of(recipe))["size"]
+        tasks = tasks_of(recipe, _shapes_of_heads(backbone, size))
+        given = pool_arguments(recipe, tasks)
+        del given["backbone_spec"]
+        Packing(**given)
+        classes = [task.head.classes for task in tasks]
+    return Subject(backbone, classes, (size[0], size[1]), recipe.memory.blocks)
+
+
+def _shapes_of_heads(backbone: nn.Module, size: Sequence[int]) -> MakeHead:
+    known = functools.cache(lambda: features_of(backbone, size) or 1)
+    return lambda given, packed, names, sources: shape_of_head(given, packed, known, names, sources)

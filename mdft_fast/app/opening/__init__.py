@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recipe to its pool, model, heads and samples."""
+
+from mdft_fast.app.opening.building import (
+    Built,
+    build,
+    construct_config,
+    images_at_once,
+    pack,
+    specialize_config,
+)
+from mdft_fast.app.opening.pool_sources import (
+    agreed_backbone,
+    check_agrees,
+    choose_device,
+    open_pool,
+    pool_arguments,
+    preprocess_of,
+    shapes_alone,
+    spec_of,
+)
+from mdft_fast.app.opening.sample_loading import LoadedData, load_data
+from mdft_fast.app.opening.sample_sources import sources_of
+from mdft_fast.app.opening.task_heads import prompts_of, shape_of_head
+from mdft_fast.app.opening.tasks import MakeHead, check_heads, tasks_of
+
+__all__ = [
+    "Built",
+    "LoadedData",
+    "MakeHead",
+    "agreed_backbone",
+    "build",
+    "check_agrees",
+    "check_heads",
+    "choose_device",
+    "construct_config",
+    "images_at_once",
+    "load_data",
+    "open_pool",
+    "pack",
+    "pool_arguments",
+    "preprocess_of",
+    "prompts_of",
+    "shape_of_head",
+    "shapes_alone",
+    "sources_of",
+    "spec_of",
+    "specialize_config",
+    "tasks_of",
+]

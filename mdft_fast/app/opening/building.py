@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recipe to what the stages take."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mdft_fast.app.opening.labelled_shots import without_notes_of
+from mdft_fast.app.opening.pool_sources import (
+    agreed_backbone,
+    choose_device,
+    from_checkpoints,
+    in_codec,
+    open_packed,
+    pool_arguments,
+    preprocess_of,
+    spec_of,
+)
+from mdft_fast.app.opening.sample_sources import Sources, sources_of
+from mdft_fast.app.opening.task_heads import Base, head_of
+from mdft_fast.app.opening.tasks import MakeHead, check_heads, tasks_of
+from mdft_fast.data import Samples, Task, load_test_images
+from mdft_fast.learning import ConstructConfig, OptimizerConfig, SpecializeConfig
+from mdft_fast.model import MetaModel, Mode
+from mdft_fast.pool import Head, Pool
+
+if TYPE_CHECKING:
+    from mdft_fast.app.recipe import Optimizer, Recipe, TaskRecipe
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Built:
+    """What a recipe names, opened and verified.
+
+    Attributes:
+        recipe: the recipe.
+        backbone: the module whose parameters are merged.
+        pool: base, task vectors, heads.
+        tasks: the recipe's tasks with their labelled samples: for evaluation alone.
+        device: where the run computes.
+    """
+
+    recipe: Recipe
+    backbone: nn.Module
+    pool: Pool
+    tasks: tuple[Task, ...]
+    device: torch.device
+
+    @property
+    def unlabelled(self) -> list[Task]:
+        """The tasks without their labelled samples: all that the stages ever see."""
+        return [Task(t.name, t.class_names, t.head, t.adapt) for t in self.tasks]
+
+    def meta_model(self, mode: Mode | None = None) -> MetaModel:
+        """Returns a meta-model at the recipe's start.
+
+        Args:
+            mode: None: the recipe's, "resident" where that is "auto".
+        """
+        start, memory = self.recipe.start, self.recipe.memory
+        mode = mode or ("resident" if memory.mode == "auto" else memory.mode)
+        return MetaModel(
+            self.backbone,
+            self.pool,
+            granularity=self.recipe.granularity,
+            start=start if isinstance(start, float) else list(start),
+            mode=mode,
+            precision=self.recipe.precision,
+            checkpointing=memory.checkpointing,
+            blocks=memory.blocks,
+            device=self.device,
+        )
+
+
+def build(recipe: Recipe) -> Built:
+    """Opens everything a recipe names.
+
+    Raises:
+        MdftError: if a file is missing or does not fit; it names file and key.
+    """
+    recipe.check_files()
+    notes: list[str] = []
+    if recipe.pool.folder is not None:
+        backbone, pool = open_packed(recipe)
+        base = _packed_base(recipe, pool, backbone)
+        tasks = tasks_of(recipe, _heads(recipe, base, notes), pool)
+        check_heads(tasks, backbone, pool.preprocess["size"])
+        pool = in_codec(recipe, pool)
+    else:
+        tasks = _tasks(recipe, notes)
+        backbone, pool = from_checkpoints(recipe, tasks)
+    # The stages read the pool's heads: a recipe's own go over them, and their class names.
+    heads = {**pool.heads, **{task.name: task.head for task in tasks}}
+    names = {task.name: task.class_names for task in tasks}
+    known = tuple(
+        dataclasses.replace(task, class_names=names.get(task.name, task.class_names))
+        for task in pool.tasks
+    )
+    over = without_notes_of((task.name for task in recipe.tasks if task.head), pool.notes)
+    pool = dataclasses.replace(pool, heads=heads, tasks=known, notes=(*notes, *over))
+    return Built(recipe, backbone, pool, tasks, choose_device(recipe.device))
+
+
+def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: bool = False) -> Pool:
+    """Packs a recipe's checkpoints into a pool's folder, one task vector at a time in memory."""
+    recipe.check_files()
+    if recipe.pool.folder is not None:
+        made = any(task.head is not None for task in recipe.tasks)  # heads that go over the pool's
+        pool = build(recipe).pool if made else Pool.open(recipe.pool.folder)
+        own = recipe.memory.codec if recipe.memory.codec != "fp32" else None
+        pool.save(path, codec or own, overwrite=overwrite)
+        return Pool.open(path)
+    notes: list[str] = []
+    arguments = pool_arguments(recipe, _tasks(recipe, notes))
+    codec = codec or recipe.memory.codec
+    return Pool.pack(path, **arguments, codec=codec, overwrite=overwrite, notes=notes)
+
+
+def _tasks(recipe: Recipe, notes: list[str]) -> tuple[Task, ...]:
+    """Returns the tasks of a recipe whose pool is checkpoints; what to know of heads, to notes."""
+    assert recipe.pool.base is not None
+    preprocess, device = preprocess_of(recipe), choose_device(recipe.device)
+    base = Base.of_file(recipe.pool.base, spec_of(recipe) or {}, preprocess, device)
+    return tasks_of(recipe, _heads(recipe, base, notes))
+
+
+def _heads(recipe: Recipe, base: Base, notes: list[str]) -> MakeHead:
+    drop = recipe.duplicates == "drop"
+
+    @functools.cache
+    def tests() -> dict[str, Samples]:
+        sources = {
+            task.name: sources_of(task, transductive=recipe.transductive).evaluate
+            for task in recipe.tasks
+        }
+        return {
+            name: load_test_images(source, base.preprocess)
+            for name, source in sources.items()
+            if source is not None
+        }
+
+    def make(
+        given: TaskRecipe, packed: Head | None, names: tuple[str, ...] | None, sources: Sources
+    ) -> Head:
+        return head_of(
+            given, packed, base, names, sources, tests=tests, drop=drop, say=notes.append
+        )
+
+    return make
+
+
+def _packed_base(recipe: Recipe, pool: Pool, backbone: nn.Module) -> Base:
+    device = choose_device(recipe.device)
+
+    def load() -> nn.Module:
+        return MetaModel(backbone, pool, granularity="task", start=0.0).materialize().to(device)
+
+    identity = f"pool {pool.checksum} {agreed_backbone(recipe, pool)}"
+    return Base(functools.cache(load), lambda: identity, pool.preprocess)
+
+
+def images_at_once(recipe: Recipe) -> int:
+    """Returns how many images a run's largest forward pass takes."""
+    images = recipe.construct.batch * len(recipe.tasks)
+    if recipe.specialized:
+        images = max(images, recipe.specialize.batch)
+    return min(images, recipe.memory.micro_batch or images)
+
+
+def construct_config(recipe: Recipe) -> ConstructConfig:
+    """Returns stage 1's configuration."""
+    c = recipe.construct
+    return ConstructConfig(
+        steps=c.steps,
+        batch=c.batch,
+        draw=c.draw,
+        alpha=c.objective.alpha,
+        use_entropy=c.objective.entropy,
+        reweight=c.objective.reweight,
+        filter=c.filter.enabled,
+        mu=c.filter.mu,
+        entropy_of=c.filter.entropy_of,
+        optimizer=_optimizer(c.optimizer),
+        holdout=c.holdout,
+        seed=recipe.seed,
+        micro_batch=recipe.memory.micro_batch,
+        cuda_graph=recipe.memory.cuda_graph,
+    )
+
+
+def specialize_config(recipe: Recipe) -> SpecializeConfig:
+    """Returns stage 2's configuration."""
+    s = recipe.specialize
+    return SpecializeConfig(
+        steps=s.steps,
+        batch=s.batch,
+        representation=s.representation,
+        optimizer=_optimizer(s.optimizer),
+        holdout=recipe.construct.holdout,
+        seed=recipe.seed,
+        micro_batch=recipe.memory.micro_batch,
+        cuda_graph=recipe.memory.cuda_graph,
+    )
+
+
+def _optimizer(given: Optimizer) -> OptimizerConfig:
+    return OptimizerConfig(given.name, given.lr, given.schedule)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe's samples, loaded; and that no test image is learned."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from mdft_fast.checkpoints import Preprocess
+from mdft_fast.data import (
+    LabelledSource,
+    ListedSource,
+    NpzSource,
+    Samples,
+    Source,
+    Task,
+    load_samples,
+    load_test_images,
+    shared_images,
+    unshared,
+)
+from mdft_fast.errors import MdftError
+from mdft_fast.heads import head_digest
+
+
+class Listener(Protocol):
+    """Who is told what loading does."""
+
+    def say(self, text: str) -> None:
+        """Takes a sentence."""
+        ...
+
+    def count(self, words: str, done: int, total: int) -> None:
+        """Takes how many of a number of things are done."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedData:
+    """What a run learns from.
+
+    Attributes:
+        tasks: without labelled samples; their unlabelled ones are loaded.
+        splits: for each task what it adapts to and is evaluated on, as JSON values.
+        notes: what a reader of results should know, a sentence each.
+    """
+
+    tasks: list[Task]
+    splits: list[dict[str, Any]]
+    notes: list[str]
+
+
+def load_data(
+    tasks: Sequence[Task],
+    preprocess: Preprocess,
+    *,
+    transductive: bool,
+    shown: Listener,
+    drop: bool = False,
+    only: str | None = None,
+) -> LoadedData:
+    """Decodes what is not in the cache yet, and refuses tasks that adapt to test images.
+
+    λ is shared, so no task may adapt to the test images of any. Images are compared by their
+    content; a label is read nowhere.
+
+    Args:
+        tasks: the recipe's.
+        preprocess: the pool's.
+        transductive: whether tasks may adapt to test images.
+        shown: told how far decoding is.
+        drop: whether test images among the unlabelled samples are left out, not refused.
+        only: the task whose samples are wanted; None: all.
+
+    Raises:
+        MdftError: if a test image is among the unlabelled samples, and neither ``transductive`` nor
+            ``drop`` is set.
+    """
+    loaded: list[Task] = []
+    splits: list[dict[str, Any]] = []
+    notes: list[str] = []
+    wanted = [task for task in tasks if only in (None, task.name)]
+    tests = {
+        task.name: load_test_images(task.evaluate, preprocess, watch=shown.count)
+        for task in (tasks if drop else wanted)
+        if task.evaluate is not None
+    }
+    for task in wanted:
+        samples = load_samples(task.adapt, preprocess, watch=shown.count)
+        about: dict[str, Any] = {
+            "name": task.name,
+            "head": head_digest(task.head),
+            "class_names": hashlib.sha256(json.dumps(task.class_names).encode()).hexdigest(),
+            "adapt": _origin(task.adapt, len(samples)),
+        }
+        if drop:
+            samples, said = _without_tests(about, samples, tests)
+            notes += said
+        if task.evaluate is not None:
+            own = tests[task.name]
+            about["evaluate"] = _origin(task.evaluate, len(own), "test")
+            about["evaluate"]["images"] = hashlib.sha256(own.digests().tobytes()).hexdigest()
+            about["shared"] = dict.fromkeys(("adapt", "evaluate"), 0)
+        for other, images in tests.items():
+            found = shared_images(samples, images)
+            if other == task.name and found is not None:
+                about["shared"] = {"adapt": len(found[0]), "evaluate": len(found[1])}
+            notes += _overlap(about, other, found, (len(samples), len(images)), transductive)
+        splits.append(about)
+        loaded.append(Task(task.name, task.class_names, task.head, samples))
+    for note in notes:
+        shown.say(note)
+    return LoadedData(loaded, splits, notes)
+
+
+def _without_tests(
+    about: dict[str, Any], samples: Samples, tests: Mapping[str, Samples]
+) -> tuple[Samples, list[str]]:
+    """Leaves test images out of a task's samples; says which, in ``about`` and for a reader."""
+    adapt, count = about["adapt"], len(samples)
+    kept = unshared(samples, *tests.values()).tolist()
+    gone = sorted(set(range(count)) - set(kept))
+    about["dropped"] = {"count": len(gone), "images": [_named(adapt, [i]) for i in gone]}
+    if not gone:
+        return samples, []
+    words = f"{len(gone):,} of {count:,} unlabelled images are test images, pixel for pixel"
+    if not kept:
+        raise MdftError(f"task {about['name']!r}: {words}; `duplicates: drop` leaves none")
+    adapt["count"] = len(kept)
+    if "files" in adapt:
+        adapt["files"] = [adapt["files"][i] for i in kept]
+    return samples.take(torch.tensor(kept)), [f"Task {about['name']!r}: {words}, and were dropped."]
+
+
+def _overlap(
+    about: dict[str, Any],
+    other: str,
+    found: tuple[list[int], list[int]] | None,
+    counts: tuple[int, int],
+    transductive: bool,
+) -> list[str]:
+    """Returns what a reader should know of test images among a task's samples; or refuses them."""
+    name, whose = about["name"], "" if other == about["name"] else f" of task {other!r}"
+    if found is None:  # bytes and floats
+        if whose:
+            return []
+        return [f"Task {name!r}: whether test images were adapted to could not be told, as one of "
+                f"the two sets holds floats."]  # fmt: skip
+    mine = found[0]
+    if not mine:
+        return []
+    words = (
+        f"task {name!r}: {len(mine):,} of {counts[0]:,} unlabelled images are among the "
+        f"{counts[1]:,} test images{whose}"
+    )
+    if transductive:
+        return [f"Transductive: {words}."]
+    first = _named(about["adapt"], mine[:3])
+    raise MdftError(
+        f"{words}, pixel for pixel ({first}{', ...' if len(mine) > 3 else ''}); take them out, say "
+        "`duplicates: drop` to leave them out, or `transductive: true` to learn from them"
+    )
+
+
+def _named(about: dict[str, Any], indices: Sequence[int]) -> str:
+    """Returns images as an error names them: by file, or by number."""
+    files = about.get("files")
+    return ", ".join(files[i] if files else f"number {i}" for i in indices)
+
+
+def _origin(
+    source: Source | Samples | LabelledSource, count: int, role: str = "train"
+) -> dict[str, Any]:
+    """Returns what a source is, and its files by name where a split of ours chose them."""
+    if isinstance(source, NpzSource):
+        return {"npz": str(source.path), "x": source.x, "count": count}
+    if not isinstance(source, ListedSource):
+        return {"kind": type(source).__name__, "count": count}
+    listing = source.listing("test" if role == "test" else "train")
+    about = {**listing.origin, "count": count}
+    if len(listing.files) == count:
+        about["files"] = [_below(file, listing.origin) for file in listing.files]
+    return about
+
+
+def _below(file: Any, origin: dict[str, Any]) -> str:
+    root = origin.get("folder") or origin.get("root") or ""
+    return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recipe's ``head:`` to the head of a task.
+
+No label of ``evaluate`` or ``adapt`` is opened. Test images are, where a head is made of labelled
+images: none may be among these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import os
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mdft_fast.app.opening.labelled_shots import load_shots
+from mdft_fast.app.opening.sample_sources import OnDisk, Sources
+from mdft_fast.checkpoints import open_state
+from mdft_fast.data import Samples, compare_class_names, read_labels
+from mdft_fast.errors import MdftError
+from mdft_fast.heads import (
+    cached_head,
+    check_order,
+    class_names,
+    clip_config,
+    file_digest,
+    is_dataset,
+    load_clip,
+    prototype_head,
+    templates,
+    zero_shot_head,
+)
+from mdft_fast.model import build_backbone
+from mdft_fast.pool import Head, check_fits, fit, take_inventory
+
+if TYPE_CHECKING:
+    from mdft_fast.app.recipe import HeadSource, TaskRecipe
+
+_PLAIN_TEMPLATES = ("a photo of a {}.",)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Base:
+    """The pre-trained encoder that prototypes are features of.
+
+    Attributes:
+        load: returns a plain module in eval mode, on the device where it is to run. Called where
+            prototypes are asked for and are not in the cache.
+        identity: returns what tells its weights and its module from others.
+        preprocess: size, mean and standard deviation of its inputs.
+    """
+
+    load: Callable[[], nn.Module]
+    identity: Callable[[], str]
+    preprocess: Mapping[str, Any]
+
+    @staticmethod
+    def of_file(
+        file: str | os.PathLike[str],
+        spec: Mapping[str, Any],
+        preprocess: Mapping[str, Any],
+        device: torch.device,
+    ) -> Base:
+        """Returns the backbone with a checkpoint's weights."""
+        load = functools.cache(lambda: _load(file, spec).to(device))
+        return Base(load, lambda: _identity(file, spec), preprocess)
+
+
+def _load(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> nn.Module:
+    """Builds a backbone with a checkpoint's weights; more than it needs may be in the file."""
+    module = build_backbone(spec)
+    own, found = module.state_dict(), _tensors(file, module)
+    state = {name: found[name] for name in own if name in found}
+    check_fits(file, state, own)
+    module.load_state_dict(state)
+    return module
+
+
+def _tensors(file: str | os.PathLike[str], module: nn.Module) -> Mapping[str, Tensor]:
+    """Returns a checkpoint's tensors under the backbone's names; what may lack is the module's."""
+    inventory = take_inventory(module)
+    kept = {name: t for name, t in module.state_dict().items() if name in inventory.optional}
+    return ChainMap(dict(fit(open_state(file), inventory).tensors), kept)
+
+
+def _identity(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> str:
+    return f"{open_state(file).sha256()} {dict(spec)}"
+
+
+def head_of(
+    given: TaskRecipe,
+    packed: Head | None,
+    base: Base,
+    names: tuple[str, ...] | None,
+    sources: Sources,
+    *,
+    tests: Callable[[], Mapping[str, Samples]],
+    drop: bool,
+    say: Callable[[str], None],
+) -> Head:
+    """Returns the head that a recipe's task names, or else the pool's.
+
+    Args:
+        given: the task.
+        packed: its head in a packed pool, if there is one.
+        base: the pre-trained encoder.
+        names: its class names, if anybody says them.
+        sources: its samples; those that make heads are read.
+        tests: returns the test images of every task; called where labels make the head.
+        drop: whether test images among those that make heads are left out, not refused.
+        say: told what a reader of results must know of labels that made it.
+
+    Raises:
+        MdftError: if the head cannot be made, or a test image is among those that make it.
+    """
+    head = given.head
+    if head is None or head.file is not None:
+        return _ready(given, packed)
+    with _of_task(given):
+        if head.zero_shot:
+            return _zero_shot(given, head, names)
+        assert sources.shots is not None
+        classes, said = _prototype_classes(sources.shots, names), base.preprocess
+        shots = load_shots(
+            given.name, sources.shots, said, len(classes), tests(), drop=drop, say=say
+        )
+        return _prototypes(head, base, classes, *shots)
+
+
+def shape_of_head(
+    given: TaskRecipe,
+    packed: Head | None,
+    features: Callable[[], int],
+    names: tuple[str, ...] | None,
+    sources: Sources,
+) -> Head:
+    """Returns what :func:`head_of` does, but zeros where a head is to be made by a model.
+
+    Args:
+        given: as there.
+        packed: as there.
+        features: returns how many the backbone gives.
+        names: as there.
+        sources: as there; labels that make heads are counted.
+    """
+    head = given.head
+    if head is None or head.file is not None:
+        return _ready(given, packed)
+    with _of_task(given):
+        if head.zero_shot:
+            classes, _ = prompts_of(given, names)
+            width = clip_config(head.zero_shot.model)["embed_dim"]
+        else:
+            assert sources.shots is not None
+            classes, width = _prototype_classes(sources.shots, names), features()
+    return Head(torch.zeros(()).expand(len(classes), width))
+
+
+def _ready(given: TaskRecipe, packed: Head | None) -> Head:
+    """Returns a head that lies in a file, or in a packed pool."""
+    if given.head is not None:
+        return _file_head(given.name, given.head)
+    if packed is None:
+        raise MdftError(f"task {given.name!r}: head must be given, got none in recipe or pool")
+    return packed
+
+
+@contextlib.contextmanager
+def _of_task(given: TaskRecipe) -> Iterator[None]:
+    """Puts the task's name before errors."""
+    try:
+        yield
+    except MdftError as error:
+        raise MdftError(f"task {given.name!r}: {error}") from error
+
+
+def prompts_of(
+    given: TaskRecipe, own: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns class names and templates of a zero-shot head.
+
+    Args:
+        given: the task.
+        own: its class names, if anybody says them.
+
+    Raises:
+        MdftError: if there are no names, or a data set's are in another order than the task's.
+    """
+    assert given.head is not None
+    assert given.head.zero_shot is not None
+    wanted = given.head.zero_shot
+    chosen = wanted.classes or (given.name if is_dataset(given.name) else own)
+    if chosen is None:
+        raise MdftError(
+            "head.zero_shot.classes must be a list of names or a data set's name, got none, and "
+            "the task has no class names"
+        )
+    prompts: str | tuple[str, ...] = _PLAIN_TEMPLATES
+    if isinstance(chosen, str):
+        if own is not None:
+            check_order(chosen, {name: i for i, name in enumerate(own)})
+        chosen, prompts = class_names(chosen), chosen
+    elif own is not None and sorted(map(_plain, own)) == sorted(map(_plain, chosen)):
+        compare_class_names(own, f"task {given.name!r}", chosen, "head.zero_shot.classes")
+    prompts = wanted.templates or prompts
+    return chosen, templates(prompts) if isinstance(prompts, str) else prompts
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+def _file_head(task: str, head: HeadSource) -> Head:
+    assert head.file is not None
+    opened = open_state(head.file)
+    if head.normalize is None and opened.normalize is None:
+        raise MdftError(
+            f"task {task!r}: head.normalize must be given, true for features divided by their norm "
+            f"or false, as {head.file} does not say it"
+        )
+    return Head.from_file(head.file, normalize=head.normalize)
+
+
+def _zero_shot(given: TaskRecipe, head: HeadSource, own: tuple[str, ...] | None) -> Head:
+    wanted = head.zero_shot
+    assert wanted is not None
+    names, prompts = prompts_of(given, own)
+    ingredients = {
+        "kind": "zero_shot",
+        "model": wanted.model,
+        "config": clip_config(wanted.model),
+        "open_clip": importlib.metadata.version("open_clip_torch"),
+        "weights": file_digest(wanted.weights),
+        "classes": names,
+        "templates": prompts,
+    }
+
+    def make() -> Head:
+        model, tokenizer = load_clip(wanted.model, wanted.weights)
+        return zero_shot_head(model, tokenizer, names, prompts)
+
+    return cached_head(ingredients, make)
+
+
+def _prototypes(
+    head: HeadSource, base: Base, names: tuple[str, ...], samples: Samples, labels: Tensor
+) -> Head:
+    shots = head.prototypes
+    assert shots is not None
+    images = hashlib.sha256(samples.digests().tobytes() + labels.numpy().tobytes())
+    ingredients = {
+        "kind": "prototypes",
+        "base": base.identity(),
+        "preprocess": dict(base.preprocess),
+        "images": images.hexdigest(),
+        "classes": len(names),
+        "scale": shots.scale,
+        "normalize": shots.normalize,
+    }
+
+    def make() -> Head:
+        encoder, scale, normalize = base.load(), shots.scale, shots.normalize
+        return prototype_head(encoder, samples, labels, names, scale=scale, normalize=normalize)
+
+    return cached_head(ingredients, make)
+
+
+def _prototype_classes(shots: OnDisk, own: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the task's class names, or numbers up to the largest label."""
+    if own is not None:
+        return own
+    labels = read_labels(shots, "train")
+    whole = labels.numel() and not labels.is_floating_point()
+    return tuple(str(c) for c in range(int(labels.max()) + 1 if whole else 0))

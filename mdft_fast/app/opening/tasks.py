@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe's tasks: names, classes and heads, checked against each other. No image is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from mdft_fast.app.opening.sample_sources import Sources, class_names_of, sources_of
+from mdft_fast.app.opening.task_heads import prompts_of
+from mdft_fast.data import Task
+from mdft_fast.errors import MdftError
+from mdft_fast.pool import Head, Pool, check_features, check_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mdft_fast.app.recipe import Recipe, TaskRecipe
+
+# Task, its head in a packed pool, its class names, its samples -> its head.
+MakeHead = Callable[["TaskRecipe", Head | None, tuple[str, ...] | None, Sources], Head]
+
+
+def check_heads(tasks: Sequence[Task], backbone: nn.Module, size: Sequence[int]) -> None:
+    """Refuses heads that do not fit each other, their class names or the backbone."""
+    check_tasks(tasks)
+    check_features(backbone, size, {task.name: task.head for task in tasks})
+
+
+def tasks_of(recipe: Recipe, make: MakeHead, pool: Pool | None = None) -> tuple[Task, ...]:
+    """Returns a recipe's tasks with their labelled samples; no image, no label is read.
+
+    Args:
+        recipe: whose.
+        make: returns a task's head.
+        pool: the packed pool, where there is one.
+    """
+    heads = {} if pool is None else pool.heads
+    named = {} if pool is None else {task.name: task.class_names for task in pool.tasks}
+    for task in recipe.tasks:
+        if pool is not None and task.name not in named:
+            raise MdftError(f"recipe: task must be one of {list(named)}, got {task.name!r}")
+    return tuple(
+        _task(task, make, recipe.transductive, heads.get(task.name), named.get(task.name))
+        for task in recipe.tasks
+    )
+
+
+def _task(
+    given: TaskRecipe,
+    make: MakeHead,
+    transductive: bool,
+    packed: Head | None,
+    known: tuple[str, ...] | None,
+) -> Task:
+    sources = sources_of(given, transductive=transductive)
+    names = class_names_of(given, sources, known)
+    head = make(given, packed, names, sources)
+    if names is None and given.head is not None and given.head.zero_shot is not None:
+        names = prompts_of(given, names)[0]
+    names = names or tuple(str(c) for c in range(head.classes))
+    return Task(given.name, names, head, sources.adapt, sources.evaluate)

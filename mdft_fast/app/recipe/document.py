@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keys of a recipe, and what must hold between them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from mdft_fast.app.recipe.presets import PRESETS
+from mdft_fast.app.recipe.sample_sections import AdaptData, EvaluateData
+from mdft_fast.app.recipe.sections import (
+    Backbone,
+    Construct,
+    Granularity,
+    Memory,
+    NoTransform,
+    PoolSource,
+    Precision,
+    Preprocess,
+    Specialize,
+    TaskRecipe,
+)
+from mdft_fast.app.recipe.value_types import Device, FilePath, PerVector, Section, choice
+from mdft_fast.errors import nearest
+
+with warnings.catch_warnings():
+    # pydantic keeps a deprecated method BaseModel.construct; here it is a stage's name.
+    warnings.filterwarnings("ignore", 'Field name "construct"', UserWarning)
+
+    class Keys(Section):
+        """The keys in the order of the file.
+
+        Attributes:
+            version: of this format.
+            preset: where the keys below came from that the file does not hold.
+            pool: the models.
+            backbone: their module; may be left out with a packed pool, which knows it.
+            preprocess: of their inputs; may be left out where pool or checkpoints know it.
+            tasks: K of them.
+            transform: of task vectors; none so far.
+            granularity: what shares one coefficient.
+            start: λ before the first step, one number or one a task vector.
+            device: auto: CUDA where there is one.
+            precision: of the merged weights and the forward pass.
+            memory: how weights are held.
+            construct: stage 1.
+            specialize: stage 2.
+            seed: of every draw.
+            output: the run folder.
+            transductive: whether the unlabelled samples may be the test images.
+            duplicates: what is done with test images among the unlabelled samples.
+            deterministic: whether equal inputs must give equal bits.
+        """
+
+        version: Annotated[Literal[1], choice(1)]
+        preset: Annotated[str, choice(*PRESETS)] = "default"
+        pool: PoolSource
+        backbone: Backbone | None = None
+        preprocess: Preprocess | None = None
+        tasks: Annotated[tuple[TaskRecipe, ...], Field(strict=False)]
+        transform: NoTransform = ()
+        granularity: Granularity
+        start: PerVector
+        device: Device = "auto"
+        precision: Precision = "fp32"
+        memory: Memory = Memory()
+        construct: Construct  # type: ignore[assignment]
+        specialize: Specialize
+        seed: Annotated[int, Field(ge=0)] = 0
+        output: FilePath
+        transductive: bool = False
+        duplicates: Annotated[Literal["refuse", "drop"], choice("refuse", "drop")] = "refuse"
+        deterministic: bool = True
+
+        @model_validator(mode="after")
+        def _keys_fit_together(self) -> Keys:
+            problems = [*_pool_problems(self), *_task_problems(self), *_method_problems(self)]
+            if problems:
+                message = "\n".join(problems)
+                raise PydanticCustomError("recipe", "{message}", {"message": message})
+            return self
+
+
+def _pool_problems(recipe: Keys) -> Iterator[str]:
+    pool = recipe.pool
+    if pool.folder:
+        for key in ("base", "models"):
+            if getattr(pool, key):
+                yield f"pool.{key}: must be absent, since pool.folder is a packed pool"
+        return
+    if not pool.base and not pool.models:
+        yield "pool: must have base and models, or folder for a packed pool"
+        return
+    needs = "with pool.base and pool.models"
+    for key in ("base", "models"):
+        if not getattr(pool, key):
+            yield f"pool.{key}: is missing"
+    if not recipe.backbone:
+        yield f"backbone: is missing; needed {needs}"
+    for i, task in enumerate(recipe.tasks):
+        if not task.head:
+            yield f"tasks[{i}].head: is missing; needed {needs}"
+
+
+def _task_problems(recipe: Keys) -> Iterator[str]:
+    first: dict[str, int] = {}
+    if not recipe.tasks:
+        yield "tasks: must be a list of at least one"
+    for i, task in enumerate(recipe.tasks):
+        if task.name in first:
+            yield f"tasks[{i}].name: {task.name!r} is tasks[{first[task.name]}]'s; must be unique"
+        first.setdefault(task.name, i)
+        yield from _head_problems(f"tasks[{i}].head", task)
+        if task.evaluate and _same_images(task.adapt, task.evaluate) and not recipe.transductive:
+            yield f"tasks[{i}].adapt: these are the test images; say `transductive: true` to do so"
+    chosen = recipe.specialize.tasks
+    for i, name in enumerate(() if isinstance(chosen, str) else chosen):
+        if name not in first:
+            wanted = f"must be a task's name, got {name!r}{nearest(name, first)}"
+            yield f"specialize.tasks[{i}]: {wanted}"
+
+
+def _head_problems(key: str, task: TaskRecipe) -> Iterator[str]:
+    head, test = task.head, task.evaluate
+    if head is None:
+        return
+    kinds = ("file", "zero_shot", "prototypes")
+    given = [kind for kind in kinds if getattr(head, kind)]
+    if len(given) != 1:
+        yield f"{key}: must have exactly one of {list(kinds)}, got {given or 'none'}"
+    if not head.file and head.normalize is not None:
+        yield f"{key}.normalize: belongs to {key}.file, and there is none"
+    shots = head.prototypes
+    if shots and test and _same_images(shots, test):
+        yield f"{key}.prototypes: these are the test images, and a head may not know their labels"
+
+
+def _same_images(adapt: AdaptData, test: EvaluateData) -> bool:
+    """Tells whether two sources are the same images, as far as their keys say."""
+    if adapt.place() != test.place():
+        return False
+    if adapt.folder:  # without splits, each takes its own part
+        return adapt.split is not None
+    parts = [(adapt.torchvision or adapt.hf, "train"), (test.torchvision or test.hf, "test")]
+    chosen = [part.split or usual for part, usual in parts if part]
+    return len(set(chosen)) < 2
+
+
+def _method_problems(recipe: Keys) -> Iterator[str]:
+    construct = recipe.construct
+    if recipe.transductive and recipe.duplicates == "drop":
+        yield "duplicates: must be 'refuse' with transductive: true, which lets test images in"
+    if isinstance(recipe.start, tuple) and len(recipe.start) != len(recipe.tasks):
+        wanted = f"must be one number or {len(recipe.tasks)}, one a task"
+        yield f"start: {wanted}, got {len(recipe.start)}"
+    if construct.objective.alpha == 0 and not construct.objective.entropy:
+        yield "construct.objective: is empty, alpha is 0 and entropy is off"
+    memory = recipe.memory
+    if memory.cuda_graph and (memory.micro_batch is not None or memory.mode == "streamed"):
+        got = f"micro_batch {memory.micro_batch}" if memory.micro_batch else "mode 'streamed'"
+        yield f"memory.cuda_graph: records a whole step on the device, so must be false with {got}"
+    moving = construct.filter.enabled and construct.filter.entropy_of == "meta"
+    if construct.draw == "kept" and moving:
+        yield (
+            "construct.draw: must be 'batch' where construct.filter.entropy_of is 'meta', whose "
+            "kept samples change with every step"
+        )

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns what pydantic found wrong into lines that a user can act on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from mdft_fast.app.recipe.value_types import shown
+from mdft_fast.errors import MdftError, nearest
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "none_required": "null",
+}
+_LIMITS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+Path = tuple[int | str, ...]
+
+
+class RecipeError(MdftError):
+    """A recipe that cannot be followed.
+
+    Attributes:
+        problems: what is wrong, ``path: message`` each.
+    """
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        """Joins the problems, one a line where there are several."""
+        self.problems = tuple(problems)
+        if len(self.problems) == 1:
+            super().__init__(f"{where}: {self.problems[0]}")
+        else:
+            lines = "".join(f"\n  {line}" for line in self.problems)
+            super().__init__(f"{where}: {len(self.problems)} problems{lines}")
+
+
+def recipe_error(where: str, error: ValidationError, root: type[BaseModel]) -> RecipeError:
+    """Returns the error to raise for what pydantic found.
+
+    Args:
+        where: the recipe's file, or other words for it.
+        error: pydantic's.
+        root: the model that was validated; its fields are the known keys.
+    """
+    found = [dict(item) for item in error.errors(include_url=False)]
+    renamed = set(_meant(found, root))
+    problems: list[str] = []
+    for item in found:
+        if item["type"] == "missing" and item["loc"] in renamed:
+            continue  # the unknown key beside it says what was meant
+        problems += [line for line in _lines(item, root) if line not in problems]
+    return RecipeError(where, problems)
+
+
+def dotted(path: Path) -> str:
+    """Returns ``tasks[0].head.file`` for ("tasks", 0, "head", "file")."""
+    text = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)
+    return text.removeprefix(".")
+
+
+def _lines(item: dict[str, Any], root: type[BaseModel]) -> list[str]:
+    path, kind, got, context = item["loc"], item["type"], item["input"], item.get("ctx", {})
+    if kind == "recipe" and not path:  # what does not hold between keys, each with its path
+        return str(context["message"]).split("\n")
+    return [f"{dotted(path) or 'recipe'}: {_message(path, kind, got, context, root, item['msg'])}"]
+
+
+def _message(
+    path: Path, kind: str, got: Any, context: dict[str, Any], root: type[BaseModel], text: str
+) -> str:
+    if kind == "recipe":
+        return str(context["message"])
+    if kind == "missing":
+        return "is missing"
+    if kind == "extra_forbidden":
+        known = _keys(root, path[:-1])
+        return f"unknown key{nearest(str(path[-1]), known) or f'; known are {known}'}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        known = _keys(root, path)
+        return f"must be a mapping{f' of {known}' if known else ''}, got {shown(got)}"
+    if kind in _LIMITS:
+        words, key = _LIMITS[kind]
+        return f"must be {words} {context[key]:g}, got {shown(got)}"
+    if kind in _WANTED:
+        return f"must be {_WANTED[kind]}, got {shown(got)}"
+    return f"{text}, got {shown(got)}"
+
+
+def _keys(root: type[BaseModel], path: Path) -> list[str]:
+    """Returns the known keys of the mapping at a path; none where any key is allowed."""
+    models = [root]
+    for part in path:
+        if isinstance(part, str):
+            fields = [m.model_fields[part] for m in models if part in m.model_fields]
+            models = [model for field in fields for model in _models(field.annotation)]
+    return [name for model in models for name in model.model_fields]
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
+def _meant(found: Sequence[dict[str, Any]], root: type[BaseModel]) -> Iterator[Path]:
+    """Yields, for each unknown key, the path of the known key that it resembles most."""
+    for item in found:
+        if item["type"] == "extra_forbidden":
+            *above, key = item["loc"]
+            close = difflib.get_close_matches(str(key), _keys(root, tuple(above)), n=1, cutoff=0.4)
+            yield from ((*above, name) for name in close)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe as a whole: reading, checking, writing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mdft_fast.app.recipe.document import Keys
+from mdft_fast.app.recipe.error_lines import RecipeError, recipe_error
+from mdft_fast.app.recipe.overrides import override
+from mdft_fast.app.recipe.presets import PRESETS, merged
+from mdft_fast.app.recipe.sample_sections import AdaptData
+from mdft_fast.app.recipe.sections import HeadSource, TaskRecipe
+from mdft_fast.app.recipe.yaml_text import parse, render
+from mdft_fast.checkpoints import find_checkpoint
+from mdft_fast.errors import MdftError, nearest
+from mdft_fast.files import write_text
+
+UNKNOWN = "CHANGE_ME"
+_THERE = {"file": Path.is_file, "folder": Path.is_dir, "file or folder": Path.exists}
+
+
+class Recipe(Keys):
+    """Everything that a run reads, does and writes. Read one with :meth:`load`."""
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+        """Reads a recipe's file.
+
+        Args:
+            path: a YAML file. Relative paths inside, overrides included, start at its folder.
+            overrides: ``key=value`` each, as in ``construct.steps=50``; values are YAML.
+
+        Raises:
+            RecipeError: naming the file and every key that is wrong.
+        """
+        file = Path(path)
+        try:
+            content = parse(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(str(file), [f"not readable: {error.strerror}"]) from None
+        except ValueError as error:  # no YAML, or not UTF-8
+            raise RecipeError(str(file), [str(error)]) from None
+        if not isinstance(content, dict):
+            raise RecipeError(str(file), ["must be a mapping of keys, see `mdft init`"])
+        content.setdefault("output", f"runs/{file.stem}")
+        try:
+            override(content, overrides)
+        except ValueError as error:
+            raise RecipeError("--set", [str(error)]) from None
+        return Recipe.from_mapping(content, folder=file.parent, where=str(file))
+
+    @staticmethod
+    def from_mapping(
+        content: Mapping[str, Any], *, folder: str | os.PathLike[str] = ".", where: str = "recipe"
+    ) -> Recipe:
+        """Checks a recipe's content, with the preset's values under it.
+
+        Args:
+            content: what the YAML file would hold; null is the same as absent. Not changed.
+            folder: relative paths start here.
+            where: words for the content, for errors.
+        """
+        preset = content.get("preset", "default")
+        if not isinstance(preset, str) or preset not in PRESETS:
+            hint = nearest(str(preset), PRESETS)
+            wanted = f"preset: must be one of {list(PRESETS)}, got {preset!r}{hint}"
+            raise RecipeError(where, [wanted])
+        unknown = [f"{key}: still says {UNKNOWN}" for key in unknown_keys(content, "")]
+        if unknown:
+            raise RecipeError(where, unknown)
+        said = {key: value for key, value in content.items() if value is not None}
+        filled = merged(PRESETS[preset], said)
+        try:
+            return Recipe.model_validate(filled, context={"folder": Path(folder).resolve()})
+        except ValidationError as error:
+            raise recipe_error(where, error, Recipe) from None
+
+    @property
+    def specialized(self) -> tuple[str, ...]:
+        """Names of the tasks that stage 2 specializes for."""
+        chosen = self.specialize.tasks
+        if chosen == "all":
+            return tuple(task.name for task in self.tasks)
+        return () if chosen == "none" else tuple(chosen)
+
+    def dump(self) -> str:
+        """Returns YAML with every key and absolute paths; loading it gives an equal recipe."""
+        return render(self.model_dump(mode="json", exclude_none=True))
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes :meth:`dump` to a file that appears whole or not at all."""
+        write_text(path, self.dump())
+
+    def check_files(self, *, pool_alone: bool = False) -> None:
+        """Raises a :class:`RecipeError` that lists every input that is not there.
+
+        Names alone are looked at: of files, of an npz file's arrays, of a data set's images.
+
+        Args:
+            pool_alone: looks for the pool's files only, not for heads and samples.
+        """
+        tasks = () if pool_alone else self.tasks
+        missing = [f"{key}: no such {kind}: {path}" for key, kind, path in self._absent(tasks)]
+        missing += [*self._without_model(), *_incomplete(tasks)]
+        if missing:
+            raise RecipeError("recipe", missing)
+
+    def _absent(self, tasks: Sequence[TaskRecipe]) -> Iterator[tuple[str, str, Path]]:
+        wanted: list[tuple[str, Path | None, str]] = [
+            ("pool.base", self.pool.base, "file or folder"),
+            ("pool.models", self.pool.models, "folder"),
+            ("pool.folder", self.pool.folder, "folder"),
+        ]
+        for i, task in enumerate(tasks):
+            wanted += _head_files(f"tasks[{i}].head", task.head)
+            for part, data in _data_of(task).items():
+                wanted += [
+                    (f"tasks[{i}].{part}.{key}", path, kind) for key, kind, path in data.places()
+                ]
+        for key, path, kind in wanted:
+            if path and not _THERE[kind](path):
+                yield key, kind, path
+
+    def _without_model(self) -> Iterator[str]:
+        """Yields the tasks of which a folder of models that is there has none."""
+        folder = self.pool.models
+        if folder and folder.is_dir():
+            for task in self.tasks:
+                yield from _complaint("pool.models", partial(find_checkpoint, folder, task.name))
+
+
+def _data_of(task: TaskRecipe) -> dict[str, AdaptData]:
+    """Returns a task's sources of samples, by key."""
+    shots = task.head.prototypes if task.head else None
+    parts = {"adapt": task.adapt, "evaluate": task.evaluate, "head.prototypes": shots}
+    return {key: data for key, data in parts.items() if data}
+
+
+def _incomplete(tasks: Sequence[TaskRecipe]) -> Iterator[str]:
+    """Yields what is wrong with samples that are there."""
+    for i, task in enumerate(tasks):
+        for key, data in _data_of(task).items():
+            if all(_THERE[kind](path) for _, kind, path in data.places()):
+                yield from _complaint(f"tasks[{i}].{key}", data.check_source)
+
+
+def _complaint(key: str, look: Callable[[], object]) -> Iterator[str]:
+    try:
+        look()
+    except MdftError as error:
+        yield f"{key}: {error}"
+
+
+def unknown_keys(content: Any, at: str) -> Iterator[str]:
+    """Yields the keys that hold what `mdft init` writes where it does not know."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from unknown_keys(value, f"{at}.{key}" if at else str(key))
+    elif isinstance(content, (list, tuple)):
+        for i, value in enumerate(content):
+            yield from unknown_keys(value, f"{at}[{i}]")
+    elif content == UNKNOWN:
+        yield at
+
+
+def _head_files(key: str, head: HeadSource | None) -> list[tuple[str, Path | None, str]]:
+    if head is None:
+        return []
+    return [
+        (f"{key}.file", head.file, "file"),
+        (f"{key}.zero_shot.weights", head.zero_shot.weights if head.zero_shot else None, "file"),
+    ]

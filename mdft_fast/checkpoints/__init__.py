@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any file or folder becomes named tensors, and what it says about itself. Executes nothing."""
+
+from mdft_fast.checkpoints.activation import activation_of, check_activation
+from mdft_fast.checkpoints.conversion import convert, describe
+from mdft_fast.checkpoints.file_kinds import CLIP_CONFIG, CONFIG, read_json, sniff
+from mdft_fast.checkpoints.metadata import OTHER, SourceFacts, check_preprocess, gather
+from mdft_fast.checkpoints.opening import as_state, open_state, read_state
+from mdft_fast.checkpoints.preprocess import (
+    LEAST_CROP,
+    Preprocess,
+    as_preprocess,
+    edges_before_crop,
+)
+from mdft_fast.checkpoints.safetensors_writer import Entry, Written, entry, write_tensors
+from mdft_fast.checkpoints.state import State, StateSource, renamed
+from mdft_fast.checkpoints.task_files import find_checkpoint, find_tasks
+from mdft_fast.checkpoints.torch_content import text_tower
+
+__all__ = [
+    "CLIP_CONFIG",
+    "CONFIG",
+    "LEAST_CROP",
+    "OTHER",
+    "Entry",
+    "Preprocess",
+    "SourceFacts",
+    "State",
+    "StateSource",
+    "Written",
+    "activation_of",
+    "as_preprocess",
+    "as_state",
+    "check_activation",
+    "check_preprocess",
+    "convert",
+    "describe",
+    "edges_before_crop",
+    "entry",
+    "find_checkpoint",
+    "find_tasks",
+    "gather",
+    "open_state",
+    "read_json",
+    "read_state",
+    "renamed",
+    "sniff",
+    "text_tower",
+    "write_tensors",
+]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any checkpoint into one safetensors file, and what a checkpoint is, in words."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+
+from torch import Tensor
+
+from mdft_fast.checkpoints.file_kinds import sniff
+from mdft_fast.checkpoints.lora import describe_adapter, to_base_dtype
+from mdft_fast.checkpoints.opening import open_state
+from mdft_fast.checkpoints.safetensors_file import FACTS, NORMALIZE
+from mdft_fast.checkpoints.safetensors_writer import Entry, write_tensors
+from mdft_fast.checkpoints.state import State
+from mdft_fast.errors import MdftError
+from mdft_fast.files import replacing
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> State:
+    """Writes a checkpoint, or a head, as one safetensors file.
+
+    Args:
+        source: whatever :func:`open_state` opens.
+        target: the new file, ``.safetensors``; it appears whole or not at all.
+        base: the pre-trained model, where the source is a LoRA adapter. The sum is rounded to the
+            dtype of the base's tensor, to nearest.
+        overwrite: replaces an older file.
+
+    Returns:
+        The source, opened. Names are the source's; what it says of activation, preprocessing and
+        ``normalize`` stands in the new file's metadata, where :func:`open_state` finds it.
+    """
+    path = Path(target)
+    if path.suffix != ".safetensors":
+        raise MdftError(f"{path}: the new file must end in .safetensors")
+    if path.exists() and not overwrite:
+        raise MdftError(f"{path}: already exists; pass overwrite=True to replace it")
+    opened = None if base is None else open_state(base)
+    state = to_base_dtype(open_state(source, base=opened), opened)
+    metadata = {"format": "pt", FACTS: state.facts.to_text()}
+    if state.normalize is not None:
+        metadata[NORMALIZE] = "true" if state.normalize else "false"
+    entries = [_entry(state, name) for name in state.tensors]
+    entries.sort(key=lambda entry: -entry.dtype.itemsize)  # wider ones first: all stay aligned
+    with replacing(path) as temporary:
+        write_tensors(temporary, entries, metadata=metadata)
+    return state
+
+
+def describe(path: str | os.PathLike[str], *, every: bool = False) -> str:
+    """Returns what a file or folder is, as text.
+
+    Args:
+        path: a checkpoint, a head or a LoRA adapter.
+        every: lists every tensor.
+    """
+    kind = sniff(Path(path))
+    if kind == "adapter":
+        return describe_adapter(Path(path), open_state)
+    return "\n".join(_lines(open_state(path), every))
+
+
+def _lines(state: State, every: bool) -> Iterator[str]:
+    shown = {name: state.tensors[name] for name in state.tensors}
+    bytes_ = sum(tensor.numel() * tensor.itemsize for tensor in shown.values())
+    elements = sum(tensor.numel() for tensor in shown.values())
+    dtypes = Counter(_dtype(tensor) for tensor in shown.values())
+    yield f"format    {state.format}"
+    yield f"tensors   {len(shown)}, {elements:,} elements, {bytes_ / 1e6:,.1f} MB"
+    yield f"dtypes    {', '.join(f'{name} ({count})' for name, count in sorted(dtypes.items()))}"
+    yield f"names     {_prefix(list(shown)) or 'no common prefix'}"
+    for key, value in state.facts.known().items():
+        yield f"says      {key}: {value}"
+    if state.normalize is not None:
+        yield f"says      normalize: {str(state.normalize).lower()}"
+    yield f"left out  {len(state.left_out)}"
+    yield from (f"  {name}: {why}" for name, why in state.left_out.items())
+    if every:
+        yield "all tensors"
+        yield from (f"  {name}  {list(t.shape)}  {_dtype(t)}" for name, t in shown.items())
+
+
+def _prefix(names: list[str]) -> str:
+    """Returns words for what all names begin with, up to a dot; nothing where that is nothing."""
+    first, last = min(names).split("."), max(names).split(".")
+    same = list(takewhile(lambda pair: pair[0] == pair[1], zip(first[:-1], last, strict=False)))
+    prefix = "".join(f"{part}." for part, _ in same)
+    return f"all begin with {prefix!r}" if prefix else ""
+
+
+def _entry(state: State, name: str) -> Entry:
+    tensor = state.tensors[name]
+    return Entry(name, tensor.dtype, tuple(tensor.shape), _read_late(state, name))
+
+
+def _read_late(state: State, name: str) -> Iterator[Tensor]:
+    yield state.tensors[name]
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens folders of transformers, timm and open_clip: weights, and what their JSON files say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mdft_fast.checkpoints.file_kinds import CLIP_CONFIG, CONFIG, read_json, weights_of
+from mdft_fast.checkpoints.metadata import OTHER, SourceFacts, resizing
+from mdft_fast.checkpoints.state import State
+from mdft_fast.errors import MdftError
+
+Read = Callable[[Path], State]
+_PREPROCESSOR = "preprocessor_config.json"
+_ACTIVATIONS = {  # transformers' names that mean the same function
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+_DEFAULT_ACTIVATION = {  # of transformers, where a config does not say
+    "clip": "quick_gelu",
+    "clip_vision_model": "quick_gelu",
+    "vit": "gelu",
+    "dinov2": "gelu",
+}
+_PIL = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of filters
+# Processors of transformers that, where their file does not say it, cut out the center and take an
+# integer size for the shortest edge; that cut nothing and take it for both. Others differ.
+_SHORTEST, _SQUASH = ("CLIP", "ChineseCLIP", "Bit"), ("ViT",)
+# Of timm's pretrained_cfg; where they say how images are made, a crop_pct that is absent is 0.875.
+_TIMM_KEYS = {"mean", "std", "interpolation", "crop_mode", "input_size"}
+_TIMM_CROP = 0.875
+_PROCESSOR = re.compile("(FeatureExtractor|ImageProcessor)(Fast|Pil)?$")  # after a kind's name
+
+
+def read_transformers(folder: Path, read: Read) -> State:
+    """Opens what ``save_pretrained`` or timm wrote: one file, shards, or a pickle of either."""
+    state = read(weights_of(folder, "transformers"))
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if not isinstance(config, dict):
+        raise MdftError(f"{folder / CONFIG}: must be a JSON object, got {type(config).__name__}")
+    if isinstance(config.get("architecture"), str):
+        words = f"timm folder ({config['architecture']}), {state.format}"
+        facts = SourceFacts.of(timm_facts(config))
+        return replace(state, label=str(folder), format=words, facts=facts)
+    said = dict(config_facts(config))
+    if (folder / _PREPROCESSOR).is_file():
+        given = read_json(folder / _PREPROCESSOR)
+        said |= processor_facts(given) if isinstance(given, dict) else {}
+    which = config.get("architectures")
+    kind = which[0] if isinstance(which, list) and which else config.get("model_type", "?")
+    words = f"transformers folder ({kind}), {state.format}"
+    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(said))
+
+
+def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns activation and image size as a transformers config says them."""
+    vision = config.get("vision_config")
+    part = vision if isinstance(vision, dict) else config
+    kind = config.get("model_type")
+    kind = kind if isinstance(kind, str) else ""
+    activation = part.get("hidden_act", _DEFAULT_ACTIVATION.get(kind))
+    if isinstance(activation, str):
+        activation = _ACTIVATIONS.get(activation, activation)
+    # DINOv2 resizes its positions to the images; the others take one size.
+    size = None if kind.startswith("dinov2") else part.get("image_size")
+    return {"activation": activation, "size": size}
+
+
+def timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a config of timm says of its images.
+
+    The size is said where the model was built for one; others take any.
+    """
+    parts = (config.get(key) for key in ("pretrained_cfg", "model_args"))
+    trained, built = (part if isinstance(part, dict) else {} for part in parts)
+    size, shape = built.get("img_size"), trained.get("input_size")
+    if size is None and trained.get("fixed_input_size") and isinstance(shape, list):
+        size = shape[1:]
+    mode, share = trained.get("crop_mode"), trained.get("crop_pct")
+    if share is None and trained.keys() & _TIMM_KEYS:
+        share = _TIMM_CROP
+    return {
+        **{key: trained.get(key) for key in ("mean", "std", "interpolation")},
+        "crop_pct": share,
+        "size": size,
+        "resize": "shortest" if mode == "center" else mode,
+    }
+
+
+def processor_facts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a ``preprocessor_config.json`` says.
+
+    Where images are resized in a way that is not done here, ``resize`` is "other".
+    """
+    said: dict[str, Any] = _scale(given)
+    if type(given.get("resample")) is int:
+        said["interpolation"] = _PIL.get(given["resample"], OTHER)
+    if not {"size", "crop_size", "do_resize", "do_center_crop"} & given.keys():
+        return said
+    kind = given.get("image_processor_type", given.get("feature_extractor_type"))
+    kind = _PROCESSOR.sub("", kind) if isinstance(kind, str) else ""
+    way: dict[str, Any] = {"resize": OTHER}
+    if kind not in (*_SHORTEST, *_SQUASH) and "do_center_crop" not in given:
+        return said | way
+    edges, crop = given.get("size"), _edges(given.get("crop_size"))
+    both, shortest = _edges(edges), kind in _SHORTEST
+    if isinstance(edges, dict):
+        resized = _edges(edges.get("shortest_edge"))[:1] or both
+    else:
+        resized = both[:1] if shortest else both if kind in _SQUASH else []
+    cut = given.get("do_center_crop", shortest)
+    size = crop if cut else both
+    if size:
+        said["size"] = size
+        way = resizing(resized, size) if cut or resized == both else way
+    return said | (way if given.get("do_resize", True) else {"resize": OTHER})
+
+
+def _scale(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns mean and std on the scale [0, 1]; neither where pixels have another scale."""
+    factor = given.get("rescale_factor", 1 / 255)
+    usual = type(factor) in (int, float) and abs(255 * factor - 1) < 1e-3
+    if not usual or not given.get("do_rescale", True):
+        return {}
+    if not given.get("do_normalize", True):
+        return {"mean": [0.0] * 3, "std": [1.0] * 3}
+    return {"mean": given.get("image_mean"), "std": given.get("image_std")}
+
+
+def read_open_clip(folder: Path, read: Read) -> State:
+    """Opens a folder as open_clip writes them for the hub."""
+    state = read(weights_of(folder, "open_clip"))
+    config = read_json(folder / CLIP_CONFIG)
+    if not isinstance(config, dict):
+        path = folder / CLIP_CONFIG
+        raise MdftError(f"{path}: must be a JSON object, got {type(config).__name__}")
+    parts = (config.get(key) for key in ("model_cfg", "preprocess_cfg"))
+    model, preprocess = (part if isinstance(part, dict) else {} for part in parts)
+    vision = model.get("vision_cfg")
+    vision = vision if isinstance(vision, dict) else {}
+    said = {
+        "size": preprocess.get("size", vision.get("image_size")),
+        "mean": preprocess.get("mean"),
+        "std": preprocess.get("std"),
+        "resize": preprocess.get("resize_mode"),
+        "interpolation": preprocess.get("interpolation"),
+    }
+    if model and "timm_model_name" not in vision:
+        said["activation"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    words = f"open_clip folder, {state.format}"
+    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(said))
+
+
+def _edges(value: Any) -> list[int]:
+    if isinstance(value, dict):
+        value = [value.get("height"), value.get("width")]
+    items = value if isinstance(value, list) else [value] * 2
+    return items if all(type(item) is int and 0 < item < 10**6 for item in items) else []

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adds PEFT's LoRA adapters to a base: θ = base + scaling · B·A.
+
+The product and the sum are formed in float64 and rounded once, to float32 (float64 where the base
+is). A task vector of a pool is a difference to the base, so a base in half precision does not
+round it away. A and B are never averaged apart.
+
+Source: Hu et al. 2022 (arXiv:2106.09685), sec. 4.1; rank-stabilised scaling: Kalajdzievski 2023
+(arXiv:2312.03732).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdft_fast.checkpoints.file_kinds import ADAPTER, read_json, weights_of
+from mdft_fast.checkpoints.lora_config import LONGEST, Scalings, check_kind
+from mdft_fast.checkpoints.lora_names import match_modules
+from mdft_fast.checkpoints.state import LazyTensors, State
+from mdft_fast.errors import MdftError
+
+_ROOT = "base_model.model."
+_PAIR = re.compile(
+    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(\.default)?(?P<weight>\.weight)?"
+)
+
+
+class Pair(NamedTuple):
+    """One weight's A and B, with the number that multiplies their product."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+    transposed: bool
+
+
+def read_adapter(
+    folder: Path, base: State | None, read: Callable[[Path], State], also: Mapping[str, str]
+) -> State:
+    """Opens an adapter's folder as the base's tensors with B·A added where it has one.
+
+    Args:
+        folder: holds ``adapter_config.json`` and ``adapter_model.safetensors`` or ``.bin``.
+        base: the model that it was trained on.
+        read: opens a file.
+        also: further names of the base's tensors -> theirs in ``base``.
+
+    Raises:
+        MdftError: if the adapter is of another kind, is not base + scaling · B·A, or does not fit
+            the base.
+    """
+    config = read_json(folder / ADAPTER)
+    if not isinstance(config, dict):
+        raise MdftError(f"{folder / ADAPTER}: must be a JSON object, got {type(config).__name__}")
+    check_kind(folder / ADAPTER, config)
+    adapter = read(weights_of(folder, "adapter"))
+    if base is None:
+        raise MdftError(
+            f"{folder}: is a LoRA adapter, a difference to its base; the base must be given too"
+        )
+    pairs, whole = _sort(folder, config, adapter)
+    names = match_modules(folder, [*pairs], base, also)
+    made: dict[str, Callable[[], Tensor]] = {}
+    for target, pair in pairs.items():
+        made[names[target]] = _sum(folder, base, names[target], pair)
+    kept, left_out = _replaced(whole, names, base, adapter, also)
+    both = sorted(kept.keys() & made.keys())
+    if both or len(made) < len(names):
+        what = f"{both[0]!r} whole and as B·A" if both else "two B·A for one weight"
+        raise MdftError(f"{folder}: must hold one change of each weight, got {what}")
+    makers = {name: _from(base, name) for name in base.tensors} | made | kept
+    return State(
+        str(folder),
+        LazyTensors(makers),
+        f"PEFT LoRA adapter of {len(pairs)} weights, {adapter.format}",
+        {**base.left_out, **left_out},
+        base.facts,
+        base.formed | made.keys(),
+    )
+
+
+def to_base_dtype(state: State, base: State | None) -> State:
+    """Rounds what was formed here to the dtype of the base's tensor, to nearest."""
+    if base is None or not state.formed:
+        return state
+
+    def maker(name: str) -> Callable[[], Tensor]:
+        if name not in state.formed:
+            return lambda: state.tensors[name]
+        return lambda: state.tensors[name].to(base.tensors[name].dtype)
+
+    return replace(state, tensors=LazyTensors({n: maker(n) for n in state.tensors}))
+
+
+def describe_adapter(folder: Path, read: Callable[[Path], State]) -> str:
+    """Returns what an adapter is, as text; its base is not needed."""
+    config = read_json(folder / ADAPTER)
+    if not isinstance(config, dict):
+        raise MdftError(f"{folder / ADAPTER}: must be a JSON object, got {type(config).__name__}")
+    adapter = read(weights_of(folder, "adapter"))
+    lines = [f"format    PEFT adapter, {config.get('peft_type')!r}, {adapter.format}"]
+    shown = ("base_model_name_or_path", "r", "lora_alpha", "use_rslora", "target_modules")
+    lines += [f"says      {key}: {config[key]!r}" for key in shown if config.get(key)]
+    try:
+        check_kind(folder / ADAPTER, config)
+        pairs, whole = _sort(folder, config, adapter)
+    except MdftError as error:
+        return "\n".join([*lines, f"refused   {error}"])
+    scalings = sorted({pair.scaling for pair in pairs.values()})
+    lines.append(f"tensors   B·A for {len(pairs)} weights, times {scalings}; {len(whole)} whole")
+    return "\n".join([*lines, "needs     the base that it was trained on"])
+
+
+def _sort(
+    folder: Path, config: Mapping[str, Any], adapter: State
+) -> tuple[dict[str, Pair], dict[str, str]]:
+    """Returns target weight -> its pair, and name -> the adapter's key for tensors saved whole."""
+    halves: dict[str, dict[str, str]] = {}
+    embeddings: set[str] = set()
+    whole: dict[str, str] = {}
+    for key in adapter.tensors:
+        name = key.removeprefix(_ROOT)
+        if len(name) > LONGEST:
+            raise MdftError(
+                f"{folder}: names must be at most {LONGEST} characters, got {len(name)}: "
+                f"{name[:40]!r}..."
+            )
+        found = _PAIR.fullmatch(name)
+        if found and bool(found["weight"]) != bool(found["embedding"]):
+            module = found["module"].replace(".base_layer", "")
+            _add(folder, halves.setdefault(module, {}), found["which"], key)
+            embeddings |= {module} if found["embedding"] else set()
+        elif ".lora_" in name:
+            raise MdftError(f"{folder}: {key!r} is no part of plain LoRA; only A and B are read")
+        else:
+            short = name.replace(".base_layer", "").replace(".modules_to_save", "")
+            _add(folder, whole, short, key)
+    if not halves:
+        raise MdftError(f"{folder}: must hold lora_A and lora_B, got {len(whole)} other tensors")
+    pairs = {}
+    scalings = Scalings(folder, config, list(halves))
+    for module, keys in halves.items():
+        if keys.keys() != {"A", "B"}:
+            raise MdftError(f"{folder}: {module!r} must have lora_A and lora_B, got one of them")
+        a, b = adapter.tensors[keys["A"]], adapter.tensors[keys["B"]]
+        swapped = module in embeddings or bool(config.get("fan_in_fan_out"))
+        pairs[module] = Pair(a, b, scalings.of(module, a, b), swapped)
+    return pairs, whole
+
+
+def _add(folder: Path, keys: dict[str, str], name: str, key: str) -> None:
+    if name in keys:
+        raise MdftError(
+            f"{folder}: must hold one adapter, got two tensors for one: {keys[name]!r} and {key!r}"
+        )
+    keys[name] = key
+
+
+def _sum(folder: Path, base: State, name: str, pair: Pair) -> Callable[[], Tensor]:
+    weight = base.tensors[name]
+    out, into = pair.b.shape[0], pair.a.flatten(1).shape[1]
+    swapped = weight.shape[::-1] if pair.transposed else weight.shape
+    if weight.dim() < 2 or (swapped[0], math.prod(swapped[1:])) != (out, into):
+        raise MdftError(
+            f"{folder}: B·A must have the shape of {name!r}, {list(weight.shape)}, got "
+            f"[{out}, {into}]{' transposed' if pair.transposed else ''}"
+        )
+
+    def make() -> Tensor:
+        weight = base.tensors[name]
+        product = pair.b.flatten(1).double() @ pair.a.flatten(1).double()
+        delta = (product.T if pair.transposed else product).reshape(weight.shape)
+        total = delta.mul_(pair.scaling).add_(weight)
+        return total if weight.dtype == torch.float64 else total.float()
+
+    return make
+
+
+def _replaced(
+    whole: Mapping[str, str],
+    names: Mapping[str, str],
+    base: State,
+    adapter: State,
+    also: Mapping[str, str],
+) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
+    """Sorts what the adapter saved whole (biases, ``modules_to_save``): of the base, or not."""
+    module, weight = next(iter(names.items()))
+    known = {name: name for name in base.tensors} | dict(also)
+    shown = next((n for n in known if known[n] == weight and n.rsplit(".", 1)[0] in module), module)
+    prefix = module[: len(module) - len(shown.rsplit(".", 1)[0])]
+    kept: dict[str, Callable[[], Tensor]] = {}
+    left_out: dict[str, str] = {}
+    for name, key in whole.items():
+        target = known.get(name) or known.get(name.removeprefix(prefix))
+        if target is None:
+            left_out[name] = "saved whole by the adapter; its base has no such tensor"
+        else:
+            kept[target] = _from(adapter, key)
+    return kept, left_out
+
+
+def _from(state: State, name: str) -> Callable[[], Tensor]:
+    return lambda: state.tensors[name]

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint says about how its model must be used, and what contradicts it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mdft_fast.checkpoints.preprocess import LEAST_CROP, edges_before_crop
+from mdft_fast.errors import MdftError
+
+# Two spellings of one number agree within this: 0.4815 is 0.48145466. A step of uint8 is 4e-3.
+_SAME = 1e-3
+OTHER = "other"  # said, but nothing that is done here: no default may take its place
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceFacts:
+    """What a checkpoint says about its model's inputs and activation; None: it does not say.
+
+    Attributes:
+        activation: "quick_gelu", "gelu", "gelu_tanh", or another name as the source has it.
+        size: [H, W] in pixels.
+        mean: one number a channel, on the scale [0, 1].
+        std: likewise.
+        resize: "shortest": the shortest edge becomes the size, then the center is cut out;
+            "squash": both edges become the size; "other": in another way.
+        interpolation: "bicubic", "bilinear" or "other".
+        crop_pct: share of the resized edges that is cut out, in [0.1, 1].
+    """
+
+    activation: str | None = None
+    size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resize: str | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
+
+    def known(self) -> dict[str, Any]:
+        """Returns what the source says, as plain JSON values."""
+        items = dataclasses.asdict(self).items()
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in items if v is not None}
+
+    def preprocess(self) -> dict[str, Any]:
+        """Returns :meth:`known` without the activation: keys of a preprocess mapping.
+
+        "other" stands for what has no value there; :func:`check_preprocess` refuses it.
+        """
+        return {key: value for key, value in self.known().items() if key != "activation"}
+
+    def to_text(self) -> str:
+        """Returns JSON, for the metadata of a safetensors file."""
+        return json.dumps(self.known())
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> SourceFacts:
+        """Returns the facts of a mapping of anything; what has not the right form is unknown."""
+        return SourceFacts(
+            activation=_word(values.get("activation")),
+            size=_size(values.get("size")),
+            mean=_channels(values.get("mean")),
+            std=_channels(values.get("std")),
+            resize=_one_of(values.get("resize"), _CHOICES["resize"]),
+            interpolation=_one_of(values.get("interpolation"), _CHOICES["interpolation"]),
+            crop_pct=_share(values.get("crop_pct")),
+        )
+
+    @staticmethod
+    def of_text(text: str) -> SourceFacts:
+        """Reads what :meth:`to_text` wrote; whatever is not that says nothing."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            return SourceFacts()
+        return SourceFacts.of(values) if isinstance(values, dict) else SourceFacts()
+
+
+def gather(sources: Iterable[tuple[str, SourceFacts]]) -> tuple[SourceFacts, dict[str, str]]:
+    """Returns what all sources together say, and for each fact the label of who said it first.
+
+    Raises:
+        MdftError: if two contradict each other; it names both.
+    """
+    said: dict[str, Any] = {}
+    who: dict[str, str] = {}
+    for label, facts in sources:
+        for key, value in facts.known().items():
+            if key not in said:
+                said[key], who[key] = value, label
+            elif not agree(said[key], value):
+                raise MdftError(
+                    f"{label}: {key} is {value!r}, but {who[key]} says {said[key]!r}; the models "
+                    f"of a pool must share one"
+                )
+    return SourceFacts.of(said), who
+
+
+def check_preprocess(
+    facts: SourceFacts, who: Mapping[str, str], preprocess: Mapping[str, Any]
+) -> None:
+    """Compares a preprocess mapping, where it has a key, with what the checkpoints say.
+
+    Where they do what is not done here, the mapping must say what is to be done instead.
+    """
+    for key, wanted in facts.preprocess().items():
+        if wanted == OTHER:
+            if preprocess.get(key, OTHER) == OTHER:
+                choices = " or ".join(repr(value) for value in _CHOICES[key])
+                raise MdftError(
+                    f"preprocess: {key!r} must be given, {choices}, as {who[key]} says another "
+                    f"that is not known here; write preprocess.{key} with what is nearest to it"
+                )
+        elif key in preprocess and not agree(wanted, preprocess[key]):
+            raise MdftError(
+                f"preprocess: {key!r} must be {wanted!r} as {who[key]} says, got "
+                f"{preprocess[key]!r}"
+            )
+
+
+def agree(one: Any, other: Any) -> bool:
+    """Says whether two values of a fact are the same: numbers within 1e-3, a scalar for all."""
+    if isinstance(one, str) or isinstance(other, str):
+        return bool(one == other)
+    pairs = list(_pairs(one, other))
+    return bool(pairs) and all(abs(a - b) <= _SAME for a, b in pairs)
+
+
+def _pairs(one: Any, other: Any) -> Iterator[tuple[float, float]]:
+    a = list(one) if isinstance(one, Sequence) else [one]
+    b = list(other) if isinstance(other, Sequence) else [other]
+    count = max(len(a), len(b))
+    a, b = (a * count if len(a) == 1 else a), (b * count if len(b) == 1 else b)
+    if len(a) == len(b):
+        yield from zip(a, b, strict=True)
+
+
+def resizing(edges: Sequence[int], crop: Sequence[int]) -> dict[str, Any]:
+    """Returns ``resize``, and ``crop_pct``, of a resize and then a center crop.
+
+    Args:
+        edges: what the shortest edge becomes; or both edges, height first.
+        crop: height and width that are cut out.
+    """
+    whole = list(edges) * (2 // len(edges)) if edges else []
+    squash = len(edges) == 2
+    if len(whole) == len(crop) == 2 and (squash or crop[0] == crop[1]):
+        share = crop[0] / whole[0]
+        if edges_before_crop(crop[:1], share) != whole[:1]:
+            share = math.nextafter(share, 0)  # rounded up: the edge would be one pixel less
+        if LEAST_CROP <= share <= 1 and edges_before_crop(crop, share) == whole:
+            return {"resize": "squash" if squash else "shortest", "crop_pct": share}
+    return {"resize": OTHER}
+
+
+_CHOICES = {"resize": ("shortest", "squash"), "interpolation": ("bicubic", "bilinear")}
+
+
+def _word(value: Any) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) <= 40 else None
+
+
+def _one_of(value: Any, known: tuple[str, ...]) -> str | None:
+    if not isinstance(value, str):
+        return None
+    return value if value in known else OTHER
+
+
+def _share(value: Any) -> float | None:
+    good = type(value) in (int, float) and LEAST_CROP <= value <= 1
+    return float(value) if good else None
+
+
+def _size(value: Any) -> tuple[int, int] | None:
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not items or not all(type(item) is int and 0 < item < 10**6 for item in items):
+        return None
+    if len(items) == 1:
+        return items[0], items[0]
+    return (items[0], items[1]) if len(items) == 2 else None
+
+
+def _channels(value: Any) -> tuple[float, ...] | None:
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    good = all(type(item) in (int, float) and abs(item) < 1e6 for item in items)
+    return tuple(float(item) for item in items) if good and len(items) == 3 else None

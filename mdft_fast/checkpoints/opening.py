@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads checkpoints: a path, a state dict or a module becomes names and tensors.
+
+One module a format. What a path is, its content says. Nothing here ever unpickles.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mdft_fast.checkpoints.file_kinds import read_json, sniff
+from mdft_fast.checkpoints.library_folders import read_open_clip, read_transformers
+from mdft_fast.checkpoints.lora import read_adapter
+from mdft_fast.checkpoints.metadata import SourceFacts
+from mdft_fast.checkpoints.safetensors_file import read_index, read_safetensors
+from mdft_fast.checkpoints.state import State, StateSource
+from mdft_fast.checkpoints.torch_content import read_torch
+from mdft_fast.errors import MdftError
+
+__all__ = ["SourceFacts", "State", "StateSource", "as_state", "open_state", "read_state"]
+
+
+def open_state(
+    path: str | os.PathLike[str],
+    *,
+    base: State | None = None,
+    also: Mapping[str, str] | None = None,
+) -> State:
+    """Opens a checkpoint: a file, an index of shards, or a folder.
+
+    Args:
+        path: what to open; its content says what it is.
+        base: the pre-trained model, which a LoRA adapter is added to.
+        also: further names of the base's tensors -> their names in ``base``.
+
+    Returns:
+        Its tensors by name, read lazily, and what the source says about itself.
+
+    Raises:
+        MdftError: if it is absent, damaged, or nothing that is read here. Nothing that the file
+            holds is ever executed.
+    """
+    path = Path(path)
+    kind = sniff(path)
+    if kind == "pool":
+        raise MdftError(f"{path}: is a packed pool, not a checkpoint; Pool.open opens it")
+    if kind == "adapter":
+        return read_adapter(path, base, open_state, also or {})
+    if kind == "transformers":
+        return read_transformers(path, open_state)
+    if kind == "open_clip":
+        return read_open_clip(path, open_state)
+    if kind == "index":
+        index = next(path.glob("*.index.json")) if path.is_dir() else path
+        return read_index(index, read_json(index), _read_file)
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> State:
+    kind = sniff(path)
+    if kind == "safetensors":
+        return read_safetensors(path)
+    if kind in ("torch zip", "torch legacy"):
+        return read_torch(path, legacy=kind == "torch legacy")
+    raise MdftError(f"{path}: must be a file of tensors, got kind {kind!r}")
+
+
+def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+    """Opens a checkpoint and returns its tensors by name, read lazily; see :func:`open_state`."""
+    return open_state(path).tensors
+
+
+def as_state(
+    source: StateSource,
+    whose: str,
+    *,
+    base: State | None = None,
+    also: Mapping[str, str] | None = None,
+) -> State:
+    """Opens a path, a state dict or a module; ``whose`` names the last two in errors."""
+    if isinstance(source, (str, os.PathLike)):
+        return open_state(source, base=base, also=also)
+    tensors = source.state_dict() if isinstance(source, nn.Module) else source
+    label = f"{whose} ({'module' if isinstance(source, nn.Module) else 'state dict'})"
+    if not isinstance(tensors, Mapping):
+        raise MdftError(
+            f"{whose}: must be a path, a state dict or a module, got {type(source).__name__}"
+        )
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise MdftError(
+                f"{label}: {name!r} must be a Tensor, got {type(tensor).__name__}; a state dict "
+                f"maps parameter names to tensors, nothing else"
+            )
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise MdftError(
+                f"{label}: {name!r} must be a dense tensor with data, got {tensor.layout} "
+                f"{tensor.dtype} on {tensor.device}"
+            )
+    return State(label, {name: tensor.detach() for name, tensor in tensors.items()})

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint, opened: names, tensors, and what is known about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import Tensor, nn
+
+from mdft_fast.arena import digest
+from mdft_fast.checkpoints.metadata import SourceFacts
+
+StateSource = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class State:
+    """A checkpoint, opened.
+
+    Attributes:
+        label: what an error calls it: its path, or whose it is.
+        tensors: name -> tensor; of a file, read only when asked for.
+        format: what it is, in words.
+        left_out: name -> why it is not in ``tensors``, for what the source holds besides.
+        facts: what the source says about activation and preprocessing.
+        formed: names of tensors that were computed here (base + B·A), in float32 at least. Their
+            dtype is ours, not the source's.
+        normalize: of a head: whether it reads features at length 1; None: it does not say.
+    """
+
+    label: str
+    tensors: Mapping[str, Tensor]
+    format: str = "state dict"
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    facts: SourceFacts = dataclasses.field(default_factory=SourceFacts)
+    formed: frozenset[str] = frozenset()
+    normalize: bool | None = None
+
+    def sha256(self) -> str:
+        """Returns one digest of all tensors, in the order of their names; every one is read."""
+        return digest(*(self.tensors[name] for name in sorted(self.tensors)))
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, each made when it is asked for."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
+        """Keeps the makers; calls none."""
+        self._makers = dict(makers)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Returns one tensor, made now."""
+        return self._makers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        """Says whether there is such a name; makes nothing."""
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterates over the names."""
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        """Returns the number of tensors."""
+        return len(self._makers)
+
+
+def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> LazyTensors:
+    """Returns the tensors under other names, as lazy as they were; ``names``: new -> old."""
+
+    def maker(old: str) -> Callable[[], Tensor]:
+        return lambda: tensors[old]
+
+    return LazyTensors({new: maker(old) for new, old in names.items()})

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the tensors in what a torch file holds: state dicts, wrappers, whole modules."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from mdft_fast.checkpoints.metadata import SourceFacts
+from mdft_fast.checkpoints.pickle_machine import StandIn, kind_of, named
+from mdft_fast.checkpoints.pickled_metadata import facts_of
+from mdft_fast.checkpoints.state import LazyTensors, State
+from mdft_fast.checkpoints.torch_file import Elements, open_torch_legacy, open_torch_zip
+from mdft_fast.checkpoints.torch_values import TensorRef
+from mdft_fast.errors import MdftError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
+PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
+_MOST_MODULES = 100_000
+_MOST_MEMBERS = 1_000_000  # of all modules; a module that is shared counts at each place
+_MOST_CHARACTERS = 1 << 26  # of the members' names
+_DEEPEST = 100
+_MOST_WRAPPED = 4
+_TOWER = "model.visual."  # in task_vectors' ImageEncoder
+_TEXT = (
+    "transformer.*", "token_embedding.*", "positional_embedding", "text_projection*", "ln_final.*",
+    "logit_scale", "logit_bias", "attn_mask", "text.*", "text_model.*",
+)  # fmt: skip
+
+
+class Found(NamedTuple):
+    """What a torch file holds.
+
+    Attributes:
+        tensors: name -> where it lies.
+        left_out: name -> why it is not among them.
+        kinds: dotted names of the classes of the modules, where they were pickled whole.
+        module: the pickled module, where there is one.
+    """
+
+    tensors: dict[str, TensorRef]
+    left_out: dict[str, str]
+    kinds: dict[str, str]
+    module: StandIn | None
+
+
+def read_torch(path: Path, *, legacy: bool) -> State:
+    """Opens a file of ``torch.save``: a state dict, a wrapped one, or a whole module.
+
+    Raises:
+        MdftError: if the file is damaged or holds no tensors by name.
+    """
+    root, elements = (open_torch_legacy if legacy else open_torch_zip)(path)
+    found = _find(path, root)
+    kind = "torch, legacy" if legacy else "torch"
+    facts, normalize = SourceFacts(), None
+    module = found.module
+    if module is not None:
+        kind += f", pickled {module.kind}"
+        found = _tower_alone(found, module)
+        facts = facts_of(module, found.kinds)
+        said = module.attributes.get("normalize")
+        normalize = said if isinstance(said, bool) else None
+    if not found.tensors:
+        raise MdftError(f"{path}: must hold tensors by name, got a {kind_of(root)} without any")
+    tensors = _lazy(found.tensors, elements)
+    return State(str(path), tensors, kind, found.left_out, facts, normalize=normalize)
+
+
+def text_tower(name: str) -> bool:
+    """Says whether a name, relative to a CLIP model, belongs to its text tower or its logits."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _TEXT)
+
+
+def without_wrapper(names: Mapping[str, Any]) -> dict[str, str]:
+    """Returns new name -> name, without the prefixes that wrapping modules put before all."""
+    new = {name: name for name in names}
+    for prefix in PREFIXES * _MOST_WRAPPED:
+        if new and all(name.startswith(prefix) for name in new):
+            new = {name.removeprefix(prefix): old for name, old in new.items()}
+    return new
+
+
+def _lazy(refs: Mapping[str, TensorRef], elements: Elements) -> LazyTensors:
+    names = without_wrapper(refs)
+
+    def maker(ref: TensorRef) -> Callable[[], Tensor]:
+        return lambda: ref.read(elements)
+
+    return LazyTensors({new: maker(refs[old]) for new, old in names.items()})
+
+
+def _find(path: Path, root: Any) -> Found:
+    left_out: dict[str, str] = {}
+    for _ in range(4):  # {"state_dict": {"model": ...}}
+        inner = _unwrapped(root)
+        if inner is None:
+            break
+        key, value = inner
+        left_out |= {named(k): f"stands beside {key!r}" for k in root if k != key}
+        root = value
+    if isinstance(root, StandIn):
+        return _module(path, root, left_out)
+    if not isinstance(root, dict):
+        raise MdftError(f"{path}: must hold a state dict or a module, got a {kind_of(root)}")
+    tensors: dict[str, TensorRef] = {}
+    for key, value in root.items():
+        if isinstance(value, TensorRef) and isinstance(key, str):
+            tensors[key] = value
+        elif isinstance(value, StandIn) and "rebuild" in value.kind:
+            raise MdftError(
+                f"{path}: {named(key)!r} must be a dense tensor with data, got one of {value.kind}"
+            )
+        else:
+            left_out[named(key)] = f"not a tensor ({kind_of(value)})"
+    return Found(tensors, left_out, {}, None)
+
+
+def _unwrapped(root: Any) -> tuple[str, Any] | None:
+    """Returns the wrapper's key and what it wraps; a tensor beside it is no reason to stay."""
+    if not isinstance(root, dict):
+        return None
+    inner = {key: root[key] for key in WRAPPERS if key in root}
+    for key, value in inner.items():
+        if _holds_tensors(value, set()):
+            return key, value
+    if not any(isinstance(v, TensorRef) for v in root.values()):
+        for key, value in inner.items():
+            if isinstance(value, dict):
+                return key, value
+    return None
+
+
+def _holds_tensors(value: Any, seen: set[int]) -> bool:
+    """Says whether a value is a module, or a dict of tensors, maybe wrapped again."""
+    if isinstance(value, StandIn):
+        return _is_module(value)
+    if not isinstance(value, dict) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(isinstance(v, TensorRef) for v in value.values()) or any(
+        _holds_tensors(value.get(key), seen) for key in WRAPPERS
+    )
+
+
+def _is_module(value: StandIn) -> bool:
+    return "_modules" in value.attributes or value.kind.startswith("__torch__.")
+
+
+def _module(path: Path, root: StandIn, left_out: dict[str, str]) -> Found:
+    if not _is_module(root):
+        raise MdftError(f"{path}: must hold a state dict or a module, got a pickled {root.kind}")
+    tensors: dict[str, TensorRef] = {}
+    kinds: dict[str, str] = {}
+    waiting: list[tuple[str, StandIn, frozenset[int]]] = [("", root, frozenset())]
+    members = characters = 0
+    while waiting:
+        prefix, module, above = waiting.pop()
+        kinds[prefix] = module.kind
+        if len(above) > _DEEPEST or len(kinds) > _MOST_MODULES or id(module) in above:
+            raise MdftError(f"{path}: its modules are nested without end")
+        state = module.attributes
+        unsaved = _unsaved(state)
+        members += len(state) + len(unsaved)
+        for name, value, own in _members(state):
+            members, characters = members + 1, characters + len(prefix) + len(name)
+            if members > _MOST_MEMBERS or characters > _MOST_CHARACTERS:
+                raise MdftError(
+                    f"{path}: its modules must have at most {_MOST_MEMBERS} members with names of "
+                    f"{_MOST_CHARACTERS} characters in all, got more"
+                )
+            if isinstance(value, StandIn) and not own:
+                waiting.append((f"{prefix}{name}.", value, above | {id(module)}))
+            elif isinstance(value, TensorRef) and name in unsaved:
+                left_out[prefix + name] = "buffer that its module does not save"
+            elif isinstance(value, TensorRef):
+                tensors[prefix + name] = value
+            elif own and value is not None:
+                raise MdftError(
+                    f"{path}: {prefix + name!r} must be a dense tensor with data, got "
+                    f"{kind_of(value)}"
+                )
+    return Found(dict(sorted(tensors.items())), left_out, kinds, root)
+
+
+def _members(state: Mapping[Any, Any]) -> Iterator[tuple[str, Any, bool]]:
+    """Yields name, value, and whether it must be a tensor, for all that a module registers."""
+    if "_modules" not in state:  # TorchScript: attributes of their own
+        yield from ((named(name), value, False) for name, value in state.items())
+        return
+    for key in ("_parameters", "_buffers", "_modules"):
+        items = state.get(key)
+        if isinstance(items, dict):
+            yield from ((named(name), value, key != "_modules") for name, value in items.items())
+
+
+def _unsaved(state: Mapping[Any, Any]) -> set[Any]:
+    names = state.get("_non_persistent_buffers_set", ())
+    if isinstance(names, StandIn):  # set(["name", ...])
+        names = names.args[0] if names.args else ()
+    return {n for n in names if isinstance(n, str)} if isinstance(names, (list, set)) else set()
+
+
+def _tower_alone(found: Found, module: StandIn) -> Found:
+    """Of task_vectors' ImageEncoder, keeps what its forward uses: CLIP's image tower."""
+    tower = {n.removeprefix(_TOWER): t for n, t in found.tensors.items() if n.startswith(_TOWER)}
+    if module.kind.rpartition(".")[2] != "ImageEncoder" or not tower:
+        return found
+    why = "an image encoder's forward does not use it"
+    dead = {
+        name: f"CLIP's text tower: {why}" if text_tower(name.removeprefix("model.")) else why
+        for name in found.tensors
+        if not name.startswith(_TOWER)
+    }
+    kinds = {n.removeprefix(_TOWER): k for n, k in found.kinds.items() if n.startswith(_TOWER)}
+    return Found(tower, {**found.left_out, **dead}, kinds, module)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens what ``torch.save`` writes, zip and legacy, without ``torch.load``.
+
+The pickle inside goes through :class:`Machine`, which executes nothing. Elements stay in the file:
+it is mapped, copy on write, and a page is read when it is first touched.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdft_fast.checkpoints.pickle_machine import Machine, Name, PickleRefused
+from mdft_fast.checkpoints.torch_values import FUNCTIONS, Storage, persistent
+from mdft_fast.errors import MdftError
+
+LEGACY = 0x1950A86A20F9469CFC6C  # the number that a legacy file begins with, as a pickle
+_PICKLE_BYTES = 64 << 20  # longest pickle that is read; a whole CLIP module's takes a few 100 KB
+_LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
+
+Elements = Callable[[Storage, torch.dtype], Tensor]
+
+
+def open_torch_zip(path: Path) -> tuple[Any, Elements]:
+    """Returns the pickled object, stand-ins inside, and what reads its storages.
+
+    Raises:
+        MdftError: if the file is damaged, packed, not torch's, or declares what it does not hold.
+    """
+    try:
+        entries = _zip_entries(path)
+        pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(pickles) != 1:
+            raise PickleRefused("a zip file without 'data.pkl' as it is, so not torch's")
+        folder = pickles[0].removesuffix("data.pkl")
+        _check_byte_order(path, entries.get(f"{folder}byteorder"))
+        data = BytesIO(_slice(path, entries[pickles[0]], _PICKLE_BYTES))
+        seen: dict[str, tuple[int, int]] = {}
+
+        def find(identity: Any) -> Storage | Name:
+            found = persistent(identity)
+            if isinstance(found, Storage):
+                place = entries.get(f"{folder}data/{found.key}")
+                seen[found.key] = _checked_place(found, place)
+            return found
+
+        root = Machine(FUNCTIONS, find).run(data)
+        return root, _reader(path, seen)
+    except (PickleRefused, zipfile.BadZipFile, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def open_torch_legacy(path: Path) -> tuple[Any, Elements]:
+    """Does the same as :func:`open_torch_zip` for files of torch before 1.6.
+
+    The file: three pickles (a magic number, a version, the system), the object's, one with the
+    storages' keys; then each storage, as its number of elements in 8 bytes and the elements.
+    """
+    seen: dict[str, Storage] = {}
+
+    def find(identity: Any) -> Storage | Name:
+        found = persistent(identity)
+        if isinstance(found, Storage):
+            first = seen.setdefault(found.key, found)
+            if (first.dtype, first.elements) != (found.dtype, found.elements):
+                raise PickleRefused(f"storage {found.key!r} is declared in two ways")
+        return found
+
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            stream = BytesIO(file.read(min(size, _PICKLE_BYTES)))
+        machine = Machine(FUNCTIONS, find)
+        magic, _, system = (machine.run(stream) for _ in range(3))
+        if magic != LEGACY:
+            raise PickleRefused("a pickle that torch.save did not write")
+        if isinstance(system, dict) and system.get("little_endian") is False:
+            raise PickleRefused("written on a big-endian machine")
+        root, keys = machine.run(stream), machine.run(stream)
+        places = _legacy_places(path, stream.tell(), size, keys, seen)
+        return root, _reader(path, places)
+    except (PickleRefused, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _legacy_places(
+    path: Path, start: int, size: int, keys: Any, seen: dict[str, Storage]
+) -> dict[str, tuple[int, int]]:
+    # Numbers in files before torch 0.4. str of anything else may take exponential time.
+    plain = isinstance(keys, list) and all(
+        type(key) is str or (type(key) is int and abs(key) < 2**64) for key in keys
+    )
+    if not plain or len(keys) != len(seen) or set(map(str, keys)) != set(seen):
+        raise PickleRefused("its list of storages does not name those that are used")
+    places: dict[str, tuple[int, int]] = {}
+    with open(path, "rb") as file:
+        for key in map(str, keys):
+            file.seek(start)
+            elements = int.from_bytes(file.read(8), "little")
+            if elements != seen[key].elements:
+                raise PickleRefused(
+                    f"storage {key!r} must be {seen[key].elements} elements, got {elements}"
+                )
+            bytes_ = elements * seen[key].dtype.itemsize
+            places[key] = _checked_place(seen[key], (start + 8, min(bytes_, size - start - 8)))
+            start += 8 + bytes_
+    return places
+
+
+def _checked_place(storage: Storage, place: tuple[int, int] | None) -> tuple[int, int]:
+    if place is None:
+        raise PickleRefused(f"storage {storage.key!r} is missing or compressed")
+    wanted = storage.elements * storage.dtype.itemsize
+    if place[1] < wanted:
+        raise PickleRefused(
+            f"storage {storage.key!r} must be {wanted} bytes, got {place[1]}: cut short?"
+        )
+    return place[0], wanted
+
+
+def _zip_entries(path: Path) -> dict[str, tuple[int, int]]:
+    """Returns name -> first byte and length, for the entries that lie in the file as they are."""
+    places: dict[str, tuple[int, int]] = {}
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            for entry in archive.infolist():
+                if entry.filename in places:
+                    raise PickleRefused(f"the zip file holds {entry.filename!r} twice")
+                if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+                    continue  # TorchScript's code, which is not read; never tensors
+                file.seek(entry.header_offset)
+                header = file.read(_LOCAL_HEADER)
+                if len(header) < _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
+                    raise PickleRefused(f"{entry.filename!r} does not begin where it should")
+                names = sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+                start = entry.header_offset + _LOCAL_HEADER + names
+                if start + entry.file_size > size:
+                    raise PickleRefused(f"{entry.filename!r} is cut short")
+                places[entry.filename] = (start, entry.file_size)
+    except PickleRefused:
+        raise
+    except Exception as error:  # zipfile raises a dozen kinds for damaged directories
+        raise PickleRefused(f"damaged zip file ({type(error).__name__}: {error})") from None
+    return places
+
+
+def _check_byte_order(path: Path, place: tuple[int, int] | None) -> None:
+    if place is not None and _slice(path, place, 16) == b"big":
+        raise PickleRefused("written on a big-endian machine")
+
+
+def _slice(path: Path, place: tuple[int, int], most: int) -> bytes:
+    start, length = place
+    if length > most:
+        raise PickleRefused(f"a pickle must be at most {most} bytes, got {length}")
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def _reader(path: Path, places: dict[str, tuple[int, int]]) -> Elements:
+    mapped: list[Tensor] = []
+
+    def elements(storage: Storage, dtype: torch.dtype) -> Tensor:
+        if not mapped:
+            size = path.stat().st_size
+            mapped.append(torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8))
+        start, _ = places[storage.key]
+        start += storage.start * storage.dtype.itemsize
+        length = storage.length * storage.dtype.itemsize // dtype.itemsize * dtype.itemsize
+        part = mapped[0][start : start + length]
+        return (part.clone() if start % dtype.itemsize else part).view(dtype)
+
+    return elements
+
+
+def _unreadable(path: Path, error: Exception) -> MdftError:
+    size = path.stat().st_size
+    return MdftError(f"{path}: not a readable torch file ({size} bytes): {error}")

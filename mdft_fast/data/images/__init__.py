@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images: where they lie and how they become pixels."""

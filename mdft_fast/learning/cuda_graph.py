@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of a stage as a CUDA graph: recorded once, then replayed with other samples.
+
+A step launches thousands of kernels from Python; where they are short, the device waits for the
+host. A replay is one launch. Recorded are merge, forward, heads, losses, backward, dots and the
+optimizer's update; before each replay the step's images, row numbers and learning rate are copied
+to where the graph reads them. All that needs the host's eyes stays outside: the draw of samples,
+λ's path, callbacks.
+
+:class:`CudaCapture` has never run: there was no GPU where it was written. What the CPU can show is
+in tests/learning/test_graph.py, the rest waits in tests/cuda/test_graph.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mdft_fast.errors import MdftError
+from mdft_fast.learning.learner import Learner, Losses
+from mdft_fast.learning.teachers import Inputs, TaughtTask, gather
+from mdft_fast.model import MetaModel
+
+_WARM_UPS = 3  # as in torch's own examples: libraries choose and load their kernels meanwhile
+
+Run = Callable[[], None]
+
+
+class Capture(Protocol):
+    """Records what a function launches, and launches it again."""
+
+    def warm_up(self, run: Run) -> None:
+        """Calls a function a few times, so that what is made once is made before the recording."""
+        ...
+
+    def record(self, run: Run) -> None:
+        """Calls a function once; what it launches is recorded, nothing of it runs."""
+        ...
+
+    def replay(self) -> None:
+        """Runs what was recorded, on the current stream."""
+        ...
+
+
+class CudaCapture:
+    """Capture by ``torch.cuda.CUDAGraph``. Never run so far.
+
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._graph = torch.cuda.CUDAGraph()
+
+    def warm_up(self, run: Run) -> None:
+        """See :class:`Capture`; on a stream of its own, as a recording needs."""
+        current, beside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        beside.wait_stream(current)
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UPS):
+                run()
+        current.wait_stream(beside)
+
+    def record(self, run: Run) -> None:
+        """See :class:`Capture`."""
+        stream = torch.cuda.Stream(self._device)
+        with torch.cuda.device(self._device), torch.cuda.graph(self._graph, stream=stream):
+            run()
+
+    def replay(self) -> None:
+        """See :class:`Capture`."""
+        self._graph.replay()
+
+
+class StepGraph:
+    """Updates λ as :meth:`Learner.update` does, by a replay.
+
+    Args:
+        learner: whose λ it is, made with ``capturable=True``.
+        compute: from a step's inputs to its losses. What it launches must depend on the inputs'
+            shapes alone, and it must not wait for the device.
+        capture: records and replays.
+    """
+
+    def __init__(
+        self, learner: Learner, compute: Callable[[Inputs], Losses], capture: Capture
+    ) -> None:
+        self._learner, self._compute, self._capture = learner, compute, capture
+        self._memory: tuple[Inputs, Losses] | None = None  # what the graph reads and writes
+
+    def update(self, inputs: Inputs) -> Losses:
+        """Makes one update of λ; records the graph on the first call.
+
+        Raises:
+            MdftError: if the inputs have other shapes than the first ones.
+        """
+        if self._memory is None:
+            self._memory = self._record(inputs)
+        own, losses = self._memory
+        _copy(inputs, own)
+        self._capture.replay()
+        return Losses(*(result.clone() for result in losses))  # the next replay writes there
+
+    def _record(self, inputs: Inputs) -> tuple[Inputs, Losses]:
+        """Makes the memory that the graph knows, and the graph. λ stays as it is."""
+        own = Inputs(inputs.images.clone(), tuple(rows.clone() for rows in inputs.rows))
+        losses = Losses.zeros(len(inputs.rows), inputs.images.device)
+
+        def run() -> None:
+            made = self._compute(own)
+            self._learner.update([made.loss.sum()])
+            for to, result in zip(losses, made, strict=True):
+                to.copy_(result.detach())
+
+        with self._learner.unchanged():
+            self._capture.warm_up(run)
+        self._capture.record(run)
+        return own, losses
+
+
+def _copy(inputs: Inputs, to: Inputs) -> None:
+    for own, new in zip((to.images, *to.rows), (inputs.images, *inputs.rows), strict=True):
+        if own.shape != new.shape:
+            raise MdftError(
+                f"cuda_graph: a step's inputs must be {list(own.shape)} as in the first step, got "
+                f"{list(new.shape)}"
+            )
+        own.copy_(new, non_blocking=True)
+
+
+def check_capturable(meta: MetaModel) -> None:
+    """Refuses a meta-model whose steps cannot be recorded.
+
+    Raises:
+        MdftError: off CUDA, or in mode "streamed".
+    """
+    device = meta.coefficients.device
+    if device.type != "cuda":
+        raise MdftError(f"cuda_graph: the meta-model must be on a CUDA device, got {device}")
+    if meta.mode == "streamed":
+        raise MdftError(
+            "cuda_graph: mode must be 'resident' or 'layerwise', got 'streamed', whose copies from "
+            "the host are made anew at each step"
+        )
+
+
+def replayed(
+    learner: Learner, tasks: Sequence[TaughtTask], compute: Callable[[Inputs], Losses]
+) -> Callable[[Sequence[Tensor]], Losses]:
+    """Returns what updates λ from each task's rows (int64 on the CPU), by a graph."""
+    graph = StepGraph(learner, compute, CudaCapture(learner.meta.coefficients.device))
+    return lambda rows: graph.update(gather(tasks, rows))

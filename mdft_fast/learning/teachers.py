@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the stages know of each task: its unlabelled images, and what its own model says of them.
+
+A teacher never changes, so it is asked once: the pool's own model is the meta-model at λ = e_k.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdft_fast import reference
+from mdft_fast.errors import MdftError
+from mdft_fast.learning.order import split
+from mdft_fast.model import MetaModel
+from mdft_fast.pool import Head
+
+_BATCH = 128  # images a teacher sees at once; no gradient is kept
+
+
+class Samples(Protocol):
+    """Unlabelled samples, and what the encoder takes of some of them."""
+
+    def __len__(self) -> int:
+        """Returns their number."""
+        ...
+
+    def batch(self, indices: Tensor, device: torch.device) -> Tensor:
+        """Returns the samples of some indices, int64 ``[b]``, as one batch ``[b, ...]``."""
+        ...
+
+    def digests(self) -> npt.NDArray[Any]:
+        """Returns what tells samples apart, uint8 ``[n, 16]``; equal samples, equal rows."""
+        ...
+
+
+class UnlabelledTask(Protocol):
+    """What the stages may know of a task; :class:`mdft_fast.Task` is one."""
+
+    @property
+    def name(self) -> str:
+        """One of the pool's tasks."""
+        ...
+
+    def load_samples(self, preprocess: Mapping[str, Any]) -> Samples:
+        """Returns its unlabelled samples for a pool's preprocess."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaughtTask:
+    """A task as the stages see it. No labels.
+
+    Attributes:
+        name: the task's.
+        samples: its n unlabelled images.
+        learn: int64 indices to learn from.
+        holdout: int64 indices kept apart.
+        features: float32 ``[n, D]``, the teacher's encoder output, on the meta-model's device.
+        logits: float32 ``[n, C]``, the teacher's.
+        entropy: float32 ``[n]``, H of the teacher's softmax, in nats.
+        head: the task's classifier.
+        pool: checksum of the pool whose model was asked.
+    """
+
+    name: str
+    samples: Samples
+    learn: Tensor
+    holdout: Tensor
+    features: Tensor
+    logits: Tensor
+    entropy: Tensor
+    head: Head
+    pool: str
+
+    @property
+    def classes(self) -> int:
+        """``C``."""
+        return self.logits.shape[1]
+
+    def kept(self, mu: float) -> Tensor:
+        """Returns the learning indices with H < mu log C (equation 4)."""
+        passes = self.entropy.cpu()[self.learn] < mu * math.log(self.classes)
+        return self.learn[passes]
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Returns images as the encoder wants them, on the teacher's device."""
+        return self.samples.batch(indices, self.logits.device)
+
+
+class Inputs(NamedTuple):
+    """What a step computes with, on the meta-model's device.
+
+    Attributes:
+        images: float32 ``[B, 3, H, W]``, the tasks' one after another.
+        rows: for each task int64 ``[B_k]``: which of its samples they are.
+    """
+
+    images: Tensor
+    rows: tuple[Tensor, ...]
+
+
+def gather(tasks: Sequence[TaughtTask], rows: Sequence[Tensor]) -> Inputs:
+    """Returns the inputs of a step that drew these samples of these tasks."""
+    images = torch.cat([task.images(row) for task, row in zip(tasks, rows, strict=True)])
+    return Inputs(images, tuple(row.to(images.device) for row in rows))
+
+
+@torch.no_grad()
+def teach(
+    meta: MetaModel,
+    tasks: Sequence[UnlabelledTask | TaughtTask],
+    *,
+    holdout: float,
+    seed: int,
+    batch: int | None = None,
+) -> list[TaughtTask]:
+    """Asks each task's own model about its unlabelled images, once.
+
+    Args:
+        meta: the meta-model; its λ is set to each e_k in turn and restored.
+        tasks: tasks of the pool; what is taught already is passed through.
+        holdout: share of the samples kept apart.
+        seed: of the split.
+        batch: images encoded at once; None: 128.
+
+    Raises:
+        MdftError: if a task is not of this pool, or was taught by another one's model.
+    """
+    for task in tasks:
+        if isinstance(task, TaughtTask) and task.pool != meta.pool.checksum:
+            raise MdftError(
+                f"task {task.name!r}: its teacher must be of the pool {meta.pool.checksum[:12]}, "
+                f"got one of {task.pool[:12]}"
+            )
+    return [
+        task if isinstance(task, TaughtTask) else _teach(meta, task, holdout, seed, batch)
+        for task in tasks
+    ]
+
+
+def _teach(
+    meta: MetaModel, task: UnlabelledTask, holdout: float, seed: int, batch: int | None
+) -> TaughtTask:
+    if task.name not in meta.pool.names:
+        raise MdftError(f"task: must be one of {list(meta.pool.names)}, got {task.name!r}")
+    samples = task.load_samples(meta.pool.preprocess)
+    learn, held_out = split(len(samples), holdout, seed, task.name)
+    head = meta.heads[task.name]
+    with meta.using(meta.individual(task.name)):
+        everything = torch.arange(len(samples))
+        device = meta.coefficients.device
+        features = torch.cat(
+            [meta.encode(samples.batch(i, device)) for i in everything.split(batch or _BATCH)]
+        )
+    logits = head(features)
+    if not logits.isfinite().all():
+        count = int((~logits.isfinite()).any(1).sum())
+        raise MdftError(
+            f"task {task.name!r}: its own model's logits must be finite, got NaN or infinity for "
+            f"{count} of {len(logits)} samples"
+        )
+    entropy = reference.entropy(logits)
+    return TaughtTask(
+        task.name, samples, learn, held_out, features, logits, entropy, head, meta.pool.checksum
+    )
+
+
+@torch.no_grad()
+def holdout_cross_entropy(
+    meta: MetaModel, tasks: Sequence[TaughtTask], *, batch: int | None = None
+) -> dict[str, float]:
+    """Measures, without labels, how far the meta-model is from the teachers.
+
+    Returns:
+        task -> mean of CE(p, q) over its held-out samples, in nats; no filter, no weights, so
+        that runs with different objectives compare. Tasks without held-out samples are left out.
+    """
+    measured = {}
+    for task in tasks:
+        if len(task.holdout) == 0:
+            continue
+        rows = []
+        for indices in task.holdout.split(batch or _BATCH):
+            q = task.head(meta.encode(task.images(indices)))
+            p = task.logits[indices.to(q.device)].softmax(-1)
+            rows.append(reference.cross_entropy(p, q))
+        measured[task.name] = float(torch.cat(rows).mean())
+    return measured
+
+
+def represent(features: Tensor, head: Head, representation: str) -> Tensor:
+    """Returns what stage 2 aligns, of encoder outputs ``[B, D]``."""
+    if representation == "normalized":
+        return F.normalize(features, dim=-1)
+    return head(features) if representation == "logits" else features

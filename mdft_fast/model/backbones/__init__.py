@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who builds the module whose weights the pool gives."""

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The debiased entropy loss (equations 2 to 6) of all tasks of a step in one launch."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch._utils import (  # cat of reshapes, split and views: one call each, twice as fast
+    _flatten_dense_tensors,
+    _unflatten_dense_tensors,
+)
+
+from mdft_fast import reference
+from mdft_fast.arena import makes_fakes
+from mdft_fast.ops import _checks as checks
+from mdft_fast.ops._autograd import differentiable_once
+from mdft_fast.ops._debiased_entropy_fakes import check_debiased_entropy_args
+from mdft_fast.ops._library import native
+from mdft_fast.reference import DebiasedEntropy, EntropyOf, Reweight, accumulator
+
+REWEIGHTS: tuple[Reweight, ...] = get_args(Reweight)
+ENTROPIES: tuple[EntropyOf, ...] = get_args(EntropyOf)
+
+
+def debiased_entropy_loss(
+    logits: Sequence[Tensor],
+    teacher_logits: Sequence[Tensor],
+    *,
+    alpha: float = 1.0,
+    mu: float = 0.4,
+    entropy_of: EntropyOf = "teacher",
+    use_entropy: bool = True,
+    filter: bool = True,
+    reweight: Reweight = "as_written",
+    teacher_entropy: Sequence[Tensor] | None = None,
+) -> DebiasedEntropy:
+    r"""Computes each task's debiased entropy: filtered, reweighted, value and gradient at once.
+
+    .. math:: \ell = \alpha \, \text{CE}(p, q) + H(q), \quad
+        \text{loss}_k = \text{mean over kept } x \text{ of } e^{H_0 - H(x)} \ell(x), \quad
+        \text{keep } x \text{ iff } H(x) < H_0 = \mu \log C_k
+
+    Args:
+        logits: for each task k ``[B_k, C_k]`` logits of the meta-model; q is their softmax.
+            float32, float64, float16 or bfloat16, one dtype and device. -inf counts as
+            probability 0.
+        teacher_logits: for each task ``[B_k, C_k]`` logits of its own teacher; p is their
+            softmax. Data: no gradient flows into them.
+        alpha: weight of the soft cross-entropy, >= 0 (no unit). 0: plain entropy minimization.
+        mu: threshold of filter and weight as a share of the largest entropy log C, >= 0.
+        entropy_of: whose entropy filter and weight read, ``"teacher"`` or ``"meta"``.
+        use_entropy: whether the loss holds H(q); False leaves the cross-entropy alone.
+        filter: whether rows with H >= H0 are removed.
+        reweight: weight of a kept row: ``"off"`` 1, ``"as_written"`` exp(H0 - H),
+            ``"normalized"`` the same with mean 1 over the task's kept rows.
+        teacher_entropy: for each task ``[B_k]`` H(p) in nats, cached; ``teacher_logits`` then
+            holds the probabilities p.
+
+    Returns:
+        ``loss`` ``[K]`` (0 where no row is kept), ``entropy`` ``[R]`` the H that filter and weight
+        read, in nats, ``weight`` ``[R]`` (0 where removed), ``kept`` ``[R]`` bool; R rows of all
+        tasks one after another. float32, float64 for float64 logits. Where filter or weight
+        reads an H that is NaN, the row is kept with weight NaN: its task's loss and its gradient
+        are NaN. A removed row adds exactly 0 to both, whatever its logits.
+
+    Raises:
+        ValueError: if an option is unknown or the lists do not match.
+        RuntimeError: if dtypes, devices or sizes break the rules above; on double backward.
+
+    ``loss`` is differentiable in ``logits``, with filter and weight held constant; nothing else
+    is differentiable. Keeps its gradient ``[M]`` until backward.
+
+    Source:
+        Model-driven fine-tuning, equations 2 to 6; the filter is EATA's (arXiv:2204.02610).
+    """
+    rows = _rows(logits, teacher_logits, teacher_entropy)
+    if reweight not in REWEIGHTS or entropy_of not in ENTROPIES:
+        raise ValueError(
+            f"debiased_entropy: reweight must be one of {list(REWEIGHTS)} and entropy_of one of "
+            f"{list(ENTROPIES)}, got {reweight!r} and {entropy_of!r}"
+        )
+    z = logits[0]
+    has_kernel = native("debiased_entropy", z.device, z.dtype)
+    row_offsets, task_rows = _offsets(rows, z.device)
+    teacher, cached = _join_teachers(teacher_logits, teacher_entropy, z.dtype)
+    if not has_kernel:
+        flat = _flatten_dense_tensors([z.detach() for z in logits])
+        check_debiased_entropy_args(
+            flat, teacher, cached, row_offsets, task_rows, alpha, mu, REWEIGHTS.index(reweight)
+        )
+        return reference.debiased_entropy(
+            logits, teacher_logits, alpha=alpha, mu=mu, entropy_of=entropy_of,
+            use_entropy=use_entropy, filter=filter, reweight=reweight,
+            teacher_entropy=teacher_entropy,
+        )  # fmt: skip
+    loss, entropy, weight, kept, _ = DebiasedEntropyFunction.apply(
+        teacher, cached, row_offsets, task_rows, alpha, mu, use_entropy, filter,
+        REWEIGHTS.index(reweight), entropy_of == "meta", *logits,
+    )  # fmt: skip
+    return DebiasedEntropy(loss, entropy, weight, kept)
+
+
+class DebiasedEntropyFunction(torch.autograd.Function):
+    """Autograd around the operator: ``apply`` takes its arguments in the schema's order, but the
+    logits last, as one ``[B_k, C_k]`` a task.
+
+    Returns ``loss, entropy, weight, kept, grad``; only ``loss`` is differentiable. The gradient
+    is made with the value, and backward scales each task's part by ``grad_output``. Logits are
+    joined and their gradients split in here: under autograd that took longer than the operator.
+    """  # noqa: D205
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        options, flat = args[:_OPTIONS], _flatten_dense_tensors(args[_OPTIONS:])
+        return torch.ops.mdft_fast.debiased_entropy(flat, *options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, entropy, weight, kept, grad = output
+        ctx.mark_non_differentiable(entropy, weight, kept, grad)
+        ctx.set_materialize_grads(False)
+        # The logits for their shapes, and that a second derivative finds its way to the refusal.
+        ctx.save_for_backward(grad, inputs[2], inputs[3], *inputs[_OPTIONS:])
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        grad, row_offsets, task_rows, *logits = ctx.saved_tensors
+        if grad_loss is None:
+            return (None,) * (_OPTIONS + len(logits))
+        with torch.no_grad():
+            scaled = torch.ops.mdft_fast.debiased_entropy_backward(
+                grad, row_offsets, task_rows, grad_loss.contiguous()
+            )
+        scaled = differentiable_once("debiased_entropy", scaled, *logits, grad_loss)
+        assert scaled is not None  # it was a tensor
+        return (*(None,) * _OPTIONS, *_unflatten_dense_tensors(scaled, logits))
+
+
+_OPTIONS = 10  # arguments of DebiasedEntropyFunction before the logits
+_forward: Any = DebiasedEntropyFunction.forward
+_forward.__signature__ = inspect.signature(_forward)  # torch works it out anew at every call
+
+
+def _rows(
+    logits: Sequence[Tensor],
+    teacher_logits: Sequence[Tensor],
+    teacher_entropy: Sequence[Tensor] | None,
+) -> tuple[tuple[int, int], ...]:
+    """Returns each task's ``(B_k, C_k)``; raises ValueError where the lists do not match."""
+    if not logits or len(logits) != len(teacher_logits):
+        raise ValueError(
+            f"debiased_entropy: logits and teacher_logits must be lists of one [B_k, C_k] a task, "
+            f"got {len(logits)} and {len(teacher_logits)}"
+        )
+    shapes = [z.shape for z in logits]
+    for k, (z, t) in enumerate(zip(shapes, [t.shape for t in teacher_logits], strict=True)):
+        if len(z) != 2 or z != t:
+            raise ValueError(
+                f"debiased_entropy: logits and teacher_logits of task {k} must be [B, C], got "
+                f"{list(z)} and {list(t)}"
+            )
+    if teacher_entropy is not None:
+        wanted = [[b] for b, _ in shapes]
+        got = [list(h.shape) for h in teacher_entropy]
+        if wanted != got:
+            raise ValueError(f"debiased_entropy: teacher_entropy must be {wanted}, got {got}")
+    if len({z.dtype for z in logits}) > 1:
+        found = [checks.name(z.dtype) for z in logits]
+        raise ValueError(f"debiased_entropy: logits must have one dtype, got {found}")
+    return tuple((b, c) for b, c in shapes)
+
+
+def _join_teachers(
+    teacher_logits: Sequence[Tensor], teacher_entropy: Sequence[Tensor] | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Returns all teachers' rows as the operator reads them beside logits of ``dtype``."""
+    with torch.no_grad():
+        teacher = _flatten_dense_tensors(teacher_logits)
+    if teacher.dtype != dtype:
+        teacher = teacher.to(accumulator(dtype))
+    if teacher_entropy is None:
+        return teacher, None
+    cached = torch.cat([h.detach() for h in teacher_entropy])
+    return teacher, cached.to(accumulator(dtype))
+
+
+def _offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns ``row_offsets [R + 1]`` and ``task_rows [K + 1]`` for tasks of (B, C)."""
+    if makes_fakes():
+        return _make_offsets(rows, device)
+    return _kept_offsets(rows, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # kept for training steps, whoever asks first
+        return _make_offsets(rows, device)
+
+
+def _make_offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([c for b, c in rows for _ in range(b)], dtype=torch.int64)
+    counts = torch.tensor([b for b, _ in rows], dtype=torch.int64)
+    zero = torch.zeros(1, dtype=torch.int64)
+    return (
+        torch.cat([zero, lengths.cumsum(0)]).to(device),
+        torch.cat([zero, counts.cumsum(0)]).to(device),
+    )

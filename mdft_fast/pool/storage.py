@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pool as a folder: written whole or not at all, opened by mapping."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdft_fast.arena import (
+    DTYPE_OF_CODEC,
+    GROUP,
+    LARGEST_CODE,
+    Codec,
+    Encoder,
+    TaskVectors,
+    codes_of,
+    rows_of,
+)
+from mdft_fast.checkpoints import Entry, Written, entry, read_state, write_tensors
+from mdft_fast.errors import MdftError
+from mdft_fast.files import file_digest, new_folder, write_text
+from mdft_fast.pool.head import Head
+from mdft_fast.pool.manifest import BASE, MANIFEST, TAU, Manifest, head_file, read_manifest, to_json
+from mdft_fast.pool.packing import Packing, check_spec
+from mdft_fast.pool.pool import Pool
+from mdft_fast.pool.tasks import TaskInfo, TaskLike, check_classes
+
+_BUFFER = "buffer."
+_HEADS = "heads"
+
+
+def save_pool(pool: Pool, path: str | os.PathLike[str], codec: Codec, overwrite: bool) -> None:
+    """Writes a pool; in another codec, it holds one task vector at a time."""
+    _check_heads(pool.tasks, pool.heads)
+    with _new_pool(path, overwrite) as folder:
+        files = {BASE: _write_base(folder, pool.base, pool.buffers)}
+        if codec == pool.codec:
+            parts = {"codes": pool.vectors.codes, "scales": pool.vectors.scales}
+            entries = [entry(name, part) for name, part in parts.items() if part is not None]
+            files[TAU] = write_tensors(folder / TAU, entries)
+        else:
+            encoder = Encoder(codec, pool.layout)
+            rows = map(encoder.encode, rows_of(pool.vectors), pool.owners)
+            vectors, files[TAU] = _write_rows(folder, (pool.K, pool.N), encoder, rows)
+            pool = pool.recoded(vectors, encoder)
+        _finish(folder, pool, files)
+
+
+def stream_pool(
+    path: str | os.PathLike[str],
+    packing: Packing,
+    codec: Codec,
+    spec: Mapping[str, Any],
+    overwrite: bool,
+) -> None:
+    """Packs and writes a pool, holding one task vector at a time; the base is mapped."""
+    check_spec(spec)
+    _check_heads(packing.tasks, packing.heads)
+    with _new_pool(path, overwrite) as folder:
+        encoder, size = Encoder(codec, packing.layout), (packing.K, packing.layout.elements)
+        files = {BASE: _write_base(folder, packing.base, packing.buffers)}
+        packing.base = _take(folder / BASE, "base", torch.float32, size[1:])
+        vectors, files[TAU] = _write_rows(folder, size, encoder, packing.rows(encoder))
+        _finish(folder, packing.finish(vectors, encoder, spec), files)
+
+
+def open_pool(path: str | os.PathLike[str], *, verify: bool) -> Pool:
+    """Opens a pool by mapping its files."""
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    for name, written in manifest.files.items():
+        _check_file(folder / name, written, verify)
+    base = read_state(folder / BASE)
+    wanted = {"base", *(_BUFFER + name for name in manifest.dtypes)}
+    for key in base:
+        if key not in wanted:
+            raise MdftError(f"{folder / BASE}: tensor {key!r} is not in {MANIFEST}")
+    elements = manifest.layout.elements
+    vectors = _read_vectors(folder, (len(manifest.tasks), elements), manifest.codec)
+    pool = Pool(
+        layout=manifest.layout,
+        base=_take(folder / BASE, "base", torch.float32, (elements,)),
+        vectors=vectors,
+        tasks=manifest.tasks,
+        heads=dict(_read_heads(folder, manifest)),
+        buffers={n: base[_BUFFER + n] for n in manifest.dtypes if _BUFFER + n in base},
+        left_out=manifest.left_out,
+        dtypes=manifest.dtypes,
+        backbone_spec=manifest.backbone_spec,
+        preprocess=manifest.preprocess,
+        checksum=manifest.checksum,
+        notes=manifest.notes,
+        errors=manifest.errors,
+        activation=manifest.activation,
+    )
+    if verify:
+        pool.check_finite(folder)
+    return pool
+
+
+def _new_pool(
+    path: str | os.PathLike[str], overwrite: bool
+) -> contextlib.AbstractContextManager[Path]:
+    target = Path(os.path.abspath(path))
+    return new_folder(target, overwrite=overwrite, check_old=_check_packed)
+
+
+def _shapes(size: tuple[int, int], codec: Codec) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
+    """Returns what the file of K task vectors of N elements holds: name -> dtype, shape."""
+    K, N = size
+    shapes = {"codes": (DTYPE_OF_CODEC[codec], (K, codes_of(N, codec)))}
+    if codec in LARGEST_CODE:
+        shapes["scales"] = (torch.float32, (K, N // GROUP))
+    return shapes
+
+
+def _write_rows(
+    folder: Path, size: tuple[int, int], encoder: Encoder, rows: Iterable[TaskVectors]
+) -> tuple[TaskVectors, Written]:
+    """Writes K task vectors one by one as an encoder makes them; returns them mapped.
+
+    Scales, K * N / GROUP floats, are in memory until the codes are written: they come behind them.
+    There they are aligned, as the codes of an arena are a multiple of TILE / 2 bytes.
+    """
+    pieces = {"codes": (row.codes for row in rows), "scales": encoder.scales}
+    shapes = _shapes(size, encoder.codec)
+    entries = [Entry(name, *form, pieces[name]) for name, form in shapes.items()]
+    written = write_tensors(folder / TAU, entries)
+    return _read_vectors(folder, size, encoder.codec), written
+
+
+def _read_vectors(folder: Path, size: tuple[int, int], codec: Codec) -> TaskVectors:
+    """Maps the task vectors of a folder."""
+    shapes = _shapes(size, codec)
+    taken = {name: _take(folder / TAU, name, *form) for name, form in shapes.items()}
+    return TaskVectors(taken["codes"], codec, taken.get("scales"))
+
+
+def _write_base(folder: Path, base: Tensor, buffers: Mapping[str, Tensor]) -> Written:
+    ordered = sorted(buffers.items(), key=lambda item: -item[1].dtype.itemsize)
+    entries = [entry("base", base), *(entry(_BUFFER + name, t) for name, t in ordered)]
+    return write_tensors(folder / BASE, entries)
+
+
+def _check_heads(tasks: Sequence[TaskLike | TaskInfo], heads: Mapping[str, Head]) -> None:
+    """Refuses tasks that a pool's folder could not be opened with, before anything is written."""
+    headless = [task.name for task in tasks if task.name not in heads]
+    if headless:
+        raise MdftError(f"pool: tasks must have heads to be saved, got none for {headless}")
+    for task in tasks:
+        check_classes(task, heads[task.name])
+
+
+def _finish(folder: Path, pool: Pool, files: dict[str, Written]) -> None:
+    (folder / _HEADS).mkdir()
+    for name, head in pool.heads.items():
+        tensors = [entry("weight", head.weight)]
+        if head.bias is not None:
+            tensors.append(entry("bias", head.bias))
+        tensors.sort(key=lambda item: -item.dtype.itemsize)
+        files[head_file(name)] = write_tensors(folder / head_file(name), tensors)
+    write_text(folder / MANIFEST, to_json(pool, files))
+
+
+def _check_packed(folder: Path) -> None:
+    """Refuses a folder that is no packed pool, or that holds anything else besides."""
+    wanted = f"{folder}: is not replaced, as it must be a packed pool and hold nothing else"
+    if not (folder / TAU).is_file():
+        raise MdftError(f"{wanted}, got no {TAU}")
+    try:
+        known = {MANIFEST, *read_manifest(folder).files}
+    except MdftError as error:
+        raise MdftError(f"{wanted}, got an error: {error}") from None
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(place, name)
+            inside = path.relative_to(folder).as_posix()
+            ours = inside == _HEADS if name in folders else inside in known
+            if path.is_symlink() or not ours:
+                raise MdftError(f"{wanted}, got {inside!r}")
+
+
+def _check_file(path: Path, written: Written, verify: bool) -> None:
+    if not path.is_file():
+        raise MdftError(f"{path}: missing, although the pool's {MANIFEST} names it")
+    size = path.stat().st_size
+    if size != written.bytes:
+        raise MdftError(
+            f"{path}: must be {written.bytes} bytes as in {MANIFEST}, got {size} "
+            f"({'cut short' if size < written.bytes else 'too long'})"
+        )
+    if verify and (sha256 := file_digest(path)) != written.sha256:
+        raise MdftError(
+            f"{path}: sha256 must be {written.sha256} as in {MANIFEST}, got {sha256}: the file "
+            f"changed since it was written"
+        )
+
+
+def _take(path: Path, key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    state = read_state(path)
+    if key not in state:
+        raise MdftError(f"{path}: tensor {key!r} is missing, got {sorted(state)}")
+    tensor = state[key]
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise MdftError(
+            f"{path}: tensor {key!r} must be {list(shape)} in {dtype} as in {MANIFEST}, got "
+            f"{list(tensor.shape)} in {tensor.dtype}"
+        )
+    return tensor
+
+
+def _read_heads(folder: Path, manifest: Manifest) -> Iterable[tuple[str, Head]]:
+    heads: Iterator[tuple[str, tuple[bool, float]]] = iter(manifest.heads.items())
+    for task, (name, (normalize, scale)) in zip(manifest.tasks, heads, strict=True):
+        path = folder / head_file(name)
+        head = Head.from_file(path, normalize=normalize, scale=scale)
+        if head.classes != task.classes:
+            raise MdftError(
+                f"{path}: head must have {task.classes} rows as {MANIFEST} has class names, got "
+                f"weight {list(head.weight.shape)}"
+            )
+        yield name, head

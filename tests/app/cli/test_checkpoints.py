@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``mdft inspect`` and ``mdft convert``, and where a recipe finds its checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from mdft_fast.app.cli import app
+from mdft_fast.checkpoints import find_checkpoint, find_tasks, open_state
+from mdft_fast.errors import MdftError
+from mdft_fast.pool import Head
+from tests.checkpoints.corpus import MEAN, same, save_encoder, save_head, tiny_clip
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_inspect_tells_what_a_file_is(tmp_path: Path) -> None:
+    state = {"module.a.x": torch.ones(2, 3), "module.a.y": torch.ones(4).half()}
+    torch.save({"model": state, "epoch": 3}, tmp_path / "a.pt")
+    shown = call("inspect", tmp_path / "a.pt", "--all")
+    assert shown.exit_code == 0, shown.output
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert ["tensors", "2,", "10", "elements,", "0.0", "MB"] in lines
+    assert ["dtypes", "float16", "(1),", "float32", "(1)"] in lines
+    assert ["names", "all", "begin", "with", "'a.'"] in lines
+    assert ["epoch:", "stands", "beside", "'model'"] in lines
+    assert ["a.x", "[2,", "3]", "float32"] in lines
+
+
+def test_a_pickled_encoder_is_converted_with_what_it_says(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    model = tiny_clip()
+    save_encoder(tmp_path / "finetuned.pt", model)
+    shown = call("inspect", tmp_path / "finetuned.pt")
+    assert "says      activation: quick_gelu" in shown.stdout
+    assert "says      resize: shortest" in shown.stdout
+    target = tmp_path / "mnist.safetensors"
+    shown = call("convert", tmp_path / "finetuned.pt", target)
+    assert shown.exit_code == 0, shown.output
+    assert "left out: model.logit_scale: CLIP's text tower" in shown.stdout
+    written = open_state(target)
+    assert same(written.tensors, model.visual.state_dict())
+    assert written.facts == open_state(tmp_path / "finetuned.pt").facts
+    assert written.facts.mean == pytest.approx(MEAN)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["finetuned.pt", "mnist.safetensors"]
+
+
+def test_a_head_is_converted_with_normalize(tmp_path: Path) -> None:
+    weight = torch.randn(3, 4)
+    save_head(tmp_path / "head_MNIST.pt", weight)
+    shown = call("convert", tmp_path / "head_MNIST.pt", tmp_path / "mnist.safetensors")
+    assert shown.exit_code == 0, shown.output
+    head = Head.from_file(tmp_path / "mnist.safetensors")
+    assert head.normalize is True
+    assert torch.equal(head.weight, weight)
+
+
+def test_an_old_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+    target = tmp_path / "a.safetensors"
+    target.write_bytes(b"mine")
+    shown = call("convert", tmp_path / "a.pt", target)
+    assert (shown.exit_code, target.read_bytes()) == (1, b"mine")
+    assert "must not exist, got a file; --overwrite replaces it" in shown.stderr
+    assert call("convert", tmp_path / "a.pt", target, "--overwrite").exit_code == 0
+    assert open_state(target).tensors["a"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "a.pt", "a.bin"], "a.bin: the new file must end in .safetensors"),
+        (["convert", "none.pt", "b.safetensors"], "none.pt: no such file"),
+        (["inspect", "junk.pt"], "junk.pt: not a checkpoint that is read here (4 bytes, unknown)"),
+        (["inspect", "."], ".: must be a checkpoint's folder, with one of"),
+    ],
+)
+def test_errors_write_nothing(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": torch.ones(1)}, "a.pt")
+    Path("junk.pt").write_bytes(b"junk")
+    shown = call(*arguments)
+    assert shown.exit_code == 1
+    assert message in shown.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "junk.pt"]
+
+
+@pytest.mark.parametrize(
+    ("made", "task"),
+    [
+        ("mnist.safetensors", "mnist"), ("mnist.pt", "mnist"), ("mnist/finetuned.pt", "mnist"),
+        ("MNIST/finetuned.pt", "mnist"), ("SUN397/finetuned.pt", "sun397"),
+        ("mnist/model.safetensors", "mnist"), ("mnist.pth", "mnist"),
+        ("mnist.bin", "mnist"), ("mnist/adapter_config.json", "mnist"),
+    ],
+)  # fmt: skip
+def test_a_tasks_checkpoint_is_found(made: str, task: str, tmp_path: Path) -> None:
+    (tmp_path / made).parent.mkdir(exist_ok=True)
+    (tmp_path / made).touch()
+    in_folder = made.endswith(("model.safetensors", ".json"))
+    found = find_checkpoint(tmp_path, task)
+    assert found == ((tmp_path / made).parent if in_folder else tmp_path / made)
+    (tmp_path / "head_MNIST.pt").touch()
+    (tmp_path / "data" / task).mkdir(parents=True)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").touch()
+    assert find_tasks(tmp_path, tmp_path / "base") == [task]
+
+
+def test_what_is_converted_goes_first(tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    for name in ("mnist.safetensors", "mnist.pt", "mnist/finetuned.pt"):
+        (tmp_path / name).touch()
+    assert find_checkpoint(tmp_path, "mnist") == tmp_path / "mnist.safetensors"
+
+
+def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    with pytest.raises(MdftError, match=r"'mnist.safetensors', 'mnist.pt', .*'mnist/finetuned.pt'"):
+        find_checkpoint(tmp_path, "mnist")
+    for name in ("MNIST.pt", "Mnist.pt"):
+        (tmp_path / name).touch()
+    with pytest.raises(MdftError, match=r"must be one, got \['MNIST.pt', 'Mnist.pt'\]"):
+        find_checkpoint(tmp_path, "mnist")
+
+
+def test_inspect_of_a_safetensors_head(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(2, 3)}, tmp_path / "h.safetensors")
+    assert "no common prefix" in call("inspect", tmp_path / "h.safetensors").stdout

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from mdft_fast import __version__
+from mdft_fast.app import demo, running
+from mdft_fast.app.cli import actions as work
+from mdft_fast.app.cli import app
+from mdft_fast.app.recipe import Recipe, RecipeError
+from mdft_fast.errors import MdftError
+from tests.app.report.conftest import make_metrics, make_result
+
+COMMANDS = (
+    "init",
+    "pack",
+    "inspect",
+    "convert",
+    "run",
+    "eval",
+    "specialize",
+    "export",
+    "report",
+    "doctor",
+    "demo",
+)
+RECIPE = """
+version: 1
+pool: {folder: packed}
+tasks: [{name: mnist, adapt: {npz: mnist.npz}}]
+"""
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Recipe, bool, Any]]:
+    """Replaces the run by one that notes what it was asked to do."""
+    calls: list[tuple[Recipe, bool, Any]] = []
+
+    def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -> Any:
+        calls.append((recipe, resume, progress))
+        result = {
+            "pool": {"tasks": [{"name": "mnist"}, {"name": "gtsrb"}]},
+            "accuracy": {"meta": {"mnist": 0.5, "gtsrb": 0.25}, "control": {"mnist": 0.75}},
+        }
+        return types.SimpleNamespace(folder=tmp_path, result=result, report=tmp_path / "report.md")
+
+    monkeypatch.setattr(running, "run", run)
+    return calls
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_worth_reading(command: str) -> None:
+    shown = call(command, "--help")
+    assert shown.exit_code == 0
+    assert "Example: mdft" in shown.output or command == "doctor"
+    first = shown.output.split("\n\n")[1].strip()
+    assert len(first) < 62, "fits into the list of commands"
+    assert first in " ".join(call("--help").output.split("\n"))
+
+
+def test_help_needs_no_torch() -> None:
+    code = """
+import sys
+from mdft_fast.app.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+heavy = {"torch", "numpy", "yaml", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    for arguments in ([], ["run"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments, "--help"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "Usage:" in done.stdout
+
+
+def test_an_error_is_one_line_and_code_1(tmp_path: Path) -> None:
+    shown = call("run", tmp_path / "none.yaml")
+    assert shown.exit_code == 1
+    assert (
+        shown.stderr
+        == f"error: {tmp_path / 'none.yaml'}: not readable: No such file or directory\n"
+    )
+    assert shown.stdout == ""
+
+
+def test_debug_lets_the_error_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDFT_DEBUG", "1")
+    shown = call("run", tmp_path / "none.yaml")
+    assert isinstance(shown.exception, MdftError)
+
+
+@pytest.mark.parametrize("arguments", [["runn"], ["run"], ["run", "a", "--sett", "b"]])
+def test_wrong_usage_is_code_2(arguments: list[str]) -> None:
+    shown = call(*arguments)
+    assert shown.exit_code == 2
+    assert "Usage:" in shown.stderr
+
+
+def test_version() -> None:
+    assert call("--version").output == f"mdft_fast {__version__}\n"
+
+
+def test_run_passes_on_what_was_said(
+    recipe: Path, ran: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = call(
+        "run",
+        recipe,
+        "--set",
+        "construct.steps=7",
+        "--set",
+        "seed=3",
+        "-o",
+        "it's/here",
+        "--resume",
+    )
+    assert shown.exit_code == 0, shown.output
+    ((asked, resume, progress),) = ran
+    assert (asked.construct.steps, asked.seed, resume, progress) == (7, 3, True, None)
+    assert asked.output == tmp_path / "it's" / "here"
+    lines = [line.split() for line in shown.output.splitlines() if line.strip()]
+    assert lines[0] == ["top-1,", "%", "meta", "control"]
+    assert ["mnist", "50.0", "75.0"] in lines
+    assert ["gtsrb", "25.0", "-"] in lines
+    assert ["average", "37.5", "-"] in lines
+    assert lines[-1] == ["report:", str(tmp_path / "report.md")]
+
+
+def test_quiet_prints_the_report_alone(recipe: Path, ran: list[Any], tmp_path: Path) -> None:
+    shown = call("run", recipe, "-q")
+    assert shown.output == f"report: {tmp_path / 'report.md'}\n"
+    assert ran[0][2] is False
+    assert ran[0][0].output == tmp_path / "runs" / "recipe"
+
+
+def test_a_stopped_run_says_how_to_go_on(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun = False
+
+    def stop(wanted: Recipe, **_: object) -> None:
+        if begun:
+            wanted.output.mkdir()
+            (wanted.output / "splits.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "run", stop)
+    again = f"mdft run {recipe} --set 'start=[0.2]' --output {tmp_path / 'out'}"
+    arguments = "run", recipe, "--set", "start=[0.2]", "-o", tmp_path / "out"
+    shown = call(*arguments)
+    assert shown.exit_code == 130
+    assert shown.stderr == f"stopped before the first step. Begin again with: {again}\n"
+    begun = True
+    shown = call(*arguments)
+    assert shown.exit_code == 130
+    assert f"Go on with: {again} --resume" in shown.stderr
+
+
+def test_ctrl_c_elsewhere(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "measure_model", stop)
+    shown = call("eval", "card.json", recipe)
+    assert (shown.exit_code, shown.stderr) == (130, "stopped\n")
+
+
+def test_a_wrong_key_names_the_nearest(recipe: Path) -> None:
+    shown = call("run", recipe, "--set", "construct.stpes=7")
+    assert shown.exit_code == 1
+    assert shown.stderr == (
+        f"error: {recipe}: construct.stpes: unknown key; did you mean 'steps'?\n"
+    )
+
+
+def test_init_writes_a_recipe_once(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(1)}, tmp_path / "base.safetensors")
+    (tmp_path / "mnist.safetensors").touch()
+    np.savez(tmp_path / "x.npz", x=np.zeros(1))
+    shown = call("init", tmp_path)
+    assert shown.exit_code == 0
+    assert f"wrote {tmp_path / 'recipe.yaml'}" in shown.output
+    assert "look for CHANGE_ME in it" in shown.output
+    text = (tmp_path / "recipe.yaml").read_text()
+    again = call("init", tmp_path)
+    assert again.exit_code == 1
+    assert "must not exist, got a file; --overwrite replaces it" in again.stderr
+    (tmp_path / "images").mkdir()
+    onto_a_folder = call("init", tmp_path, "-o", tmp_path / "images", "--overwrite")
+    assert onto_a_folder.exit_code == 1
+    assert "images: must be a file to write, got a folder" in onto_a_folder.stderr
+    of_a_file = call("init", tmp_path / "x.npz")
+    assert "x.npz: must be a folder of checkpoints, got a file" in of_a_file.stderr
+    (tmp_path / "images").rmdir()
+    assert call("init", tmp_path, "--overwrite").exit_code == 0
+    assert (tmp_path / "recipe.yaml").read_text() == text
+
+
+def test_init_counts_what_a_name_with_a_hash_hides(tmp_path: Path) -> None:
+    (tmp_path / "heads").mkdir()
+    for name in ("base", "a #1", "heads/a #1"):  # of its head, normalize is CHANGE_ME
+        save_file({"weight": torch.ones(2, 3)}, tmp_path / f"{name}.safetensors")
+    text = call("init", tmp_path).output
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(tmp_path / "recipe.yaml")
+    assert f"CHANGE_ME in it, {len(caught.value.problems)} times" in text
+
+
+def test_init_of_no_pool(tmp_path: Path) -> None:
+    shown = call("init", tmp_path)
+    assert shown.exit_code == 1
+    assert "must hold one base*.safetensors" in shown.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_writes_the_report_again(tmp_path: Path) -> None:
+    shown = call("report", tmp_path)
+    assert shown.exit_code == 1
+    assert "result.json: not readable" in shown.output
+    assert list(tmp_path.iterdir()) == [], "nothing is half-written"
+    result = make_result()
+    result.update(specialize={}, phases=[], accuracy={}, intervals={}, comparisons={})
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    shown = call("report", tmp_path)
+    assert shown.exit_code == 0, shown.output
+    assert f"page:   {tmp_path / 'report.html'}" in shown.output
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_a_run_that_was_stopped_says_what_is_missing(recipe: Path, command: str) -> None:
+    folder = recipe.parent
+    metrics = "".join(json.dumps(line) + "\n" for line in make_metrics())
+    (folder / "metrics.jsonl").write_text(metrics)
+    (folder / "splits.json").write_text("{}")
+    arguments = ["--to", "a.safetensors"] if command == "export" else []
+    shown = call(command, folder, *arguments)
+    assert shown.exit_code == 1
+    wanted = "must hold a finished run, got one that ended in stage 2 of 'mnist' (0 of 20 steps)"
+    assert shown.stderr == (f"error: {folder}: {wanted}; go on with: mdft run {recipe} --resume\n")
+
+
+def test_doctor() -> None:
+    shown = call("doctor")
+    assert shown.exit_code == 0, shown.output
+    found = {line.split()[0] for line in shown.output.splitlines()}
+    assert {"mdft_fast", "torch", "kernels", "threads", "gpu", "extras", "cache"} <= found
+    assert "is right" in shown.output
+
+
+def test_doctor_notices_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mdft_fast.ops
+
+    right = mdft_fast.ops._merge
+    monkeypatch.setattr(mdft_fast.ops, "merge", lambda *a: right(*a) * (1 + 1e-5))
+    shown = call("doctor")
+    assert shown.exit_code == 1
+    assert "merge gives WRONG numbers" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "{run}", "--to", "a.bin"], "--to: must be a .safetensors file, got a.bin"),
+        (["export", "{run}", "--to", "{run}/there.safetensors"], "must not exist, got a file"),
+        (["export", "{run}", "--to", "a.safetensors"], "must hold meta/card.json, got none"),
+        (["export", "a.json", "--task", "b", "--to", "a.safetensors"], "--task: is for a run"),
+        (["specialize", "{run}", "--task", "mnits"], "got 'mnits'; did you mean 'mnist'?"),
+        (
+            ["specialize", "{run}", "--task", "mnist", "--set", "construct.steps=5"],
+            "--set: must be a key of ['specialize', 'memory', 'precision', 'device', "
+            "'deterministic', 'seed'], got 'construct.steps'",
+        ),
+        (["specialize", "{run}/none", "--task", "mnist"], "must hold recipe.yaml, got none"),
+    ],
+)
+def test_errors_of_the_commands_on_runs(recipe: Path, arguments: list[str], message: str) -> None:
+    (recipe.parent / "there.safetensors").touch()
+    shown = call(*(word.replace("{run}", str(recipe.parent)) for word in arguments))
+    assert shown.exit_code == 1, shown.output
+    assert message in shown.stderr
+
+
+def test_specialize_names_the_command_that_measures(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = recipe.parent / "specialized" / "mnist" / "card.json"
+    monkeypatch.setattr(work, "specialize_run", lambda *_: card)
+    shown = call("specialize", recipe.parent, "--task", "mnist")
+    assert shown.stdout.endswith(f"measures the new card: mdft eval {card} {recipe}\n")
+
+
+def test_a_free_name(tmp_path: Path) -> None:
+    assert work.free_name(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo").mkdir()
+    assert work.free_name(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo" / "recipe.yaml").touch()
+    (tmp_path / "demo-2").touch()
+    assert work.free_name(tmp_path / "demo") == tmp_path / "demo-3"
+
+
+def test_demo_runs_the_pool_that_was_built(
+    recipe: Path, ran: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    monkeypatch.setattr(demo, "ensure_pool", lambda progress: recipe.parent)
+    monkeypatch.chdir(tmp_path)
+    assert call("demo", "--set", "construct.steps=2").exit_code == 0
+    assert ran[0][0].output == tmp_path / "mdft-demo"
+    assert ran[0][0].construct.steps == 2
+
+
+def test_schema_of_what_a_command_reads(recipe: Path) -> None:
+    (recipe.parent / "meta").mkdir()
+    (recipe.parent / "meta" / "card.json").write_text(json.dumps({"format": "other"}))
+    shown = call("export", recipe.parent, "--to", recipe.parent / "a.safetensors")
+    assert shown.exit_code == 1
+    assert "card.json" in shown.stderr

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves behind needs its pool, and neither heads nor images any more."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mdft_fast.app.cli.actions import export_model
+from mdft_fast.app.opening import open_pool, pack
+from mdft_fast.app.recipe import Recipe
+from mdft_fast.app.report import write_report
+from mdft_fast.app.running import run
+from mdft_fast.errors import MdftError
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("codec", ["fp32", "int8"])
+def test_a_run_is_exported_and_reported_without_its_data(
+    packed: bool, codec: str, make_recipe: Callable[..., Recipe], files: Path, tmp_path: Path
+) -> None:
+    for name in ("heads", "data"):
+        shutil.copytree(files / name, tmp_path / name)
+    moved = [f"memory.codec={codec}", "specialize.tasks=[shapes]", "specialize.control=false"]
+    for i, name in enumerate(("shapes", "letters")):
+        moved.append(f"tasks[{i}].head.file={tmp_path / 'heads' / name}.safetensors")
+        for part in ("adapt", "evaluate"):
+            moved.append(f"tasks[{i}].{part}.npz={tmp_path / 'data' / name}.npz")
+    if packed:
+        pack(make_recipe(), tmp_path / "packed")
+        moved += [f"pool={{folder: {tmp_path / 'packed'}}}", "backbone=null"]
+    folder = run(make_recipe(*moved), progress=False).folder
+    before = load_file(folder / "meta" / "model.safetensors")
+    for name in ("heads", "data"):
+        shutil.rmtree(tmp_path / name)
+    export_model(folder, tmp_path / "meta.safetensors", None, None, overwrite=False)
+    export_model(folder, tmp_path / "shapes.safetensors", "shapes", None, overwrite=False)
+    meta, shapes = (load_file(tmp_path / f"{name}.safetensors") for name in ("meta", "shapes"))
+    assert meta.keys() == shapes.keys() == before.keys()
+    assert all(torch.equal(meta[name], before[name]) for name in before)
+    assert not all(torch.equal(shapes[name], before[name]) for name in before)
+    write_report(folder)
+    with pytest.raises(MdftError, match=r"tasks\[0\].head.file: no such file"):
+        run(Recipe.load(folder / "recipe.yaml", [f"output={tmp_path / 'again'}"]))
+
+
+def test_an_export_names_what_the_pool_lacks(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    with pytest.raises(MdftError, match=r"^recipe: pool.models: no such folder: .*none$"):
+        open_pool(make_recipe(f"pool.models={tmp_path / 'none'}"))
+
+
+def test_a_pool_without_heads_is_not_saved(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    _, pool = open_pool(make_recipe())
+    wanted = r"tasks must have heads to be saved, got none for \['shapes', 'letters'\]"
+    with pytest.raises(MdftError, match=wanted):
+        pool.save(tmp_path / "pool")
+    assert not (tmp_path / "pool").exists()

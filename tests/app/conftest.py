@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe on files, small enough that a whole run takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from mdft_fast import CoefficientCard
+from mdft_fast.app.recipe import Recipe
+
+pytest.importorskip("timm")
+
+SPEC = {"library": "timm", "name": "test_vit", "kwargs": {"img_size": 32, "num_classes": 0}}
+CLASSES = {"shapes": 3, "letters": 7}
+
+
+def card(folder: Path, name: str = "meta") -> torch.Tensor:
+    """Returns λ of a card in a run folder."""
+    return CoefficientCard.load(folder / name / "card.json").coefficients
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints, heads and images of two tasks for timm's smallest ViT."""
+    from mdft_fast.model import build_backbone
+
+    folder = tmp_path_factory.mktemp("pool")
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = build_backbone(SPEC)
+    base = {
+        k: torch.randn(v.shape, generator=generator).mul(0.1).add(v).half()
+        for k, v in backbone.state_dict().items()
+    }
+    save_file(base, folder / "base.safetensors")
+    width = backbone.num_features
+    for name in ("models", "heads", "data"):
+        (folder / name).mkdir()
+    for i, (name, classes) in enumerate(CLASSES.items()):
+        model = {
+            k: (v + 0.05 * torch.randn(v.shape, generator=generator)).half()
+            for k, v in base.items()
+        }
+        save_file(model, folder / "models" / f"{name}.safetensors")
+        head = torch.randn(classes, width, generator=generator)
+        save_file({"weight": head * 3}, folder / "heads" / f"{name}.safetensors")
+        images = np.random.default_rng(i).integers(0, 256, (60, 32, 32, 3), np.uint8)
+        labels = np.random.default_rng(i).integers(0, classes, 20)
+        np.savez(
+            folder / "data" / f"{name}.npz",
+            x_unlabelled=images[:40],
+            x_test=images[40:],
+            y_test=labels,
+            class_names=np.array([f"c{c}" for c in range(classes)]),
+        )
+    return folder
+
+
+@pytest.fixture
+def make_recipe(files: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """Returns a function of overrides that gives a recipe with its output in a new folder."""
+    content: dict[str, Any] = {
+        "version": 1,
+        "pool": {"base": str(files / "base.safetensors"), "models": str(files / "models")},
+        "backbone": SPEC,
+        "preprocess": {"size": 32, "mean": 0.5, "std": 0.5},
+        "tasks": [
+            {
+                "name": name,
+                "head": {"file": str(files / "heads" / f"{name}.safetensors"), "normalize": True},
+                "adapt": {"npz": str(files / "data" / f"{name}.npz"), "x": "x_unlabelled"},
+                "evaluate": {
+                    "npz": str(files / "data" / f"{name}.npz"), "x": "x_test", "y": "y_test",
+                },
+            }
+            for name in CLASSES
+        ],
+        "construct": {"steps": 4, "batch": 4, "filter": {"mu": 0.95}},
+        "specialize": {"steps": 3, "batch": 8},
+        "output": "run",
+    }  # fmt: skip
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(content))
+
+    def make(*overrides: str) -> Recipe:
+        return Recipe.load(file, overrides)
+
+    return make

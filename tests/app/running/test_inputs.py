@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run goes on only with what it began with; no label, no test image comes in by a side door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mdft_fast.app.cli.actions import specialize_run
+from mdft_fast.app.opening import build, pack
+from mdft_fast.app.recipe import Recipe
+from mdft_fast.app.running import run
+from mdft_fast.app.running.run_folder import RunFolder
+from mdft_fast.errors import MdftError
+from tests.data.on_disk import write_folders
+
+Make = Callable[..., Recipe]
+Change = Callable[[dict[str, Any], Path], None]
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def stopped(make_recipe: Make, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A run that stopped after two steps; its first task's files are copies that may change."""
+    data, head = tmp_path / "data.npz", tmp_path / "head.safetensors"
+    np.savez(data, **np.load(files / "data" / "shapes.npz"))
+    save_file(load_file(files / "heads" / "shapes.safetensors"), head)
+    recipe = make_recipe(
+        "specialize.tasks=none",
+        f"tasks[0].adapt.npz={data}",
+        f"tasks[0].evaluate.npz={data}",
+        f"tasks[0].head.file={head}",
+    )
+    save, count = RunFolder.save_state, [0]
+
+    def save_and_stop(self: RunFolder, *given: Any) -> None:
+        save(self, *given)
+        count[0] += 1
+        if count[0] == 2:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_state", save_and_stop)
+        with pytest.raises(Stop):
+            run(recipe, progress=False)
+    return recipe, data, head
+
+
+def turn_head(content: dict[str, Any], head: Path) -> None:
+    save_file({"weight": load_file(head)["weight"].flip(0).contiguous()}, head)
+
+
+def rename_classes(content: dict[str, Any], head: Path) -> None:
+    content["class_names"] = content["class_names"][::-1]
+
+
+def turn_tests(content: dict[str, Any], head: Path) -> None:
+    content["x_test"] = content["x_test"][::-1]
+
+
+def turn_samples(content: dict[str, Any], head: Path) -> None:
+    content["x_unlabelled"] = content["x_unlabelled"][::-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [(turn_head, "head"), (rename_classes, "class_names"), (turn_tests, "evaluate"),
+     (turn_samples, "samples")],
+)  # fmt: skip
+def test_resume_wants_the_same_inputs(stopped: Any, change: Change, key: str) -> None:
+    recipe, data, head = stopped
+    content = dict(np.load(data))
+    change(content, head)
+    np.savez(data, **content)
+    with pytest.raises(MdftError, match=rf"shapes: {key} must be what the run was started with"):
+        run(recipe, resume=True, progress=False)
+
+
+def test_resume_goes_on_with_the_same_inputs(stopped: Any) -> None:
+    assert run(stopped[0], resume=True, progress=False).report.is_file()
+
+
+def test_stage_2_alone_wants_the_samples_of_the_run(
+    make_recipe: Make, files: Path, tmp_path: Path
+) -> None:
+    content = dict(np.load(files / "data" / "shapes.npz"))
+    data = tmp_path / "data.npz"
+    np.savez(data, **content)
+    recipe = make_recipe(
+        "specialize.tasks=none", f"tasks[0].adapt.npz={data}", f"tasks[0].evaluate.npz={data}"
+    )
+    folder = run(recipe, progress=False).folder
+    assert specialize_run(folder, "shapes", (), overwrite=False).is_file()
+    content["x_unlabelled"] = content["x_unlabelled"][::-1]
+    np.savez(data, **content)
+    with pytest.raises(MdftError, match="shapes: samples must be what the run was started with"):
+        specialize_run(folder, "shapes", (), overwrite=True)
+    content["x_unlabelled"] = content["x_test"]
+    np.savez(data, **content)
+    with pytest.raises(MdftError, match=r"unlabelled images are among the .* test images"):
+        specialize_run(folder, "shapes", (), overwrite=True)
+
+
+def test_labels_of_test_images_make_no_head(make_recipe: Make, files: Path, tmp_path: Path) -> None:
+    content = np.load(files / "data" / "shapes.npz")
+    copy = tmp_path / "copy.npz"
+    np.savez(copy, x=content["x_test"], y=content["y_test"])
+    recipe = make_recipe(
+        "specialize.tasks=none",
+        "transductive=true",
+        f"tasks[0].head={{prototypes: {{npz: {copy}}}}}",
+    )
+    with pytest.raises(MdftError, match=r"'shapes': .*copy.npz: images whose labels make the head"):
+        run(recipe, progress=False)
+    assert not recipe.output.exists()
+
+
+def test_no_task_adapts_to_anothers_test_images(make_recipe: Make, files: Path) -> None:
+    other = f"tasks[1].adapt={{npz: {files}/data/shapes.npz, x: x_test}}"
+    with pytest.raises(MdftError, match=r"'letters': .* test images of task 'shapes'"):
+        run(make_recipe("specialize.tasks=none", other), progress=False)
+
+
+def test_packing_a_pool_again_keeps_what_the_recipe_says(
+    make_recipe: Make, files: Path, tmp_path: Path
+) -> None:
+    pack(make_recipe(), tmp_path / "first")
+    weight = load_file(files / "heads" / "shapes.safetensors")["weight"]
+    save_file({"weight": torch.ones_like(weight)}, tmp_path / "head.safetensors")
+    recipe = make_recipe(
+        f"pool={{folder: {tmp_path / 'first'}}}",
+        "backbone=null",
+        "memory.codec=int8",
+        f"tasks[0].head.file={tmp_path / 'head.safetensors'}",
+    )
+    again = pack(recipe, tmp_path / "second")
+    assert again.codec == "int8"
+    assert bool((again.heads["shapes"].weight == 1).all())
+
+
+@pytest.mark.parametrize("folders", [("unlabelled",), ("monday", "tuesday", "friday")])
+@pytest.mark.parametrize("names", ["[circle, square, triangle]", "null"])
+def test_folders_of_unlabelled_images_are_no_classes(
+    make_recipe: Make, files: Path, tmp_path: Path, folders: tuple[str, ...], names: str
+) -> None:
+    content = dict(np.load(files / "data" / "shapes.npz"))
+    del content["class_names"]
+    np.savez(tmp_path / "test.npz", **content)
+    write_folders(tmp_path / "images", folders, each=6, seed=1)
+    recipe = make_recipe(
+        f"tasks[0].adapt={{folder: {tmp_path / 'images'}}}",
+        f"tasks[0].evaluate.npz={tmp_path / 'test.npz'}",
+        f"tasks[0].class_names={names}",
+    )
+    wanted = ("0", "1", "2") if names == "null" else ("circle", "square", "triangle")
+    assert build(recipe).tasks[0].class_names == wanted

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe from start to end: what is written, resume, labels, bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mdft_fast import MdftError, Pool, load, run
+from mdft_fast.app.recipe import Recipe
+from mdft_fast.app.running import check_finished
+from mdft_fast.app.running.measurement import worse_than_base
+from mdft_fast.app.running.run_folder import RunFolder
+from tests.app.conftest import card
+
+Make = Callable[..., Recipe]
+
+
+def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
+    summary = run(make_recipe("construct.filter.enabled=true"), progress=False)
+    written = {str(p.relative_to(summary.folder)) for p in summary.folder.rglob("*") if p.is_file()}
+    assert {
+        "recipe.yaml", "splits.json", "metrics.jsonl", "result.json", "report.md", "report.html",
+        "meta/card.json", "meta/model.safetensors",
+        "specialized/shapes/card.json", "specialized/letters/card.json",
+    } <= written  # fmt: skip
+    assert not [name for name in written if name.endswith(".part")]
+    result = json.loads((summary.folder / "result.json").read_text())
+    assert set(result["accuracy"]) == {
+        "pretrained", "individual", "task_arithmetic", "meta", "specialized", "control",
+    }  # fmt: skip
+    for by_task in result["accuracy"].values():
+        assert all(0 <= accuracy <= 1 for accuracy in by_task.values())
+    assert set(result["comparisons"]) == {"meta-task_arithmetic", "specialized-control"}
+    for gap in (*result["comparisons"].values(), *result["intervals"].values()):
+        assert gap["low"] <= gap["difference"] <= gap["high"]
+    assert result["trainable"] == 2 * len(result["columns"])
+    assert result["kernels"]["cpu"] in ("avx2", "portable")
+    for task in result["pool"]["tasks"]:
+        counts, learn = task["entropy"], task["learn"]
+        assert sum(counts) == learn
+        assert sum(counts[:38]) == task["kept"], "μ = 0.95 is the edge of the 38th of 40 bins"
+        confused = result["confusion"][task["name"]]
+        assert sum(confused["count"]) == task["test"]
+        right = sum(
+            n for a, b, n in zip(
+                confused["true"], confused["predicted"], confused["count"], strict=True
+            ) if a == b
+        )  # fmt: skip
+        assert right / task["test"] == result["accuracy"]["meta"][task["name"]]
+        assert confused["classes"][0] == "c0"
+    splits = json.loads((summary.folder / "splits.json").read_text())["tasks"]
+    assert [t["samples"] for t in splits] == [t["samples"] for t in result["pool"]["tasks"]]
+    assert result["filter"] == {"enabled": True, "mu": 0.95, "entropy_of": "teacher"}
+    assert result["recipe"] == (summary.folder / "recipe.yaml").read_text()
+    page = (summary.folder / "report.html").read_text(encoding="utf-8")
+    assert '<section id="confusion">' in page
+    assert "μ = 0.95" in page
+    curve = result["specialize"]["shapes"]
+    assert [point["step"] for point in curve] == [0, 1, 2, 3]
+    assert curve[0]["accuracy"] == result["accuracy"]["meta"]["shapes"]
+    assert curve[-1]["accuracy"] == result["accuracy"]["specialized"]["shapes"]
+    away = torch.tensor(result["coefficients"]["specialize"]["shapes"])
+    away[0] -= 1  # from λ = e_k
+    assert curve[-1]["distance"] == pytest.approx(float(away.norm()))
+    lines = [json.loads(row) for row in (summary.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["stage"] == "construct"] == [1, 2, 3, 4]
+    assert sum(line["stage"] == "control" for line in lines) == 6
+
+
+def test_the_same_command_twice_gives_equal_bits(make_recipe: Make, tmp_path: Path) -> None:
+    first = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
+    second = run(make_recipe(f"output={tmp_path / 'b'}"), progress=False)
+    assert torch.equal(card(first.folder), card(second.folder))
+    for task in ("shapes", "letters"):
+        assert torch.equal(
+            card(first.folder, f"specialized/{task}"), card(second.folder, f"specialized/{task}")
+        )
+
+
+def run_until(after: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops a run as Ctrl-C does, between a step's line in the metrics and its state."""
+    original = RunFolder.save_state
+    calls = []
+
+    def stop(self: Any, name: str, state: Any) -> None:
+        calls.append(1)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        original(self, name, state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "save_state", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("after", "missing"),
+    [
+        (2, "stage 1 (2 of 4 steps)"),
+        (4, "stage 2 of 'shapes' (0 of 3 steps)"),
+        (6, "stage 2 of 'shapes' (2 of 3 steps)"),
+        (11, "the control of 'shapes' (1 of 3 steps)"),
+    ],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(
+    make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, missing: str
+) -> None:
+    whole = run(make_recipe(f"output={tmp_path / 'whole'}"), progress=False)
+    recipe = make_recipe(f"output={tmp_path / 'stopped'}")
+    run_until(after, recipe, monkeypatch)
+    written = recipe.output / "recipe.yaml"
+    again = f"ended in {missing}; go on with: mdft run {written} --resume"
+    with pytest.raises(MdftError, match=re.escape(again)):
+        check_finished(recipe.output)
+    resumed = run(Recipe.load(written), resume=True, progress=False)  # as those words say
+    check_finished(recipe.output)
+    for name in ("meta", "specialized/shapes", "specialized/letters"):
+        assert torch.equal(card(resumed.folder, name), card(whole.folder, name))
+    assert resumed.result["accuracy"] == whole.result["accuracy"]
+    lines = [json.loads(row) for row in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["stage"], line["task"], line["step"]) for line in lines]
+    assert len(steps) == len(set(steps)) == 4 + 2 * 2 * 3
+
+
+def test_a_line_cut_off_by_a_kill_is_made_again(
+    make_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe()
+    run_until(3, recipe, monkeypatch)
+    with open(recipe.output / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "construct", "task": null, "st')  # cut off by a kill
+    folder = run(recipe, resume=True, progress=False).folder
+    lines = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["stage"] == "construct"] == [1, 2, 3, 4]
+
+
+def test_poisoned_labels_change_no_bit_of_what_is_learned(
+    make_recipe: Make, files: Path, tmp_path: Path
+) -> None:
+    expected = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
+    data = tmp_path / "data"
+    shutil.copytree(files / "data", data)
+    for name in ("shapes", "letters"):
+        arrays = dict(np.load(data / f"{name}.npz"))
+        arrays["y_test"] = np.zeros_like(arrays["y_test"])
+        np.savez(data / f"{name}.npz", **arrays)
+    tasks = make_recipe().model_dump(mode="json")["tasks"]
+    for task in tasks:
+        task["evaluate"]["npz"] = task["adapt"]["npz"] = str(data / f"{task['name']}.npz")
+    poisoned = run(
+        make_recipe(f"output={tmp_path / 'b'}", f"tasks={json.dumps(tasks)}"), progress=False
+    )
+    for name in ("meta", "specialized/shapes", "specialized/letters"):
+        assert torch.equal(card(poisoned.folder, name), card(expected.folder, name))
+    assert poisoned.result["holdout"] == expected.result["holdout"]
+    assert poisoned.result["accuracy"] != expected.result["accuracy"]
+
+
+def test_tasks_without_labels_run_too(make_recipe: Make) -> None:
+    tasks = make_recipe().model_dump(mode="json")["tasks"]
+    for task in tasks:
+        del task["evaluate"]
+    summary = run(make_recipe(f"tasks={json.dumps(tasks)}"), progress=False)
+    assert summary.result["accuracy"] == {}
+    assert summary.report.exists()
+    assert summary.result["holdout"]["meta"] > 0
+
+
+def test_a_used_folder_is_refused_and_left_alone(make_recipe: Make) -> None:
+    recipe = make_recipe("specialize.tasks=none")
+    recipe.output.mkdir(parents=True)
+    (recipe.output / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(MdftError, match=r"must not exist or be empty.*--resume.*--output"):
+        run(recipe, progress=False)
+    assert [p.name for p in recipe.output.iterdir()] == ["thesis.txt"]
+
+
+def test_resume_wants_a_run_of_the_same_recipe(make_recipe: Make) -> None:
+    recipe = make_recipe("specialize.tasks=none")
+    with pytest.raises(MdftError, match="no run to resume"):
+        run(recipe, resume=True, progress=False)
+    run(recipe, progress=False)
+    other = make_recipe("specialize.tasks=none", "construct.steps=9")
+    with pytest.raises(MdftError, match=r"got another construct\.steps: 9 in place of \d+$"):
+        run(other, resume=True, progress=False)
+    written = recipe.output / "recipe.yaml"  # as a version without this key wrote it
+    written.write_text(re.sub(r"^duplicates: .*\n", "", written.read_text(), flags=re.MULTILINE))
+    assert "duplicates" not in written.read_text()
+    run(recipe, resume=True, progress=False)
+
+
+def test_a_damaged_state_is_one_clear_error(make_recipe: Make) -> None:
+    recipe = make_recipe("specialize.tasks=none")
+    run(recipe, progress=False)
+    (recipe.output / "state" / "construct.pt").write_bytes(b"not a state")
+    with pytest.raises(MdftError, match=r"construct.pt: not a readable state"):
+        run(recipe, resume=True, progress=False)
+
+
+def test_a_packed_pool_gives_the_same_run(make_recipe: Make, tmp_path: Path) -> None:
+    from mdft_fast.app.opening import pack
+
+    first = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
+    pack(make_recipe(), tmp_path / "pool")
+    packed = json.dumps({"folder": str(tmp_path / "pool")})
+    second = run(make_recipe(f"pool={packed}", f"output={tmp_path / 'b'}"), progress=False)
+    assert second.result["pool"]["checksum"] == first.result["pool"]["checksum"]
+    assert torch.equal(card(first.folder), card(second.folder))
+    wrong = make_recipe(f"pool={packed}", "preprocess.mean=0.4", f"output={tmp_path / 'c'}")
+    with pytest.raises(MdftError, match="preprocess must be the pool's"):
+        run(wrong, progress=False)
+
+
+def damage(files: Path, tmp_path: Path, what: str) -> tuple[str, str]:
+    """Copies the files with one fault; returns an override and what the error must say."""
+    models, data = tmp_path / "models", tmp_path / "data"
+    shutil.copytree(files / "models", models)
+    shutil.copytree(files / "data", data)
+    state = load_file(models / "letters.safetensors")
+    if what == "missing key":
+        del state["norm.bias"]
+    elif what == "extra key":
+        state["norm.bia"] = torch.zeros(3)
+    elif what == "shape":
+        state["norm.bias"] = torch.zeros(3)
+    elif what == "nan":
+        state["norm.bias"][1] = float("nan")
+    elif what == "dtype":
+        state["norm.bias"] = state["norm.bias"].float()
+    elif what == "base again":
+        state = load_file(files / "base.safetensors")
+    save_file(state, models / "letters.safetensors")
+    if what == "truncated":
+        whole = (models / "letters.safetensors").read_bytes()
+        (models / "letters.safetensors").write_bytes(whole[: len(whole) // 2])
+    if what == "no file":
+        (models / "letters.safetensors").unlink()
+    return f"pool.models={models}", r"letters.safetensors.*" if what != "no file" else "letters"
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["missing key", "extra key", "shape", "nan", "dtype", "base again", "truncated", "no file"],
+)
+def test_bad_checkpoints_are_one_clear_error(
+    make_recipe: Make, files: Path, tmp_path: Path, what: str
+) -> None:
+    override, message = damage(files, tmp_path, what)
+    with pytest.raises(MdftError, match=message) as caught:
+        run(make_recipe(override), progress=False)
+    assert not (tmp_path / "run").exists()  # nothing half-written
+    text = str(caught.value)
+    assert "norm.bia" in text or what in ("base again", "truncated", "no file")
+    assert "Traceback" not in text
+
+
+def test_bad_images_and_classes(make_recipe: Make, files: Path, tmp_path: Path) -> None:
+    tasks = make_recipe().model_dump(mode="json")["tasks"]
+    arrays = dict(np.load(files / "data" / "letters.npz"))
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"x_unlabelled": arrays["x_unlabelled"][:0]}, r"(?i)x_unlabelled.*\[0, 32"),
+        ({"x_unlabelled": arrays["x_unlabelled"][:, :16]}, r"x_unlabelled.*16"),
+        ({"x_unlabelled": np.full((4, 3, 32, 32), np.nan, np.float32)}, "x_unlabelled.*finite"),
+        ({"y_test": arrays["y_test"] + 7}, r"y_test.*\[0, 7\)"),
+        ({"class_names": np.array(["a", "b"])}, "one row for each of 2 class names"),
+    ]
+    for i, (change, message) in enumerate(cases):
+        np.savez(tmp_path / f"{i}.npz", **{**arrays, **change})
+        tasks[1]["adapt"]["npz"] = tasks[1]["evaluate"]["npz"] = str(tmp_path / f"{i}.npz")
+        recipe = make_recipe(
+            f"tasks={json.dumps(tasks)}", f"output={tmp_path / f'run{i}'}", "construct.steps=1",
+            "specialize.tasks=none",
+        )  # fmt: skip
+        with pytest.raises(MdftError, match=message):
+            run(recipe, progress=False)
+        assert i == 3 or not (tmp_path / f"run{i}").exists()  # 3: labels are opened last
+
+
+def test_resume_refuses_other_models_and_other_samples(
+    make_recipe: Make, files: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "files"
+    shutil.copytree(files, copy)
+    tasks = json.loads(
+        json.dumps(make_recipe().model_dump(mode="json")["tasks"]).replace(str(files), str(copy))
+    )
+    recipe = make_recipe(
+        f"pool={{base: {copy / 'base.safetensors'}, models: {copy / 'models'}}}",
+        f"tasks={json.dumps(tasks)}", "specialize.tasks=none",
+    )  # fmt: skip
+    run(recipe, progress=False)
+    arrays = dict(np.load(copy / "data" / "shapes.npz"))
+    arrays["x_unlabelled"][0] ^= 1
+    np.savez(copy / "data" / "shapes.npz", **arrays)
+    with pytest.raises(MdftError, match="shapes: samples must be what the run was started with"):
+        run(recipe, resume=True, progress=False)
+    state = load_file(copy / "models" / "shapes.safetensors")
+    state["norm.bias"][0] += 1
+    save_file(state, copy / "models" / "shapes.safetensors")
+    with pytest.raises(MdftError, match="pool must be what the run was started with"):
+        run(recipe, resume=True, progress=False)
+
+
+def test_coefficients_that_run_away_are_an_error_that_names_the_step(make_recipe: Make) -> None:
+    recipe = make_recipe("construct.optimizer={name: sgd, lr: 1e38}", "specialize.tasks=none")
+    with pytest.raises(MdftError, match=r"must stay finite.*at step \d of 4 .*lower the learning"):
+        run(recipe, progress=False)
+    assert "NaN" not in (recipe.output / "metrics.jsonl").read_text()
+
+
+def test_a_pool_packed_in_bf16_stays_so(make_recipe: Make, tmp_path: Path) -> None:
+    from mdft_fast.app.opening import pack
+
+    pack(make_recipe(), tmp_path / "pool", codec="bf16")
+    packed = json.dumps({"folder": str(tmp_path / "pool")})
+    summary = run(make_recipe(f"pool={packed}", "specialize.tasks=none"), progress=False)
+    assert summary.result["pool"]["codec"] == "bf16"
+    load(summary.folder / "meta" / "card.json", pool=tmp_path / "pool")
+
+
+def test_a_packed_pool_is_left_whole_by_a_run(make_recipe: Make, tmp_path: Path) -> None:
+    from mdft_fast.app.opening import pack
+
+    pack(make_recipe(), tmp_path / "pool")
+    before = _digests(tmp_path / "pool")
+    packed = json.dumps({"folder": str(tmp_path / "pool")})
+    run(make_recipe(f"pool={packed}", "specialize.tasks=none"), progress=False)
+    assert _digests(tmp_path / "pool") == before
+    Pool.open(tmp_path / "pool", verify=True)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_models_worse_than_their_base_are_named() -> None:
+    own, base = {"mnist": 0.4, "dtd": 0.7, "sun": 0.5}, {"mnist": 0.975, "dtd": 0.6, "sun": 0.5}
+    (said,) = worse_than_base({"individual": own, "pretrained": base})
+    assert "worse than the pre-trained one on mnist (40.0 against 97.5):" in said
+    assert worse_than_base({"individual": base, "pretrained": own | {"dtd": 0.1}}) == []
+    assert worse_than_base({}) == []
