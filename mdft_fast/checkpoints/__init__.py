@@ -8,9 +8,12 @@ from mdft_fast.checkpoints.metadata import OTHER, SourceFacts, check_preprocess,
 from mdft_fast.checkpoints.opening import as_state, open_state, read_state
 from mdft_fast.checkpoints.preprocess import (
     LEAST_CROP,
+    Batch,
     Preprocess,
     as_preprocess,
+    describe_preprocess,
     edges_before_crop,
+    example_input,
 )
 from mdft_fast.checkpoints.safetensors_writer import Entry, Written, entry, write_tensors
 from mdft_fast.checkpoints.state import State, StateSource, renamed
@@ -22,6 +25,7 @@ __all__ = [
     "CONFIG",
     "LEAST_CROP",
     "OTHER",
+    "Batch",
     "Entry",
     "Preprocess",
     "SourceFacts",
@@ -35,8 +39,10 @@ __all__ = [
     "check_preprocess",
     "convert",
     "describe",
+    "describe_preprocess",
     "edges_before_crop",
     "entry",
+    "example_input",
     "find_checkpoint",
     "find_tasks",
     "gather",

@@ -7,10 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
+import torch
+from torch import Tensor
+
 from mdft_fast.errors import MdftError, nearest
 
 Resize = Literal["shortest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
+Batch = Tensor | Mapping[str, Tensor]  # what an encoder takes: a tensor, or keyword arguments
 
 LEAST_CROP = 0.1  # a smaller share is a mistake, and the image before the crop takes all memory
 _NEEDED = ("size", "mean", "std")
@@ -89,6 +93,17 @@ def as_preprocess(given: Mapping[str, Any]) -> Preprocess:
 def edges_before_crop(size: Sequence[int], crop_pct: float) -> list[int]:
     """Returns the edges that an image is resized to before ``size`` is cut out: timm's rounding."""
     return [math.floor(edge / crop_pct) for edge in size]
+
+
+def example_input(preprocess: Preprocess) -> Batch:
+    """Returns what an encoder takes for one sample, on the meta device: a shape without numbers."""
+    return torch.empty(1, 3, *preprocess["size"], device="meta")
+
+
+def describe_preprocess(preprocess: Preprocess) -> str:
+    """Returns what a sample is, in a few words."""
+    height, width = preprocess["size"]
+    return f"images {height} x {width}"
 
 
 def _choice(given: Mapping[str, Any], key: str) -> str:

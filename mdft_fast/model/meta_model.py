@@ -118,12 +118,12 @@ class MetaModel(nn.Module):
         self._runner = self._make_runner(device)
 
     def _make_runner(self, device: torch.device) -> Resident | Layerwise:
-        module, layout, left_out = self._backbone, self.layout, self.pool.left_out
+        module, layout, ties = self._backbone, self.layout, self.pool.ties
         arenas = self.base, self.vectors, layout
         dtype = DTYPE_OF_PRECISION[self.precision]
-        outside, blocks = cut(module, layout, left_out, self._blocks)
+        outside, blocks = cut(module, layout, ties, self._blocks)
         if self.mode == "resident":
-            owners = find_owners(module, layout, left_out)
+            owners = find_owners(module, layout, ties)
             wanted = self._compile_options
             runs: Any = module if wanted is None else torch.compile(module, **wanted)
             return Resident(runs, owners, blocks, *arenas, dtype=dtype)
@@ -240,7 +240,7 @@ class MetaModel(nn.Module):
         """
         module = copy.deepcopy(self._backbone).float()
         restore(module, self._exact)
-        owners = find_owners(module, self.layout, self.pool.left_out)
+        owners = find_owners(module, self.layout, self.pool.ties)
         device = self.coefficients.device
         for slot, places in zip(self.layout.slots, owners, strict=True):
             parameter = nn.Parameter(self._merged(slot).to(device, copy=True))
@@ -252,7 +252,7 @@ class MetaModel(nn.Module):
         """Yields what :meth:`materialize`'s state dict would hold, each merged when it is read."""
         for name, value in self._backbone.state_dict().items():  # without the merged weights
             yield entry(name, self._exact.get(name, value))
-        names = names_of(self.layout, self.pool.left_out)
+        names = names_of(self.layout, self.pool.ties)
         for slot, all_of_it in zip(self.layout.slots, names, strict=True):
             for name in all_of_it:  # ties: a file holds none
                 yield Entry(name, torch.float32, slot.shape, map(self._merged, (slot,)))

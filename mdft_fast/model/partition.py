@@ -48,11 +48,11 @@ class Piece:
 
 
 def find_owners(
-    module: nn.Module, layout: Layout, left_out: Mapping[str, str]
+    module: nn.Module, layout: Layout, ties: Mapping[str, str]
 ) -> list[tuple[Owner, ...]]:
     """Returns, for each tensor of a layout, the places in a module that hold it (ties: several)."""
     owners = []
-    for names in names_of(layout, left_out):
+    for names in names_of(layout, ties):
         parts = (name.rpartition(".") for name in names)
         owners.append(
             tuple((module.get_submodule(path)._parameters, leaf) for path, _, leaf in parts)
@@ -60,12 +60,11 @@ def find_owners(
     return owners
 
 
-def names_of(layout: Layout, left_out: Mapping[str, str]) -> list[tuple[str, ...]]:
+def names_of(layout: Layout, ties: Mapping[str, str]) -> list[tuple[str, ...]]:
     """Returns each tensor's name and those of the tensors that are tied to it."""
     aliases: dict[str, list[str]] = {}
-    for name, why in left_out.items():
-        if why.startswith("tied to "):
-            aliases.setdefault(why.removeprefix("tied to ").strip("'"), []).append(name)
+    for name, first in ties.items():
+        aliases.setdefault(first, []).append(name)
     return [(slot.name, *aliases.get(slot.name, ())) for slot in layout.slots]
 
 
@@ -116,15 +115,15 @@ def _members(module: nn.Module, name: str) -> Iterator[str]:
 
 
 def cut(
-    module: nn.Module, layout: Layout, left_out: Mapping[str, str], blocks: Sequence[str]
+    module: nn.Module, layout: Layout, ties: Mapping[str, str], blocks: Sequence[str]
 ) -> tuple[Piece, tuple[Piece, ...]]:
     """Returns what lies outside of the blocks, and the blocks.
 
     A tensor that is tied across pieces belongs to each of them.
     """
     members: dict[str, dict[int, tuple[Owner, ...]]] = {name: {} for name in (OUTSIDE, *blocks)}
-    owners = find_owners(module, layout, left_out)
-    for number, names in enumerate(names_of(layout, left_out)):
+    owners = find_owners(module, layout, ties)
+    for number, names in enumerate(names_of(layout, ties)):
         homes = [_home(name, blocks) for name in names]
         for home in homes:
             places = zip(owners[number], homes, strict=True)

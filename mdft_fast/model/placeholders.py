@@ -58,7 +58,7 @@ def check_shapes(backbone: nn.Module, pool: Pool) -> list[nn.Parameter]:
 def _check_known(backbone: nn.Module, pool: Pool, merged: dict[str, tuple[int, ...]]) -> None:
     """Refuses a tensor of the backbone that the pool does not have, or has in another shape."""
     for name, value in backbone.state_dict().items():
-        if name in merged or pool.left_out.get(name, "").startswith("tied to "):
+        if name in merged or name in pool.ties:
             continue
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue  # counters and the like: a checkpoint may lack them

@@ -2,7 +2,7 @@
 """Checkpoints become a verified pool: packing, saving, opening."""
 
 from mdft_fast.pool.fit import check_fits, fit
-from mdft_fast.pool.head import Head
+from mdft_fast.pool.head import Head, label_note
 from mdft_fast.pool.inventory import take_inventory
 from mdft_fast.pool.manifest import read_manifest
 from mdft_fast.pool.packing import Packing
@@ -32,6 +32,7 @@ __all__ = [
     "features_of",
     "fit",
     "is_task_name",
+    "label_note",
     "read_manifest",
     "take_inventory",
 ]

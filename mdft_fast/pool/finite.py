@@ -13,7 +13,7 @@ from torch import Tensor
 from mdft_fast.arena import GROUP, LARGEST_CODE, TILE, Layout, TaskVectors, codes_of, rows_of
 from mdft_fast.errors import MdftError
 from mdft_fast.pool.manifest import BASE, TAU, head_file
-from mdft_fast.pool.pool import Pool
+from mdft_fast.pool.pool_data import PoolData
 
 PIECE = 1 << 20  # elements looked at at a time; 4 MiB of float32
 
@@ -47,13 +47,13 @@ def describe_not_finite(tensor: Tensor, name: str) -> str:
     )
 
 
-def check_finite(pool: Pool, folder: Path | None) -> None:
-    """Raises for the first tensor of a pool that is not finite; see :meth:`Pool.check_finite`."""
+def check_finite(pool: PoolData, folder: Path | None) -> None:
+    """Raises for the first tensor of a pool that is not finite, in a folder or in memory."""
     for file, owner, problem in _problems(pool):
         raise MdftError(f"{'pool' if folder is None else folder / file}: {owner}{problem}")
 
 
-def _problems(pool: Pool) -> Iterator[tuple[str, str, str]]:
+def _problems(pool: PoolData) -> Iterator[tuple[str, str, str]]:
     """Yields file, whose tensor it is, and what is wrong with it."""
     for problem in _in_arena(pool.base, pool.layout):
         yield BASE, "base: ", problem

@@ -24,12 +24,14 @@ class Head:
         normalize: whether ``f`` is the features divided by their Euclidean norm (CLIP's zero-shot
             heads) or the features as they come (a linear layer).
         scale: number that multiplies the products; 1 where it is folded into ``weight``.
+        note: of a head that labels made: the sentence that a reader of results must know.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     normalize: bool = False
     scale: float = 1.0
+    note: str = ""
 
     def __post_init__(self) -> None:
         """Checks the shapes."""
@@ -91,12 +93,11 @@ class Head:
             MdftError: if the file is no head, or says another ``normalize``, or none is known.
         """
         opened = open_state(path)
-        state, said = opened.tensors, opened.normalize
-        if normalize is None and said is None:
+        state, stored = opened.tensors, opened.normalize
+        if normalize is None and stored is None:
             raise MdftError(f"{path}: the file does not say `normalize`, so it must be given")
-        if said is not None and normalize not in (None, said):
-            raise MdftError(f"{path}: normalize must be {said} as the file says, got {normalize}")
-        normal = bool(said if normalize is None else normalize)
+        if stored is not None and normalize not in (None, stored):
+            raise MdftError(f"{path}: normalize must be {stored} as the file says, got {normalize}")
         for name in state:
             if name not in ("weight", "bias"):
                 raise MdftError(
@@ -107,9 +108,19 @@ class Head:
             raise MdftError(f"{path}: tensor 'weight' [C, D] is missing, got {sorted(state)}")
         bias = state["bias"].clone() if "bias" in state else None
         try:
-            return Head(state["weight"].clone(), bias, normal, scale)
+            return Head(
+                state["weight"].clone(),
+                bias,
+                bool(stored if normalize is None else normalize),
+                scale,
+            )
         except MdftError as error:
             raise MdftError(f"{path}: {error}") from None
+
+
+def label_note(task: str, words: str) -> str:
+    """Returns the note of a head that labels made, see :class:`Head`."""
+    return f"Labels made the head of {task}: {words}"
 
 
 def _form(tensor: Tensor) -> str:

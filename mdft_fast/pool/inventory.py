@@ -28,7 +28,7 @@ class Inventory:
         aliases: second name of a tied parameter -> its first name.
         left_out: name -> why, for everything that is not merged.
         file_names: name -> the name that the backbone's library writes to files, where it differs;
-            from the module's ``checkpoint_names``, as :func:`build_backbone` leaves it.
+            from the module's ``checkpoint_names``, which its builder leaves there.
     """
 
     merged: Mapping[str, tuple[int, ...]]
@@ -65,7 +65,7 @@ def take_inventory(backbone: nn.Module) -> Inventory:
         original = first.setdefault(id(parameter), name)
         if original != name:
             aliases[name] = original
-            left_out[name] = f"tied to {original!r}"
+            left_out[name] = tied_to(original)
         elif not parameter.is_floating_point():
             left_out[name] = f"not a floating-point tensor ({parameter.dtype})"
         elif not parameter.requires_grad:
@@ -81,6 +81,11 @@ def take_inventory(backbone: nn.Module) -> Inventory:
     optional = frozenset(n for n in kept if not state[n].is_floating_point())
     file_names = dict(getattr(backbone, "checkpoint_names", {}))
     return Inventory(merged, kept, optional, aliases, left_out, file_names)
+
+
+def tied_to(original: str) -> str:
+    """Returns why a parameter is left out that is another one's second name."""
+    return f"tied to {original!r}"
 
 
 def match_keys(state: State, inventory: Inventory, ignore: Sequence[str]) -> dict[str, str]:

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mdft_fast.arena import CODECS, ERROR_OF_CODEC, TILE, Codec, CodecError, Layout
-from mdft_fast.checkpoints import Preprocess, Written, as_preprocess
+from mdft_fast.checkpoints import Written, as_preprocess
 from mdft_fast.errors import MdftError
-from mdft_fast.pool.pool import Pool
+from mdft_fast.pool.head import label_note
+from mdft_fast.pool.inventory import tied_to
+from mdft_fast.pool.pool_data import PoolData
 from mdft_fast.pool.tasks import TaskInfo, check_names
 
 SCHEMA = 1
@@ -27,42 +28,29 @@ def head_file(task: str) -> str:
     return f"heads/{task}.safetensors"
 
 
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """``pool.json``, read and checked. Attributes as in :class:`Pool` where they share a name.
+class Manifest(NamedTuple):
+    """``pool.json``, read and checked.
 
     Attributes:
         layout: as in the pool.
         codec: as in the pool.
         tasks: as in the pool.
-        heads: task -> (normalize, scale).
-        left_out: as in the pool.
         dtypes: as in the pool.
-        backbone_spec: as in the pool.
-        preprocess: as in the pool.
-        checksum: as in the pool.
-        notes: as in the pool.
-        errors: as in the pool.
-        activation: as in the pool.
+        heads: task -> (normalize, scale, note), as in its head.
         files: relative path -> size and sha256, for every other file of the folder.
+        others: the pool's other attributes that are no tensors, by name.
     """
 
     layout: Layout
     codec: Codec
     tasks: tuple[TaskInfo, ...]
-    heads: Mapping[str, tuple[bool, float]]
-    left_out: Mapping[str, str]
     dtypes: Mapping[str, str]
-    backbone_spec: Mapping[str, Any]
-    preprocess: Preprocess
-    checksum: str
-    notes: tuple[str, ...]
-    errors: Mapping[str, CodecError]
-    activation: str | None
+    heads: Mapping[str, tuple[bool, float, str]]
     files: Mapping[str, Written]
+    others: Mapping[str, Any]
 
 
-def to_json(pool: Pool, files: Mapping[str, Written]) -> str:
+def to_json(pool: PoolData, files: Mapping[str, Written]) -> str:
     """Returns the text of ``pool.json``."""
     tasks = [
         {
@@ -112,6 +100,11 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
         raise MdftError(f"{path}: not readable as JSON: {error}") from None
     top = _Node(content, str(path))
+    if "schema" not in top:
+        raise MdftError(
+            f"{path}: another program's notes, not a packed pool's {MANIFEST}: key 'schema' is "
+            f"missing, got {sorted(content)}; `mdft pack` makes a pool of checkpoints"
+        )
     schema = top.get("schema", int)
     if schema != SCHEMA:
         raise MdftError(f"{path}: schema version must be {SCHEMA}, got {schema}")
@@ -134,28 +127,46 @@ def _manifest(top: _Node) -> Manifest:
     names = [task.get("name", str) for task in tasks]
     check_names(names)
     heads = [task.child("head") for task in tasks]
+    layout, left_out, notes = (
+        _layout(top),
+        top.child("left_out").all_strings(),
+        top.strings("notes"),
+    )
     return Manifest(
-        layout=_layout(top),
+        layout=layout,
         codec=codec,
         tasks=tuple(
             TaskInfo(name, task.strings("class_names"), float(task.get("round_off", (int, float))))
             for name, task in zip(names, tasks, strict=True)
         ),
+        dtypes={t.get("name", str): t.get("dtype", str) for t in top.items("tensors")}
+        | top.child("buffers").all_strings(),
         heads={
-            name: (head.get("normalize", bool), float(head.get("scale", (int, float))))
+            name: (
+                head.get("normalize", bool),
+                float(head.get("scale", (int, float))),
+                next((note for note in notes if note.startswith(label_note(name, ""))), ""),
+            )
             for name, head in zip(names, heads, strict=True)
         },
-        left_out=top.child("left_out").texts(),
-        dtypes={t.get("name", str): t.get("dtype", str) for t in top.items("tensors")}
-        | top.child("buffers").texts(),
-        backbone_spec=dict(top.get("backbone", dict)),
-        preprocess=as_preprocess(top.get("preprocess", dict)),
-        checksum=top.get("checksum", str),
-        notes=top.strings("notes"),
-        errors=_errors(top.items("tensors")),
-        activation=_activation(top),
         files=_files(top.child("files"), [BASE, TAU, *(head_file(name) for name in names)]),
+        others={
+            "left_out": left_out,
+            "ties": _ties(left_out, layout),
+            "backbone_spec": dict(top.get("backbone", dict)),
+            "preprocess": as_preprocess(top.get("preprocess", dict)),
+            "checksum": top.get("checksum", str),
+            "notes": notes,
+            "errors": _errors(top.items("tensors")),
+            "activation": _activation(top),
+        },
     )
+
+
+def _ties(left_out: Mapping[str, str], layout: Layout) -> dict[str, str]:
+    """Returns second name -> first name, which the file says as packing words it."""
+    firsts = {tied_to(name): name for name in (*layout.columns, *left_out)}
+    return {name: firsts[why] for name, why in left_out.items() if why in firsts}
 
 
 def _layout(top: _Node) -> Layout:
@@ -235,7 +246,7 @@ class _Node:
             raise self.wrong(key, "a list of strings", values)
         return tuple(values)
 
-    def texts(self) -> dict[str, str]:
+    def all_strings(self) -> dict[str, str]:
         return {key: self.get(key, str) for key in self._value}
 
     def wrong(self, key: str, wanted: str, got: object) -> MdftError:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,17 @@ from mdft_fast.checkpoints import (
     as_state,
     check_activation,
     check_preprocess,
+    example_input,
     gather,
 )
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.pool.finite import PIECE, describe_not_finite, largest
 from mdft_fast.pool.fit import fit, other_names
 from mdft_fast.pool.inventory import check_forms, differs, fetch, match_keys, take_inventory
-from mdft_fast.pool.pool import Buffers, Pool, pool_checksum
+from mdft_fast.pool.pool_data import PoolData, pool_checksum
 from mdft_fast.pool.tasks import TaskInfo, TaskLike, align, check_features, check_tasks
+
+Buffers = Literal["same", "base"]
 
 
 class Packing:
@@ -66,8 +69,8 @@ class Packing:
         ignore: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> None:
-        """Opens and verifies everything; arguments as in :meth:`Pool.pack`."""
-        if buffers not in ("same", "base"):
+        """Opens and verifies everything; arguments as in :meth:`mdft_fast.Pool.pack`."""
+        if buffers not in get_args(Buffers):
             raise MdftError(f"pool: buffers must be 'same' or 'base', got {buffers!r}")
         self.tasks = tuple(tasks)
         check_tasks(self.tasks)
@@ -77,7 +80,7 @@ class Packing:
         self.layout = Layout.of(self._inventory.merged)
         self._base, *self._models = self._open(base, align(checkpoints, self.tasks))
         self._agree(backbone, preprocess)
-        check_features(backbone, self.preprocess["size"], self.heads)
+        check_features(backbone, example_input(self.preprocess), self.heads)
         ignored: dict[str, str] = {}
         for state in (self._base, *self._models):
             ignored |= state.left_out
@@ -85,7 +88,8 @@ class Packing:
             check_forms(state, self._inventory, None if state is self._base else self._base)
         self._left_out = {**self._inventory.left_out, **ignored}
         self.buffers = self._take_buffers()
-        self._notes = [*notes, *self._check_kept(buffers), *self._check_widths()]
+        made = (head.note for head in self.heads.values() if head.note)
+        self._notes = (*made, *notes, *self._check_kept(buffers), *self._check_widths())
         self._base_arena: Tensor | None = None
         self._round_off: list[float] = []
 
@@ -107,9 +111,9 @@ class Packing:
         self._activation = activation_of(backbone) or facts.activation
         if isinstance(preprocess, Mapping):
             check_preprocess(facts, who, preprocess)
-            known = Preprocess.__annotations__.keys()
-            said = {key: value for key, value in facts.preprocess().items() if key in known}
-            preprocess = said | dict(preprocess)
+            keys = Preprocess.__annotations__.keys()
+            stated = {key: value for key, value in facts.preprocess().items() if key in keys}
+            preprocess = stated | dict(preprocess)
         self.preprocess = as_preprocess(preprocess)
 
     @property
@@ -154,7 +158,7 @@ class Packing:
             seen[key] = state
             yield encoded
 
-    def in_memory(self, codec: Codec, spec: Mapping[str, Any]) -> Pool:
+    def in_memory(self, codec: Codec, spec: Mapping[str, Any]) -> PoolData:
         """Packs into memory."""
         check_spec(spec)
         encoder = Encoder(codec, self.layout)
@@ -163,14 +167,14 @@ class Packing:
             copy_row(row, place)
         return self.finish(vectors, encoder, spec)
 
-    def finish(self, vectors: TaskVectors, encoder: Encoder, spec: Mapping[str, Any]) -> Pool:
+    def finish(self, vectors: TaskVectors, encoder: Encoder, spec: Mapping[str, Any]) -> PoolData:
         """Returns the pool, after :meth:`rows` has run to its end into ``vectors``."""
         tasks = tuple(
             TaskInfo(task.name, tuple(task.class_names), round_off)
             for task, round_off in zip(self.tasks, self._round_off, strict=True)
         )
         named = {n: self._tensor(self._base, n) for n in self.layout.columns} | self.buffers
-        return Pool(
+        return PoolData(
             layout=self.layout,
             base=self.base,
             vectors=vectors,
@@ -184,9 +188,10 @@ class Packing:
             checksum=pool_checksum(
                 self.layout, vectors.codec, digest(self.base), encoder.digests, self.buffers
             ),
-            notes=tuple(self._notes),
+            notes=self._notes,
             errors=encoder.errors,
             activation=self._activation,
+            ties=self._inventory.aliases,
         )
 
     def _tensor(self, state: State, name: str) -> Tensor:

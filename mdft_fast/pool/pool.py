@@ -1,42 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pool: one base, K task vectors, K heads, and what is known about them."""
+"""The pool as its users know it: its data, and what the room does with them."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from mdft_fast.arena import (
-    ERROR_OF_CODEC,
-    GROUP,
-    LARGEST_CODE,
-    Codec,
-    CodecError,
-    Encoder,
-    Layout,
-    TaskVectors,
-    add_errors,
-    check_codec,
-    codec_errors,
-    digest,
-    encode,
-)
-from mdft_fast.checkpoints import Preprocess, StateSource
-from mdft_fast.pool.head import Head
-from mdft_fast.pool.tasks import TaskInfo, TaskLike
-
-Buffers = Literal["same", "base"]
+from mdft_fast.arena import ERROR_OF_CODEC, GROUP, LARGEST_CODE, check_codec
+from mdft_fast.checkpoints import StateSource, describe_preprocess
+from mdft_fast.pool.finite import check_finite
+from mdft_fast.pool.packing import Buffers, Packing
+from mdft_fast.pool.pool_data import PoolData
+from mdft_fast.pool.storage import open_pool, save_pool, stream_pool
+from mdft_fast.pool.tasks import TaskLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Pool:
+class Pool(PoolData):
     """A base and the models fine-tuned from it, packed. Data: nothing here is ever trained.
 
     Attributes:
@@ -46,108 +31,17 @@ class Pool:
         tasks: one a task vector, in the same order.
         heads: task -> its classifier.
         buffers: the base's tensors that are not merged, as they were: buffers, frozen parameters.
-        left_out: tensor -> why it is not merged.
+        left_out: tensor -> why it is not merged, in words.
         dtypes: tensor -> its dtype in the checkpoints (``"float16"``), for exports.
         backbone_spec: library, name and arguments that build the backbone, as given.
-        preprocess: image size, mean and standard deviation.
+        preprocess: what makes a sample the backbone's input.
         checksum: sha256 of names, shapes, codec, base, task vectors and buffers.
         notes: what a reader of results should know, one sentence each.
         errors: tensor -> what the codec cost its task vectors, as packing measured it; an upper
             bound where that was done more than once. Empty: nothing rounded, or not recorded.
         activation: the backbone's, "quick_gelu", "gelu" or "gelu_tanh"; None: unknown.
+        ties: second name of a tied parameter -> its first name.
     """
-
-    layout: Layout
-    base: Tensor
-    vectors: TaskVectors
-    tasks: tuple[TaskInfo, ...]
-    heads: Mapping[str, Head]
-    buffers: Mapping[str, Tensor]
-    left_out: Mapping[str, str]
-    dtypes: Mapping[str, str]
-    backbone_spec: Mapping[str, Any]
-    preprocess: Preprocess
-    checksum: str
-    notes: tuple[str, ...] = ()
-    errors: Mapping[str, CodecError] = dataclasses.field(default_factory=dict)
-    activation: str | None = None
-
-    def __repr__(self) -> str:
-        """Returns one line."""
-        return (
-            f"Pool(K={self.K}, tensors={len(self.layout.slots)}, N={self.N}, "
-            f"codec={self.codec!r}, checksum={self.checksum[:12]!r})"
-        )
-
-    @property
-    def K(self) -> int:
-        """``K``: number of task vectors."""
-        return self.vectors.K
-
-    @property
-    def N(self) -> int:
-        """``N``: number of elements of an arena, padding included."""
-        return self.layout.elements
-
-    @property
-    def codec(self) -> Codec:
-        """How an element of a task vector is stored."""
-        return self.vectors.codec
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the tasks, in order."""
-        return tuple(task.name for task in self.tasks)
-
-    @property
-    def owners(self) -> list[str]:
-        """For errors: whose each task vector is."""
-        return [f"task {name!r}" for name in self.names]
-
-    @property
-    def column_names(self) -> tuple[str, ...]:
-        """Names of λ's columns: the merged tensors, in arena order."""
-        return self.layout.columns
-
-    @property
-    def parameters(self) -> int:
-        """Number of merged parameters, padding not counted."""
-        return sum(slot.numel for slot in self.layout.slots)
-
-    def codec_error(self, codec: str) -> dict[str, CodecError]:
-        """Measures, for each tensor, what storing the task vectors in a codec would cost."""
-        return codec_errors(self.vectors, check_codec(codec), self.layout, self.owners)
-
-    def encode(self, codec: str) -> Pool:
-        """Returns the pool with its task vectors in a codec; itself where they are already.
-
-        Out of a codec that rounds, the error that it made stays; a note says so.
-
-        Raises:
-            MdftError: if the codec is unknown, or an element is too large for it.
-        """
-        known = check_codec(codec)
-        if known == self.codec:
-            return self
-        return self.recoded(*encode(self.vectors, known, self.layout, self.owners))
-
-    def recoded(self, vectors: TaskVectors, encoder: Encoder) -> Pool:
-        """Returns the pool with its task vectors as an encoder has made them of its own."""
-        notes = self.notes
-        if self.codec != "fp32":
-            notes += (
-                f"the task vectors were rounded to codec {self.codec!r} before they went to "
-                f"{vectors.codec!r}: that error stays",
-            )
-        return dataclasses.replace(
-            self,
-            vectors=vectors,
-            checksum=pool_checksum(
-                self.layout, vectors.codec, digest(self.base), encoder.digests, self.buffers
-            ),
-            notes=notes,
-            errors=add_errors(self.errors, encoder.errors),
-        )
 
     @staticmethod
     def from_checkpoints(
@@ -170,7 +64,8 @@ class Pool:
             tasks: K tasks; their names, class names and heads are read, never their data.
             backbone: the module whose parameters these are. It gives names, shapes, ties,
                 buffers and what is frozen (``requires_grad=False``); its values are not used.
-            preprocess: see :func:`as_preprocess`; what the checkpoints say may be left out.
+            preprocess: see :func:`~mdft_fast.checkpoints.as_preprocess`; what
+                the checkpoints say may be left out.
             buffers: "same": tensors that are not merged must be equal over the pool.
                 "base": where they differ the base's are used, and a note says so.
             ignore: glob patterns of keys that the checkpoints hold and the backbone does not.
@@ -185,10 +80,8 @@ class Pool:
 
         Nothing of the caller's is changed or kept, the heads apart.
         """
-        from mdft_fast.pool.packing import Packing
-
         packing = Packing(base, checkpoints, tasks, backbone, preprocess, buffers, ignore)
-        return packing.in_memory(check_codec(codec), backbone_spec or {})
+        return Pool(**vars(packing.in_memory(check_codec(codec), backbone_spec or {})))
 
     @staticmethod
     def pack(
@@ -211,12 +104,9 @@ class Pool:
         Peak memory is one task vector, in float32 and in the codec, whatever K: the base is mapped
         as soon as it is written. Returns the pool, mapped; ``notes`` stand before its own.
         """
-        from mdft_fast.pool.packing import Packing
-        from mdft_fast.pool.storage import open_pool, stream_pool
-
         packing = Packing(base, checkpoints, tasks, backbone, preprocess, buffers, ignore, notes)
         stream_pool(path, packing, check_codec(codec), backbone_spec or {}, overwrite)
-        return open_pool(path, verify=False)
+        return Pool.open(path)
 
     def save(
         self, path: str | os.PathLike[str], codec: str | None = None, *, overwrite: bool = False
@@ -228,8 +118,6 @@ class Pool:
             codec: stores the task vectors in another codec, one at a time; None: as they are.
             overwrite: replaces an older pool, which goes when the new one is complete.
         """
-        from mdft_fast.pool.storage import save_pool
-
         save_pool(self, path, self.codec if codec is None else check_codec(codec), overwrite)
 
     @staticmethod
@@ -244,9 +132,7 @@ class Pool:
         Raises:
             MdftError: if the folder is incomplete, damaged, or of an unknown version.
         """
-        from mdft_fast.pool.storage import open_pool
-
-        return open_pool(path, verify=verify)
+        return Pool(**vars(open_pool(path, verify=verify)))
 
     def check_finite(self, folder: str | os.PathLike[str] | None = None) -> None:
         """Reads every element once, a piece at a time, and refuses NaN and infinity.
@@ -259,18 +145,16 @@ class Pool:
         Raises:
             MdftError: names the tensor, its task, and how many of its elements are not finite.
         """
-        from mdft_fast.pool.finite import check_finite
-
         check_finite(self, None if folder is None else Path(folder))
 
     def describe(self) -> str:
         """Returns what is inside, as text."""
-        spec, size = self.backbone_spec, self.preprocess["size"]
+        spec = self.backbone_spec
         lines = [
             f"pool of {self.K} tasks, {len(self.layout.slots)} tensors, {self.parameters:,} "
             f"parameters ({self.N:,} with padding)",
             f"backbone  {spec.get('library', '?')} {spec.get('name', '?')}, "
-            f"images {size[0]} x {size[1]}, activation {self.activation or 'unknown'}",
+            f"{describe_preprocess(self.preprocess)}, activation {self.activation or 'unknown'}",
             f"codec     {self.codec}, {self.vectors.bytes / 1e6:,.1f} MB of task vectors, "
             f"{self._describe_error()}",
             f"checksum  {self.checksum}",
@@ -290,17 +174,3 @@ class Pool:
         if self.codec in LARGEST_CODE:
             return f"error <= {bound} of the largest element of each group of {GROUP}"
         return f"relative error <= {bound}"
-
-
-def pool_checksum(
-    layout: Layout, codec: Codec, base: str, rows: Sequence[str], buffers: Mapping[str, Tensor]
-) -> str:
-    """Returns the sha256 that names a pool's content, from the digests of its parts."""
-    parts = {
-        "tensors": [[slot.name, list(slot.shape)] for slot in layout.slots],
-        "codec": codec,
-        "base": base,
-        "rows": list(rows),
-        "buffers": [[name, digest(tensor)] for name, tensor in sorted(buffers.items())],
-    }
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

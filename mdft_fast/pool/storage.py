@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,18 @@ from mdft_fast.arena import (
 from mdft_fast.checkpoints import Entry, Written, entry, read_state, write_tensors
 from mdft_fast.errors import MdftError
 from mdft_fast.files import file_digest, new_folder, write_text
+from mdft_fast.pool.finite import check_finite
 from mdft_fast.pool.head import Head
 from mdft_fast.pool.manifest import BASE, MANIFEST, TAU, Manifest, head_file, read_manifest, to_json
 from mdft_fast.pool.packing import Packing, check_spec
-from mdft_fast.pool.pool import Pool
+from mdft_fast.pool.pool_data import PoolData
 from mdft_fast.pool.tasks import TaskInfo, TaskLike, check_classes
 
 _BUFFER = "buffer."
 _HEADS = "heads"
 
 
-def save_pool(pool: Pool, path: str | os.PathLike[str], codec: Codec, overwrite: bool) -> None:
+def save_pool(pool: PoolData, path: str | os.PathLike[str], codec: Codec, overwrite: bool) -> None:
     """Writes a pool; in another codec, it holds one task vector at a time."""
     _check_heads(pool.tasks, pool.heads)
     with _new_pool(path, overwrite) as folder:
@@ -70,37 +72,31 @@ def stream_pool(
         _finish(folder, packing.finish(vectors, encoder, spec), files)
 
 
-def open_pool(path: str | os.PathLike[str], *, verify: bool) -> Pool:
+def open_pool(path: str | os.PathLike[str], *, verify: bool) -> PoolData:
     """Opens a pool by mapping its files."""
     folder = Path(path)
     manifest = read_manifest(folder)
     for name, written in manifest.files.items():
         _check_file(folder / name, written, verify)
     base = read_state(folder / BASE)
-    wanted = {"base", *(_BUFFER + name for name in manifest.dtypes)}
+    known = {"base", *(_BUFFER + name for name in manifest.dtypes)}
     for key in base:
-        if key not in wanted:
+        if key not in known:
             raise MdftError(f"{folder / BASE}: tensor {key!r} is not in {MANIFEST}")
     elements = manifest.layout.elements
     vectors = _read_vectors(folder, (len(manifest.tasks), elements), manifest.codec)
-    pool = Pool(
+    pool = PoolData(
         layout=manifest.layout,
         base=_take(folder / BASE, "base", torch.float32, (elements,)),
         vectors=vectors,
         tasks=manifest.tasks,
         heads=dict(_read_heads(folder, manifest)),
         buffers={n: base[_BUFFER + n] for n in manifest.dtypes if _BUFFER + n in base},
-        left_out=manifest.left_out,
         dtypes=manifest.dtypes,
-        backbone_spec=manifest.backbone_spec,
-        preprocess=manifest.preprocess,
-        checksum=manifest.checksum,
-        notes=manifest.notes,
-        errors=manifest.errors,
-        activation=manifest.activation,
+        **manifest.others,
     )
     if verify:
-        pool.check_finite(folder)
+        check_finite(pool, folder)
     return pool
 
 
@@ -157,7 +153,7 @@ def _check_heads(tasks: Sequence[TaskLike | TaskInfo], heads: Mapping[str, Head]
         check_classes(task, heads[task.name])
 
 
-def _finish(folder: Path, pool: Pool, files: dict[str, Written]) -> None:
+def _finish(folder: Path, pool: PoolData, files: dict[str, Written]) -> None:
     (folder / _HEADS).mkdir()
     for name, head in pool.heads.items():
         tensors = [entry("weight", head.weight)]
@@ -216,13 +212,13 @@ def _take(path: Path, key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> T
 
 
 def _read_heads(folder: Path, manifest: Manifest) -> Iterable[tuple[str, Head]]:
-    heads: Iterator[tuple[str, tuple[bool, float]]] = iter(manifest.heads.items())
-    for task, (name, (normalize, scale)) in zip(manifest.tasks, heads, strict=True):
-        path = folder / head_file(name)
+    for task in manifest.tasks:
+        path = folder / head_file(task.name)
+        normalize, scale, note = manifest.heads[task.name]
         head = Head.from_file(path, normalize=normalize, scale=scale)
         if head.classes != task.classes:
             raise MdftError(
                 f"{path}: head must have {task.classes} rows as {MANIFEST} has class names, got "
                 f"weight {list(head.weight.shape)}"
             )
-        yield name, head
+        yield task.name, dataclasses.replace(head, note=note)

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.checkpoints import StateSource
+from mdft_fast.checkpoints import Batch, StateSource
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.pool.head import Head
 
@@ -134,9 +134,9 @@ def align(
     return [checkpoints[name] for name in names]
 
 
-def check_features(backbone: nn.Module, size: Sequence[int], heads: Mapping[str, Head]) -> None:
+def check_features(backbone: nn.Module, example: Batch, heads: Mapping[str, Head]) -> None:
     """Checks that the heads read as many features as the backbone gives, where that is known."""
-    features = features_of(backbone, size)
+    features = features_of(backbone, example)
     for name, head in heads.items():
         if features is not None and features != head.features:
             raise MdftError(
@@ -145,18 +145,22 @@ def check_features(backbone: nn.Module, size: Sequence[int], heads: Mapping[str,
             )
 
 
-def features_of(backbone: nn.Module, size: Sequence[int]) -> int | None:
+def features_of(backbone: nn.Module, example: Batch) -> int | None:
     """Returns ``D``, the number of features that a backbone gives.
 
     The forward runs on the meta device: shapes only, no arithmetic, nothing of the module's
     touched. None: the backbone cannot run there, or its output is not [B, D].
+
+    Args:
+        backbone: the encoder.
+        example: a batch of its inputs on the meta device, see :func:`example_input`.
     """
     state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     on_meta = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-    image = torch.empty(1, 3, *size, device="meta")
+    inputs, named = ((), dict(example)) if isinstance(example, Mapping) else ((example,), {})
     try:
         with torch.no_grad():
-            features = torch.func.functional_call(backbone, on_meta, (image,))
+            features = torch.func.functional_call(backbone, on_meta, inputs, named)
     except Exception:  # whatever a user's forward raises without data is no fault of the pool
         return None
     known = isinstance(features, Tensor) and features.dim() == 2

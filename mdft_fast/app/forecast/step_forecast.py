@@ -140,6 +140,7 @@ def _fake_pool(subject: Subject, fakes: FakeTensorMode) -> Pool:
             heads={},
             buffers={name: torch.empty(shape) for name, shape in inventory.kept.items()},
             left_out=inventory.left_out,
+            ties=inventory.aliases,
             dtypes={},
             backbone_spec={},
             preprocess=as_preprocess({"size": subject.size, "mean": 0.0, "std": 1.0}),

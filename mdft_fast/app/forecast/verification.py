@@ -21,13 +21,11 @@ from mdft_fast.app.opening import (
     spec_of,
     tasks_of,
 )
-from mdft_fast.checkpoints import as_preprocess, check_activation
+from mdft_fast.checkpoints import Preprocess, as_preprocess, check_activation, example_input
 from mdft_fast.model import check_shapes
 from mdft_fast.pool import Packing, Pool, features_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mdft_fast.app.recipe import Recipe
 
 
@@ -45,24 +43,25 @@ def verify(recipe: Recipe) -> Subject:
     """
     if recipe.pool.folder is not None:
         pool = Pool.open(recipe.pool.folder)
-        backbone, size = shapes_alone(agreed_backbone(recipe, pool)), pool.preprocess["size"]
+        backbone, preprocess = shapes_alone(agreed_backbone(recipe, pool)), pool.preprocess
         check_agrees(recipe, pool)
         check_activation(backbone, pool.activation, "the pool")
         check_shapes(backbone, pool)
-        tasks = tasks_of(recipe, _shapes_of_heads(backbone, size), pool)
-        check_heads(tasks, backbone, size)
+        tasks = tasks_of(recipe, _shapes_of_heads(backbone, preprocess), pool)
+        check_heads(tasks, backbone, preprocess)
         classes = [task.classes for task in pool.tasks]
     else:
         backbone = shapes_alone(spec_of(recipe) or {})
-        size = as_preprocess(preprocess_of(recipe))["size"]
-        tasks = tasks_of(recipe, _shapes_of_heads(backbone, size))
+        preprocess = as_preprocess(preprocess_of(recipe))
+        tasks = tasks_of(recipe, _shapes_of_heads(backbone, preprocess))
         given = pool_arguments(recipe, tasks)
         del given["backbone_spec"]
         Packing(**given)
         classes = [task.head.classes for task in tasks]
-    return Subject(backbone, classes, (size[0], size[1]), recipe.memory.blocks)
+    height, width = preprocess["size"]
+    return Subject(backbone, classes, (height, width), recipe.memory.blocks)
 
 
-def _shapes_of_heads(backbone: nn.Module, size: Sequence[int]) -> MakeHead:
-    known = functools.cache(lambda: features_of(backbone, size) or 1)
+def _shapes_of_heads(backbone: nn.Module, preprocess: Preprocess) -> MakeHead:
+    known = functools.cache(lambda: features_of(backbone, example_input(preprocess)) or 1)
     return lambda given, packed, names, sources: shape_of_head(given, packed, known, names, sources)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mdft_fast.app.opening.labelled_shots import without_notes_of
 from mdft_fast.app.opening.pool_sources import (
     agreed_backbone,
     choose_device,
@@ -85,25 +84,15 @@ def build(recipe: Recipe) -> Built:
         MdftError: if a file is missing or does not fit; it names file and key.
     """
     recipe.check_files()
-    notes: list[str] = []
     if recipe.pool.folder is not None:
         backbone, pool = open_packed(recipe)
         base = _packed_base(recipe, pool, backbone)
-        tasks = tasks_of(recipe, _heads(recipe, base, notes), pool)
-        check_heads(tasks, backbone, pool.preprocess["size"])
-        pool = in_codec(recipe, pool)
+        tasks = tasks_of(recipe, _heads(recipe, base), pool)
+        check_heads(tasks, backbone, pool.preprocess)
+        pool = in_codec(recipe, pool).with_heads(tasks)
     else:
-        tasks = _tasks(recipe, notes)
+        tasks = _tasks(recipe)
         backbone, pool = from_checkpoints(recipe, tasks)
-    # The stages read the pool's heads: a recipe's own go over them, and their class names.
-    heads = {**pool.heads, **{task.name: task.head for task in tasks}}
-    names = {task.name: task.class_names for task in tasks}
-    known = tuple(
-        dataclasses.replace(task, class_names=names.get(task.name, task.class_names))
-        for task in pool.tasks
-    )
-    over = without_notes_of((task.name for task in recipe.tasks if task.head), pool.notes)
-    pool = dataclasses.replace(pool, heads=heads, tasks=known, notes=(*notes, *over))
     return Built(recipe, backbone, pool, tasks, choose_device(recipe.device))
 
 
@@ -116,21 +105,19 @@ def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: boo
         own = recipe.memory.codec if recipe.memory.codec != "fp32" else None
         pool.save(path, codec or own, overwrite=overwrite)
         return Pool.open(path)
-    notes: list[str] = []
-    arguments = pool_arguments(recipe, _tasks(recipe, notes))
-    codec = codec or recipe.memory.codec
-    return Pool.pack(path, **arguments, codec=codec, overwrite=overwrite, notes=notes)
+    arguments = pool_arguments(recipe, _tasks(recipe))
+    return Pool.pack(path, **arguments, codec=codec or recipe.memory.codec, overwrite=overwrite)
 
 
-def _tasks(recipe: Recipe, notes: list[str]) -> tuple[Task, ...]:
-    """Returns the tasks of a recipe whose pool is checkpoints; what to know of heads, to notes."""
+def _tasks(recipe: Recipe) -> tuple[Task, ...]:
+    """Returns the tasks of a recipe whose pool is checkpoints."""
     assert recipe.pool.base is not None
     preprocess, device = preprocess_of(recipe), choose_device(recipe.device)
     base = Base.of_file(recipe.pool.base, spec_of(recipe) or {}, preprocess, device)
-    return tasks_of(recipe, _heads(recipe, base, notes))
+    return tasks_of(recipe, _heads(recipe, base))
 
 
-def _heads(recipe: Recipe, base: Base, notes: list[str]) -> MakeHead:
+def _heads(recipe: Recipe, base: Base) -> MakeHead:
     drop = recipe.duplicates == "drop"
 
     @functools.cache
@@ -148,9 +135,7 @@ def _heads(recipe: Recipe, base: Base, notes: list[str]) -> MakeHead:
     def make(
         given: TaskRecipe, packed: Head | None, names: tuple[str, ...] | None, sources: Sources
     ) -> Head:
-        return head_of(
-            given, packed, base, names, sources, tests=tests, drop=drop, say=notes.append
-        )
+        return head_of(given, packed, base, names, sources, tests=tests, drop=drop)
 
     return make
 

@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mdft_fast.app.opening.sample_sources import OnDisk
 from mdft_fast.data import NpzSource, Samples, load_labelled, shared_images
 from mdft_fast.errors import MdftError
-
-if TYPE_CHECKING:
-    from mdft_fast.app.opening.sample_sources import OnDisk
+from mdft_fast.pool import label_note
 
 
 def load_shots(
@@ -24,8 +23,7 @@ def load_shots(
     tests: Mapping[str, Samples],
     *,
     drop: bool,
-    say: Callable[[str], None],
-) -> tuple[Samples, Tensor]:
+) -> tuple[Samples, Tensor, str]:
     """Reads the labelled images of a task's head, and refuses test images among them.
 
     λ is shared and learned through every head, so the test images of no task may be there.
@@ -37,17 +35,16 @@ def load_shots(
         classes: ``C`` of the task.
         tests: task -> its test images.
         drop: whether test images are left out, not refused.
-        say: told what a reader of results must know.
 
     Returns:
-        The images, and their labels int64 ``[n]``.
+        The images, their labels int64 ``[n]``, and what a reader of results must know of them.
 
     Raises:
         MdftError: if a test image is there, and ``drop`` is not set.
     """
     samples, labels = load_labelled(shots, preprocess, classes, role="train")
-    found = {other: shared_images(samples, images) for other, images in tests.items()}
-    shared = {i for both in found.values() if both for i in both[0]}
+    common = {other: shared_images(samples, images) for other, images in tests.items()}
+    shared = {i for both in common.values() if both for i in both[0]}
     words = (
         "class means of labelled images that the recipe gives for that purpose. λ depends on them "
         "through this head alone."
@@ -55,7 +52,7 @@ def load_shots(
     if shared:
         if not drop:
             where = shots.path if isinstance(shots, NpzSource) else shots.listing("train").name
-            whose = [other for other, both in found.items() if both and both[0]]
+            whose = [other for other, both in common.items() if both and both[0]]
             raise MdftError(
                 f"{where}: images whose labels make the head must not be test images, got "
                 f"{len(shared):,} that are, pixel for pixel (of {', '.join(whose)}); take them "
@@ -67,21 +64,10 @@ def load_shots(
         )
         kept = torch.tensor([i for i in range(len(samples)) if i not in shared], dtype=torch.long)
         samples, labels = samples.take(kept), labels[kept]
-    untold = [other for other, both in found.items() if both is None]
+    untold = [other for other, both in common.items() if both is None]
     if untold:
         words += (
             f" Whether test images of {', '.join(untold)} are among them could not be told, as one "
             "of the two sets holds floats."
         )
-    say(f"{_opening(task)}{words}")
-    return samples, labels
-
-
-def without_notes_of(tasks: Iterable[str], notes: Iterable[str]) -> tuple[str, ...]:
-    """Returns a pool's notes without those on the labels that made these tasks' heads."""
-    gone = tuple(map(_opening, tasks))
-    return tuple(note for note in notes if not note.startswith(gone))
-
-
-def _opening(task: str) -> str:
-    return f"Labels made the head of {task}: "
+    return samples, labels, label_note(task, words)

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from mdft_fast.app.recipe import Recipe
 from mdft_fast.checkpoints import (
     SourceFacts,
     as_preprocess,
@@ -19,9 +20,6 @@ from mdft_fast.checkpoints import (
 from mdft_fast.errors import MdftError
 from mdft_fast.model import build_backbone, names_of
 from mdft_fast.pool import Pool, TaskLike
-
-if TYPE_CHECKING:
-    from mdft_fast.app.recipe import Recipe
 
 
 class _Headless(NamedTuple):
@@ -106,7 +104,7 @@ def shapes_alone(spec: Mapping[str, Any]) -> nn.Module:
 def without_weights(spec: Mapping[str, Any], pool: Pool) -> nn.Module:
     """Returns a backbone in which merged weights take no memory, and all else is in place."""
     module = shapes_alone(spec)
-    merged = {name for names in names_of(pool.layout, pool.left_out) for name in names}
+    merged = {name for names in names_of(pool.layout, pool.ties) for name in names}
     own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
     if any(name not in merged and name not in pool.buffers for name, _ in own):
         module = build_backbone(spec)  # a buffer that no checkpoint holds: its value is needed

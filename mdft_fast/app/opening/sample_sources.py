@@ -4,20 +4,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from mdft_fast.app.recipe import TaskRecipe
 from mdft_fast.data import (
     FolderSource,
     ListedSource,
     NpzSource,
+    Role,
     compare_class_names,
     npz_keys,
     read_class_names,
 )
-
-if TYPE_CHECKING:
-    from mdft_fast.app.recipe import TaskRecipe
-    from mdft_fast.data import Role
 
 OnDisk = NpzSource | ListedSource
 

@@ -15,13 +15,14 @@ import importlib.metadata
 import os
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mdft_fast.app.opening.labelled_shots import load_shots
 from mdft_fast.app.opening.sample_sources import OnDisk, Sources
+from mdft_fast.app.recipe import HeadSource, TaskRecipe
 from mdft_fast.checkpoints import open_state
 from mdft_fast.data import Samples, compare_class_names, read_labels
 from mdft_fast.errors import MdftError
@@ -39,9 +40,6 @@ from mdft_fast.heads import (
 )
 from mdft_fast.model import build_backbone
 from mdft_fast.pool import Head, check_fits, fit, take_inventory
-
-if TYPE_CHECKING:
-    from mdft_fast.app.recipe import HeadSource, TaskRecipe
 
 _PLAIN_TEMPLATES = ("a photo of a {}.",)
 
@@ -103,7 +101,6 @@ def head_of(
     *,
     tests: Callable[[], Mapping[str, Samples]],
     drop: bool,
-    say: Callable[[str], None],
 ) -> Head:
     """Returns the head that a recipe's task names, or else the pool's.
 
@@ -115,7 +112,6 @@ def head_of(
         sources: its samples; those that make heads are read.
         tests: returns the test images of every task; called where labels make the head.
         drop: whether test images among those that make heads are left out, not refused.
-        say: told what a reader of results must know of labels that made it.
 
     Raises:
         MdftError: if the head cannot be made, or a test image is among those that make it.
@@ -127,11 +123,12 @@ def head_of(
         if head.zero_shot:
             return _zero_shot(given, head, names)
         assert sources.shots is not None
-        classes, said = _prototype_classes(sources.shots, names), base.preprocess
-        shots = load_shots(
-            given.name, sources.shots, said, len(classes), tests(), drop=drop, say=say
+        classes = _prototype_classes(sources.shots, names)
+        samples, labels, note = load_shots(
+            given.name, sources.shots, base.preprocess, len(classes), tests(), drop=drop
         )
-        return _prototypes(head, base, classes, *shots)
+        made = _prototypes(head, base, classes, samples, labels)
+    return dataclasses.replace(made, note=note)
 
 
 def shape_of_head(

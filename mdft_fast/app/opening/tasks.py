@@ -3,30 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from mdft_fast.app.opening.sample_sources import Sources, class_names_of, sources_of
 from mdft_fast.app.opening.task_heads import prompts_of
+from mdft_fast.app.recipe import Recipe, TaskRecipe
+from mdft_fast.checkpoints import Preprocess, example_input
 from mdft_fast.data import Task
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Head, Pool, check_features, check_tasks
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mdft_fast.app.recipe import Recipe, TaskRecipe
-
 # Task, its head in a packed pool, its class names, its samples -> its head.
-MakeHead = Callable[["TaskRecipe", Head | None, tuple[str, ...] | None, Sources], Head]
+MakeHead = Callable[[TaskRecipe, Head | None, tuple[str, ...] | None, Sources], Head]
 
 
-def check_heads(tasks: Sequence[Task], backbone: nn.Module, size: Sequence[int]) -> None:
+def check_heads(tasks: Sequence[Task], backbone: nn.Module, preprocess: Preprocess) -> None:
     """Refuses heads that do not fit each other, their class names or the backbone."""
     check_tasks(tasks)
-    check_features(backbone, size, {task.name: task.head for task in tasks})
+    check_features(backbone, example_input(preprocess), {task.name: task.head for task in tasks})
 
 
 def tasks_of(recipe: Recipe, make: MakeHead, pool: Pool | None = None) -> tuple[Task, ...]:
