@@ -1,28 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders that appear whole or not at all, and where those go that can be made again."""
+"""Files and folders that appear whole or not at all, and where those go that can be made again.
+
+:func:`replacing` makes a file, :func:`new_folder` a folder that is its user's, and
+:func:`filled_once` a folder that anyone would fill alike: an entry of a cache.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mdft_fast.errors import MdftError
 
+TRIES = 3  # another process may be exchanging the same entry just now
 _PIECE = 1 << 20  # bytes read and hashed at a time
+_STRAY_S = 24 * 3600  # what is unfinished and older has no process any more, on any machine
 
 
 def cache_folder() -> Path:
     """Returns the folder for what can be made again: ``$MDFT_CACHE``, else the user's cache."""
-    own = os.environ.get("MDFT_CACHE")
+    ours = os.environ.get("MDFT_CACHE")
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(users) / "mdft_fast"
+    return Path(ours) if ours else Path(users) / "mdft_fast"
 
 
 @contextlib.contextmanager
@@ -84,8 +93,7 @@ def new_folder(path: Path, *, overwrite: bool, check_old: Callable[[Path], None]
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
-        for folder in [*(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
-            _flush_folder(folder)
+        _flush_all(temporary)
         _check_target(path, overwrite, check_old)
         _swap(temporary, path, path.with_name(f".{path.name}.old-{token}"))
     except OSError as error:
@@ -104,7 +112,7 @@ def _swap(temporary: Path, path: Path, aside: Path) -> None:
         if old:
             aside.rename(path)
         raise
-    _flush_folder(path.parent)
+    _flush(path.parent)
     if old:
         shutil.rmtree(aside)
 
@@ -120,8 +128,69 @@ def _check_target(path: Path, overwrite: bool, check_old: Callable[[Path], None]
     check_old(path)
 
 
-def _flush_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+@contextlib.contextmanager
+def filled_once(
+    entry: Path, is_whole: Callable[[], bool], *, others: bool = False
+) -> Iterator[Path]:
+    """Yields a folder to fill that becomes ``entry`` when the block succeeds.
+
+    Threads, processes and machines may do so at once and know nothing of one another: what another
+    has put there meanwhile is as good, and what is damaged goes.
+
+    Args:
+        entry: the folder to make.
+        is_whole: whether ``entry`` is what it should be.
+        others: whether its parent holds nothing but entries: what was left unfinished of any of
+            them is removed then, else of this one alone.
+    """
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    remove_strays(entry.parent, "." if others else f".{entry.name}.")
+    with tempfile.TemporaryDirectory(
+        prefix=f".{entry.name}.", suffix=".part", dir=entry.parent, ignore_cleanup_errors=True
+    ) as work:
+        made = Path(work, "entry")
+        made.mkdir()  # with the permissions of any new folder
+        yield made
+        _flush_all(made)
+        _put_in_place(made, entry, is_whole)
+
+
+def remove_strays(parent: Path, prefix: str = ".") -> None:
+    """Removes what was left unfinished. Age alone tells: processes of other machines count."""
+    oldest = time.time() - _STRAY_S
+    for path in (*parent.glob(f"{prefix}*.part"), *parent.glob(f"{prefix}*.old")):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def _put_in_place(made: Path, entry: Path, is_whole: Callable[[], bool]) -> None:
+    for turn in range(TRIES):
+        if is_whole():
+            return
+        with contextlib.suppress(FileNotFoundError):  # there is none, or another was faster
+            entry.rename(made.with_name(f"old{turn}"))
+        try:
+            made.rename(entry)
+            _flush(entry.parent)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    if not is_whole():
+        raise MdftError(f"{entry}: other processes exchange this entry all the time; try again")
+
+
+def _flush_all(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """Forces a file, or a folder's list of names, to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

@@ -29,12 +29,11 @@ from typing import Any
 import numpy as np
 
 from mdft_fast.checkpoints import Preprocess
-from mdft_fast.data.cache_folder import TRIES, put_in_place, work_folder
 from mdft_fast.data.images.decoding import fit
 from mdft_fast.data.images.listing import Listing, Opened
 from mdft_fast.data.images.sources import Array
 from mdft_fast.errors import MdftError, need
-from mdft_fast.files import cache_folder, replacing, write_json
+from mdft_fast.files import TRIES, cache_folder, filled_once, remove_strays, write_json
 
 Watch = Callable[[str, int, int], None]  # what is done, how many of how many
 
@@ -84,9 +83,9 @@ def cached_labels(listing: Listing) -> list[int]:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # absent or damaged
     labels = _labels(listing)
-    with _writing(listing), work_folder(file) as work:
-        write_json(work / file.name, {"sha256": _checksum(labels), "labels": labels})
-        (work / file.name).replace(file)
+    with _writing(listing):
+        remove_strays(file.parent)
+        write_json(file, {"sha256": _checksum(labels), "labels": labels})
     return labels
 
 
@@ -156,15 +155,15 @@ def _checksum(content: Any) -> str:
 def _read(entry: Path, listing: Listing, preprocess: Preprocess) -> tuple[Array, Array] | None:
     """Opens an entry; None where it is absent or damaged."""
     try:
-        facts = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
+        content = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
         digests = np.load(entry / "digests.npy", allow_pickle=False)
         images: Array = np.load(entry / "images.npy", mmap_mode="r", allow_pickle=False)
         changed = (entry / "images.npy").stat().st_mtime_ns
-        shape = (facts["count"], *preprocess["size"], listing.channels)
+        shape = (content["count"], *preprocess["size"], listing.channels)
         checksum = hashlib.sha256(digests.tobytes()).hexdigest()
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-    if images.shape != shape or images.dtype != np.uint8 or checksum != facts.get("digests"):
+    if images.shape != shape or images.dtype != np.uint8 or checksum != content.get("digests"):
         return None
     key = str(entry), changed
     if key not in _verified:
@@ -178,11 +177,9 @@ def _build(entry: Path, listing: Listing, preprocess: Preprocess, watch: Watch |
     opened = listing.open()
     if opened.count == 0:
         raise MdftError(f"{listing.name}: holds no sample; wanted one or more")
-    with work_folder(entry) as work:
-        made = work / "entry"
-        made.mkdir()
+    is_whole = lambda: _read(entry, listing, preprocess) is not None  # noqa: E731
+    with filled_once(entry, is_whole, others=True) as made:
         _fill(made, opened, listing, preprocess, watch)
-        put_in_place(made, entry, lambda: _read(entry, listing, preprocess) is not None)
 
 
 def _fill(
@@ -197,23 +194,21 @@ def _fill(
             f"and {free / 1e9:.1f} GB are free at {made.parents[1]}; MDFT_CACHE names another "
             "folder"
         )
-    with replacing(made / "images.npy") as file:
-        images = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
-        _allocate(file)
-        with _shown(watch, f"decoding {listing.name}", opened.count) as tell:
-            _decode_all(opened, images, preprocess, tell)
-        images.flush()
+    images = np.lib.format.open_memmap(made / "images.npy", "w+", np.uint8, shape)
+    _allocate(made / "images.npy")
+    with _shown(watch, f"decoding {listing.name}", opened.count) as tell:
+        _decode_all(opened, images, preprocess, tell)
+    images.flush()
     digests = digests_of(images)
-    with replacing(made / "digests.npy") as file, open(file, "wb") as handle:
-        np.save(handle, digests)
-    facts = {
+    np.save(made / "digests.npy", digests)
+    content = {
         "format": _FORMAT,
         "source": listing.origin,
         "count": opened.count,
         "pixels": _pixels(listing, preprocess),
         "digests": hashlib.sha256(digests.tobytes()).hexdigest(),
     }
-    write_json(made / "entry.json", facts)
+    write_json(made / "entry.json", content)
 
 
 def _decode_all(

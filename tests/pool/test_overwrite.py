@@ -110,12 +110,16 @@ def test_a_pool_that_holds_more_is_never_replaced(
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_folder_of_checkpoints_is_never_replaced(writer: str, files: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "in"  # as ../shared/pool and the demo's: with a pool.json of other keys
+    folder = tmp_path / "in"  # as ../shared/pool and older demos: with a pool.json of other keys
     (folder / "pool.json").write_text('{"architecture": {}, "tasks": []}')
     before = _contents(tmp_path)
     with pytest.raises(MdftError, match=r"in: is not replaced, .*got no tau.safetensors"):
         WRITERS[writer](files, folder)
     assert _contents(tmp_path) == before
+    with pytest.raises(
+        MdftError, match=r"in/pool.json: another program's notes, not a packed pool"
+    ):
+        Pool.open(folder)
 
 
 def test_something_that_comes_while_writing_is_kept(

@@ -8,8 +8,6 @@ models and of task arithmetic alone, never by a run of learned merging.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -26,7 +24,7 @@ from mdft_fast.app.demo import training as train
 from mdft_fast.app.demo.glyphs import SIZE
 from mdft_fast.app.demo.tasks import TASKS, DemoTask, draw_plain, split_images
 from mdft_fast.errors import MdftError, need
-from mdft_fast.files import cache_folder
+from mdft_fast.files import cache_folder, filled_once
 
 VERSION = 1  # raise it with every change of what is built: the folder's name and stamp hold it
 TASK_ARITHMETIC = 0.3  # the usual coefficient of the baseline
@@ -103,8 +101,8 @@ def ensure_pool(
         sizes: how large the pool is; None for the published one.
 
     Returns:
-        The folder: ``base.safetensors``, ``models/``, ``heads/``, ``data/``, ``pool.json``,
-        ``recipe.yaml`` and the stamp ``demo.json``.
+        The folder: ``base.safetensors``, ``models/``, ``heads/``, ``data/``,
+        ``checkpoints.json``, ``recipe.yaml`` and the stamp ``demo.json``.
 
     Raises:
         MdftError: if an optional dependency is missing, or ``folder`` holds something else.
@@ -119,16 +117,8 @@ def ensure_pool(
         return folder
     files.refuse_foreign(folder)
     _require_modules()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    files.remove_strays(folder)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.building-", dir=folder.parent))
-    try:
-        with _own_settings():
-            _build(work / "pool", sizes, progress or (lambda line: None))
-        done = partial(is_finished, folder, sizes)
-        files.move_into_place(work / "pool", folder, work / "old", done)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with filled_once(folder, partial(is_finished, folder, sizes)) as made, _own_settings():
+        _build(made, sizes, progress or (lambda line: None))
     return folder
 
 
@@ -200,7 +190,6 @@ def _averages(base: nn.Module, parts: list[files.TaskFiles]) -> dict[str, float]
 
 
 def _build(folder: Path, sizes: DemoSizes, progress: Progress) -> None:
-    folder.mkdir()
     weights = _train_base(sizes, progress)
     save_file(weights, folder / "base.safetensors")
     base = train.with_weights(train.make_tower(sizes.tower), weights)

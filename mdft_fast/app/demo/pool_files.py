@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the demo's pool as files, recognizes a finished one, and moves it into place."""
+"""Writes the demo's checkpoints as files, and recognizes a finished folder of them."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,10 @@ from torch import Tensor
 from mdft_fast.app.demo.glyphs import SIZE
 from mdft_fast.app.demo.tasks import DemoTask
 from mdft_fast.errors import MdftError
+from mdft_fast.files import write_json, write_text
 
 STAMP = "demo.json"  # builder, sizes, measured accuracies, and the length of every other file
-_STRAY_AGE_S = 24 * 3600  # a build takes minutes: older unfinished folders belong to nobody
+NOTES = "checkpoints.json"  # what `mdft init` reads of a folder of checkpoints
 
 _RECIPE_HEAD = """\
 # The embedded demo, ready for `mdft run`. Everything it needs lies beside this file.
@@ -82,7 +80,7 @@ def _task_entry(part: TaskFiles) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, tower: Mapping[str, Any], parts: Sequence[TaskFiles]) -> None:
-    """Writes ``pool.json`` and ``recipe.yaml``: the pool for a program, and the demo's run."""
+    """Writes ``checkpoints.json`` and ``recipe.yaml``: notes for a program, and the demo's run."""
     manifest = {
         "architecture": {"library": "open_clip", "name": "VisionTransformer", "kwargs": tower},
         "input": {
@@ -95,34 +93,21 @@ def write_manifest(folder: Path, tower: Mapping[str, Any], parts: Sequence[TaskF
         "base": "vision transformer trained on a plain mixture of the procedural tasks",
         "tasks": [_task_entry(part) for part in parts],
     }
-    (folder / "pool.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / NOTES, manifest)
     recipe = _RECIPE_HEAD.format(kwargs=json.dumps(dict(tower)), size=SIZE)
     recipe += "".join(_RECIPE_TASK.format(name=part.task.name) for part in parts)
-    (folder / "recipe.yaml").write_text(recipe + "seed: 0\n", encoding="utf-8")
+    write_text(folder / "recipe.yaml", recipe + "seed: 0\n")
 
 
 def finish(folder: Path, stamp: Mapping[str, Any], accuracy: Mapping[str, float]) -> None:
-    """Writes the stamp, last of all files, and forces everything to the disk."""
+    """Writes the stamp, last of all files."""
     sizes = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
     content = {"builder": stamp, "accuracy": accuracy, "bytes": sizes}
-    (folder / STAMP).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    for path in sorted(folder.rglob("*")):
-        _force(path)
-    _force(folder)
-
-
-def _force(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_json(folder / STAMP, content)
 
 
 def holds(folder: Path, stamp: Mapping[str, Any]) -> bool:
@@ -143,25 +128,3 @@ def refuse_foreign(folder: Path) -> None:
         raise MdftError(f"demo: the folder must be new or hold an earlier demo, got {folder}")
     if folder.exists() and not folder.is_dir():
         raise MdftError(f"demo: the place of the demo must be a folder, got the file {folder}")
-
-
-def remove_strays(folder: Path) -> None:
-    """Removes what killed builds left beside ``folder`` more than a day ago."""
-    for path in folder.parent.glob(f".{folder.name}.building-*"):
-        if time.time() - path.stat().st_mtime > _STRAY_AGE_S:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def move_into_place(new: Path, folder: Path, aside: Path, done: Callable[[], bool]) -> None:
-    """Renames ``new`` to ``folder``; an earlier demo there goes to ``aside`` first.
-
-    When another process has put a finished pool there meanwhile, that one stays.
-    """
-    try:
-        new.rename(folder)
-    except OSError:
-        if done():
-            return
-        folder.rename(aside)
-        new.rename(folder)
-    _force(folder.parent)

@@ -13,15 +13,17 @@ from mdft_fast.errors import MdftError
 _UNLABELLED = ("x_unlabelled", "x_unlabeled", "unlabelled", "x_train", "x", "images")
 _UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 _BASES = ("base*.safetensors", "base*.pt", "base*.pth", "base*.bin", "zeroshot.pt")
+# The second: a packed pool's, or another program's notes on checkpoints under the same keys.
+_NOTES = ("checkpoints.json", "pool.json")
 
 # What a recipe's `adapt` or `evaluate` holds; nothing where none was found.
 Source = dict[str, Any]
 
 
 def notes_of(folder: Path) -> dict[str, Any]:
-    """Returns what ``pool.json`` says, where it is there; null says nothing."""
-    path = folder / "pool.json"
-    if not path.is_file():
+    """Returns what ``checkpoints.json`` or ``pool.json`` says, where it is there; null: nothing."""
+    path = next((folder / name for name in _NOTES if (folder / name).is_file()), None)
+    if path is None:
         return {}
     found: dict[str, Any] = _checked(path, "the file", read_json(path), dict)
     for key in ("architecture", "input"):

@@ -87,7 +87,7 @@ def draft(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> str
             transformers or open_clip, and the fine-tuned models, beside it or in ``models/``, as
             files, folders or LoRA adapters; if they are there, ``heads/<task>.safetensors`` or
             ``head_<Task>.pt``, ``data/<task>.npz``, images in ``data/<task>/`` or ``<task>/``, and
-            ``pool.json``.
+            ``checkpoints.json``.
         target: the file that the text is for; paths are relative to its folder.
 
     Raises:
@@ -131,7 +131,7 @@ def _in_order(names: Sequence[str], facts: Mapping[str, Any]) -> list[str]:
 
 
 def _architecture(base: Path, facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yields backbone and preprocess, by ``pool.json`` or else by the base."""
+    """Yields backbone and preprocess, by the folder's notes or else by the base."""
     opened = open_state(base)
     built = facts.get("architecture", {})
     if built:

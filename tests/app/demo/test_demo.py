@@ -16,6 +16,7 @@ pytest.importorskip("sklearn", reason="the demo's digits are scikit-learn's")
 
 from safetensors.torch import load_file
 
+from mdft_fast import files as whole
 from mdft_fast.app import demo
 from mdft_fast.app.demo import building as build
 from mdft_fast.app.demo import glyphs as images
@@ -71,7 +72,7 @@ def test_pool_is_laid_out_as_promised(pool: Path) -> None:
         for task in TINY.tasks
         for kind, end in (("models", "safetensors"), ("heads", "safetensors"), ("data", "npz"))
     }
-    single = {"base.safetensors", "pool.json", "recipe.yaml", "demo.json"}
+    single = {"base.safetensors", "checkpoints.json", "recipe.yaml", "demo.json"}
     assert names == per_task | single
     base = load_file(pool / "base.safetensors")
     for task in TINY.tasks:
@@ -83,7 +84,7 @@ def test_pool_is_laid_out_as_promised(pool: Path) -> None:
 
 
 def test_manifest_and_files_agree(pool: Path) -> None:
-    manifest = json.loads((pool / "pool.json").read_text(encoding="utf-8"))
+    manifest = json.loads((pool / "checkpoints.json").read_text(encoding="utf-8"))
     assert set(manifest) == {"architecture", "input", "head", "base", "tasks"}
     assert manifest["architecture"]["name"] == "VisionTransformer"
     assert [task["name"] for task in manifest["tasks"]] == list(TINY.tasks)
@@ -105,7 +106,7 @@ def test_manifest_and_files_agree(pool: Path) -> None:
 
 def test_recipe_reads_back(pool: Path) -> None:
     recipe: dict[str, Any] = yaml.safe_load((pool / "recipe.yaml").read_text(encoding="utf-8"))
-    manifest = json.loads((pool / "pool.json").read_text(encoding="utf-8"))
+    manifest = json.loads((pool / "checkpoints.json").read_text(encoding="utf-8"))
     assert recipe["backbone"] == manifest["architecture"]
     assert [task["name"] for task in recipe["tasks"]] == list(TINY.tasks)
     assert "output" not in recipe
@@ -200,13 +201,13 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_of_two_builds_at_once_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, meet = files.move_into_place, threading.Barrier(2, timeout=120)
+    real, meet = whole._put_in_place, threading.Barrier(2, timeout=120)
 
     def together(*arguments: Any) -> None:
         meet.wait()
         real(*arguments)
 
-    monkeypatch.setattr(files, "move_into_place", together)
+    monkeypatch.setattr(whole, "_put_in_place", together)
     monkeypatch.setattr(build, "_build", _instant_build)
     builds = [
         threading.Thread(target=demo.ensure_pool, args=(tmp_path / "pool",)) for _ in range(2)
@@ -220,7 +221,6 @@ def test_of_two_builds_at_once_one_stays(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def _instant_build(folder: Path, sizes: demo.DemoSizes, progress: build.Progress) -> None:
-    folder.mkdir()
     (folder / "base.safetensors").write_bytes(b"weights")
     files.finish(folder, build.stamp(sizes), {})
 
@@ -260,7 +260,8 @@ def test_real_pool_leaves_something_to_win() -> None:
     folder = demo.default_folder()
     if not demo.is_finished(folder):
         pytest.skip(f"the demo is not built: {folder.name} is absent from the cache; `mdft demo`")
-    manifest = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
+    notes = (folder / name for name in ("checkpoints.json", "pool.json"))  # an older demo's
+    manifest = json.loads(next(filter(Path.is_file, notes)).read_text(encoding="utf-8"))
     base = {n: v.float() for n, v in load_file(folder / "base.safetensors").items()}
     names = [task["name"] for task in manifest["tasks"]]
     models = [load_file(folder / "models" / f"{name}.safetensors") for name in names]
