@@ -183,6 +183,16 @@ def result() -> dict[str, Any]:
 
 
 @pytest.fixture
+def nearly_nothing(result: dict[str, Any]) -> dict[str, Any]:
+    """One column of λ, no labels, no stage 2, nothing timed."""
+    result.update(accuracy={}, intervals={}, comparisons={}, specialize={}, phases=[], commit=None)
+    result.update(confusion={}, holdout={}, columns=["all"])
+    result["coefficients"].update(specialize={}, construct=[[0.3]] * 8, start=[[0.3]] * 8)
+    result["pool"]["left_out"] = {}
+    return result
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Callable[..., Path]:
     def write(content: dict[str, Any], metrics: list[dict[str, Any]] | None = None) -> Path:
         lines = make_metrics() if metrics is None else metrics
