@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mdft_fast.app.report.charts import Axis
 from mdft_fast.app.report.compared_models import ComparedModel, compared_models
-from mdft_fast.app.report.schema import Result
+from mdft_fast.app.report.schema import Interval, Result
 
 Z = 1.96  # standard deviations on either side of 95 % of a normal distribution
 
@@ -42,21 +42,13 @@ class Share(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two models on the tasks that both were measured on, averages from 0 to 1.
-
-    Attributes:
-        first: average accuracy of the one.
-        second: average accuracy of the other.
-        low: lower end of the 95 % interval of ``first - second``.
-        high: its upper end.
-        by_task: task -> difference.
-    """
+    """Two models on the tasks that both were measured on, averages from 0 to 1."""
 
     first: float
     second: float
-    low: float
+    low: float  # lower end of the 95 % interval of ``first - second``
     high: float
-    by_task: dict[str, float]
+    by_task: dict[str, float]  # differences
 
     @property
     def tasks(self) -> int:
@@ -158,8 +150,7 @@ def compare(result: Result, first: str, second: str) -> Comparison | None:
         if "average" in known and len(known) == len(by_task) + 1:
             low, high = known["average"]["low"], known["average"]["high"]
         else:
-            shares = [Share(*(known[n][k] for k in ("difference", "low", "high"))) for n in by_task]
-            low, high = _mean(shares, difference)[1:]
+            low, high = _mean([_share(known[name]) for name in by_task], difference)[1:]
     elif paired:
         low, high = paired["low"], paired["high"]
     else:
@@ -220,32 +211,35 @@ def _gains(result: Result) -> dict[str, Any] | None:
     gain = compare(result, "specialized", "individual")
     if not gain:
         return None
+    known = result["intervals"]
     shares = {
-        name: Share(difference, known["low"], known["high"]) if known else None
+        name: _share(known[name]) if name in known else Share(difference, difference, difference)
         for name, difference in gain.by_task.items()
-        for known in [result["intervals"].get(name)]
     }
     if gain.tasks > 1:
         shares["average"] = Share(gain.difference, gain.low, gain.high)
-    values = [abs(v) for share in shares.values() for v in share or ()]
-    reach = max([*values, *map(abs, gain.by_task.values())]) or 0.01
+    reach = max(abs(value) for share in shares.values() for value in share) or 0.01
     axis = Axis(-reach, reach, 2, 98)
     return {
         "zero": axis.at(0),
         "ticks": [(axis.at(value), points(value)) for value in axis.values(4)],
-        "lines": [_gain(n, gain.by_task.get(n, 0.0), s, axis) for n, s in shares.items()],
+        "lines": [
+            {
+                "name": name,
+                "points": points(share.value),
+                "ends": ends(share.low, share.high) if told else "",
+                "words": _word(share) if told else "no interval",
+                "at": Share(*map(axis.at, share)),
+            }
+            for name, share in shares.items()
+            for told in [name in known or name == "average"]
+        ],
     }
 
 
-def _gain(name: str, difference: float, share: Share | None, axis: Axis) -> dict[str, Any]:
-    value, low, high = share or (difference, difference, difference)
-    word = "better" if low > 0 else "worse" if high < 0 else "neither"
-    return {
-        "name": name,
-        "points": points(value),
-        "ends": ends(low, high) if share else "",
-        "words": word if share else "no interval",
-        "at": axis.at(value),
-        "from": axis.at(low),
-        "to": axis.at(high),
-    }
+def _word(share: Share) -> str:
+    return "better" if share.low > 0 else "worse" if share.high < 0 else "neither"
+
+
+def _share(interval: Interval) -> Share:
+    return Share(interval["difference"], interval["low"], interval["high"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -91,13 +91,15 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
         for name, by_task in correct.items()
         if by_task
     }
-    final = learned.specialize
-    curve = {name: _curve(meta, check, tests, learned, name) for name in final if name in sizes}
-    others = {
-        name: _others(meta, check, tests, learned, name)
-        for name in final
-        if len(sizes.keys() - {name})
-    }
+    curve: dict[str, dict[int, float]] = {}
+    others: dict[str, dict[int, float]] = {}
+    for name, path in ((name, result.path) for name, result in learned.specialize.items()):
+        target = [test for test in tests if test.task.name == name]
+        rest = [test for test in tests if test.task.name != name]
+        if target:
+            curve[name] = _along(meta, check, target, path, range(len(path)))
+        if rest:
+            others[name] = _along(meta, check, rest, path, (0, len(path) - 1))
     return Measured(
         [dataclasses.asdict(model) for model in COMPARED if model.name in accuracy],
         accuracy, _intervals(correct), _comparisons(correct), curve, others, sizes, confused,
@@ -130,26 +132,18 @@ def _each(
     return hits
 
 
-def _curve(
-    meta: MetaModel, check: Check, tests: list[TestSet], learned: Learned, name: str
+def _along(
+    meta: MetaModel,
+    check: Check,
+    tests: list[TestSet],
+    path: Tensor,
+    steps: Iterable[int],
 ) -> dict[int, float]:
-    mine = [test for test in tests if test.task.name == name]
+    """Returns some steps' average accuracy on some tests."""
     accuracies = {}
-    for step, at in enumerate(learned.specialize[name].path):
-        with meta.using(at):
-            accuracies[step] = check(mine).average
-    return accuracies
-
-
-def _others(
-    meta: MetaModel, check: Check, tests: list[TestSet], learned: Learned, name: str
-) -> dict[int, float]:
-    rest = [test for test in tests if test.task.name != name]
-    path = learned.specialize[name].path
-    accuracies = {}
-    for step in (0, len(path) - 1):
+    for step in steps:
         with meta.using(path[step]):
-            accuracies[step] = check(rest).average
+            accuracies[step] = check(tests).average
     return accuracies
 
 
