@@ -16,19 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mdft_fast.app.forecast import MemoryPlan
-    from mdft_fast.app.report import Method
     from mdft_fast.arena import CodecError
 
 _WORST = 10  # tensors whose codec error is shown unasked
 STOPPED = 130  # as a shell reports a program that Ctrl-C ended
-_SHORT: dict[Method, str] = {  # a table of all fits into 80 columns
-    "pretrained": "base",
-    "task_arithmetic": "arithmetic",
-    "meta": "meta",
-    "individual": "individual",
-    "control": "control",
-    "specialized": "specialized",
-}
 
 
 class Group(TyperGroup):
@@ -96,16 +87,15 @@ def complain(text: str) -> None:
 
 def show_accuracy(result: Mapping[str, Any]) -> None:
     """Prints a result's accuracy table; nothing where nothing was measured."""
-    from mdft_fast.app.report import rows
+    from mdft_fast.app.report import accuracy_table
 
-    lines = rows(result)  # type: ignore[arg-type]
-    used = [m for m in _SHORT if any(m in values for _, values in lines)]
+    models, rows = accuracy_table(result)
     body = [
-        [name, *(f"{100 * values[m]:.1f}" if m in values else "-" for m in used)]
-        for name, values in lines
+        [name, *(f"{100 * values[m.name]:.1f}" if m.name in values else "-" for m in models)]
+        for name, values in rows
     ]
     if body:
-        show_table(["top-1, %", *(_SHORT[m] for m in used)], body)
+        show_table(["top-1, %", *(model.short for model in models)], body)
 
 
 def show_codec_errors(errors: Mapping[str, CodecError], all_tensors: bool) -> None:

@@ -9,9 +9,9 @@ import os
 import platform
 import time
 
-_EXTRAS = {"timm": ("timm",), "clip": ("open_clip", "torchvision"), "demo": ("sklearn",),
-           "analysis": ("scipy",)}  # fmt: skip
-_PACKAGES = ("numpy", "safetensors", "pydantic", "matplotlib")
+_EXTRAS = {"timm": ("timm",), "clip": ("open_clip", "torchvision"),
+           "demo": ("sklearn", "matplotlib"), "analysis": ("scipy",)}  # fmt: skip
+_PACKAGES = ("numpy", "safetensors", "pydantic")
 
 
 def findings() -> dict[str, str]:

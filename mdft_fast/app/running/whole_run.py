@@ -23,11 +23,11 @@ from mdft_fast.app.opening import (
     load_data,
     specialize_config,
 )
-from mdft_fast.app.report import write_report
+from mdft_fast.app.report import TASK_ARITHMETIC, write_report
 from mdft_fast.app.running.environment import Phases, deterministic, environment
 from mdft_fast.app.running.fingerprints import inputs_of
 from mdft_fast.app.running.learned import Learned
-from mdft_fast.app.running.measurement import TASK_ARITHMETIC, Measured, measure, worse_than_base
+from mdft_fast.app.running.measurement import Measured, measure, worse_than_base
 from mdft_fast.app.running.progress import Progress
 from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.app.running.sample_counts import filter_facts, task_facts
@@ -244,6 +244,7 @@ def _result(
                 name: result.coefficients.tolist() for name, result in learned.specialize.items()
             },
         },
+        "compared": measured.compared,
         "accuracy": measured.accuracy,
         "intervals": measured.intervals,
         "comparisons": measured.comparisons,
