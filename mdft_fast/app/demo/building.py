@@ -7,7 +7,6 @@ models and of task arithmetic alone, never by a run of learned merging.
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import tempfile
@@ -19,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 
 from mdft_fast.app.demo import pool_files as files
 from mdft_fast.app.demo import training as train
 from mdft_fast.app.demo.glyphs import SIZE
 from mdft_fast.app.demo.tasks import TASKS, DemoTask, draw_plain, split_images
-from mdft_fast.errors import MdftError
+from mdft_fast.errors import MdftError, need
 from mdft_fast.files import cache_folder
 
 VERSION = 1  # raise it with every change of what is built: the folder's name and stamp hold it
@@ -134,12 +134,7 @@ def ensure_pool(
 
 def _require_modules() -> None:
     for module in _MODULES:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise MdftError(
-                f'demo: needs {module}, which is not installed: pip install "mdft_fast[demo]"'
-            ) from error
+        need(module, "demo", who="demo")
 
 
 @contextmanager
@@ -205,8 +200,6 @@ def _averages(base: nn.Module, parts: list[files.TaskFiles]) -> dict[str, float]
 
 
 def _build(folder: Path, sizes: DemoSizes, progress: Progress) -> None:
-    from safetensors.torch import save_file
-
     folder.mkdir()
     weights = _train_base(sizes, progress)
     save_file(weights, folder / "base.safetensors")
