@@ -231,7 +231,7 @@ def test_kept_draw_encodes_no_removed_sample(world: World) -> None:
     encode = meta.encode
     meta.encode = lambda x: seen.append(x) or encode(x)  # type: ignore[method-assign]
     construct(meta, taught, dataclasses.replace(CONFIG, steps=3))
-    allowed = torch.cat([t.images(t.kept(CONFIG.mu)) for t in taught]).flatten(1)
+    allowed = torch.cat([t.batch(t.kept(CONFIG.mu)) for t in taught]).flatten(1)
     for batch in seen:
         for image in batch.flatten(1):
             assert (allowed == image).all(1).any()
