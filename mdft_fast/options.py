@@ -103,7 +103,9 @@ class Kind(typing.NamedTuple):
             return "true or false"
         low, high = self.interval.ge, self.interval.le
         if self.type is int:
-            return "a whole number" if low is None else f"a whole number above {low - 1}"  # type: ignore[operator]
+            return "a whole number" + (
+                "" if low is None else " above 0" if low == 1 else f" >= {low}"
+            )
         above, below = self.interval.gt, self.interval.lt
         start = f"({above}" if above is not None else "" if low is None else f"[{low}"
         end = f"{high}]" if high is not None else "" if below is None else f"{below})"
@@ -133,9 +135,9 @@ def kind_of(annotation: Any) -> Kind:
         bounds = [extra for extra in inner[1:] if isinstance(extra, Interval)]
         kind = kind_of(inner[0])
         return kind._replace(interval=bounds[0]) if bounds else kind
-    if origin in (typing.Union, types.UnionType) and type(None) in inner:
-        rest = [part for part in inner if part is not type(None)]
-        return kind_of(rest[0])._replace(nullable=True) if len(rest) == 1 else Kind(annotation)
+    if origin in (typing.Union, types.UnionType) and type(None) in inner and len(inner) == 2:
+        (rest,) = (part for part in inner if part is not type(None))
+        return kind_of(rest)._replace(nullable=True)
     return Kind(annotation)
 
 
