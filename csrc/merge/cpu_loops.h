@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU loops of merge over a range of tiles, and what an instruction set offers. Compiled once
-// for each set (merge_cpu.cpp: portable; merge_avx2.cpp), in the namespace mdft::MDFT_ISA.
+// The CPU loops of merge over a range of tiles. Compiled once for each instruction set (cpu.cpp:
+// portable; cpu_avx2.cpp), in the namespace mdft::MDFT_TARGET.
 //
 // Memory bound; reads memory once, whatever K is: a span's running sums stay in L1 while the task
 // vectors stream past.
@@ -13,8 +13,8 @@
 
 #include <algorithm>
 
-#include "merge/merge_dots_loops.h"
-#include "merge/merge_rows.h"
+#include "common/isa/task_vectors.h"
+#include "merge/arguments.h"
 
 namespace mdft {
 
@@ -25,25 +25,11 @@ constexpr int kWideSpan = 1024;  // of more than kManyRows rows: each is read in
 constexpr int64_t kManyRows = 8;
 static_assert(kTile % kSpan == 0 && kTile % kWideSpan == 0);
 
-struct MergeArgs {
-  const void* base;          // [N]
-  const void* deltas;        // [K, N]
-  const float* scales;       // [K, N / kGroup], null where deltas are floats
-  const void* coefficients;  // [K, L], float32 (float64 for float64)
-  const int32_t* columns;    // [last - first]: tile -> column
-  void* out;                 // elements of tiles [first, last)
-  DType base_dtype, deltas_dtype, out_dtype;
-  int64_t K, L, N, first;
-  bool stream;  // write past the cache: out is larger than it, and aligned
-};
+// One instruction set's loop over the tiles [begin, end) of the range. `stream`: writes past the
+// cache; out is larger than it, and aligned.
+using MergeLoop = void (*)(const MergeArgs&, bool stream, int64_t begin, int64_t end);
 
-// What one instruction set offers; begin and end count tiles from `first`.
-struct MergeLoops {
-  void (*merge)(const MergeArgs&, int64_t begin, int64_t end);
-  void (*merge_dots)(const MergeDotsArgs&, int64_t begin, int64_t end);
-};
-
-namespace MDFT_ISA {
+namespace MDFT_TARGET {
 
 // sums += c[j] * rows[j], j = 0 .. kRows - 1, in that order.
 template <int kRows, typename row_t, typename acc_t>
@@ -97,51 +83,49 @@ void add_deltas(const MergeArgs& a, row_t deltas, int64_t column, int64_t start,
   });
 }
 
-// Elements [start, start + n) of the arena, all of one column; `to` is their place in out.
+// Elements [start, start + n) of the range, all of one column.
 template <typename acc_t>
-void merge_span(const MergeArgs& a, int64_t column, int64_t start, int64_t to, int64_t n) {
+void merge_span(const MergeArgs& a, bool stream, int64_t column, int64_t start, int64_t n) {
   alignas(64) acc_t sums[kWideSpan];
-  with_type(a.base_dtype, [&](auto* type) {
-    auto* base = static_cast<decltype(type)>(a.base) + start;
-    if constexpr (sizeof(widen(*base)) == sizeof(acc_t)) {
-      for (int64_t i = 0; i < n; i += 8) load<acc_t>(base + i, n - i, {}).store(sums + i);
-    }
+  with_float<acc_t>(a.base_dtype, [&](auto type) {
+    using scalar_t = type_of<decltype(type)>;
+    const auto* base = static_cast<const scalar_t*>(a.base) + start;
+    for (int64_t i = 0; i < n; i += 8) load<acc_t>(base + i, n - i, {}).store(sums + i);
   });
-  with_rows(a.deltas_dtype, a.deltas, [&](auto deltas) {
-    if constexpr (sums_in<decltype(deltas), acc_t>) add_deltas(a, deltas, column, start, n, sums);
+  with_stored<acc_t>(a.deltas_dtype, [&](auto type) {
+    const auto deltas = first_element<type_of<decltype(type)>>(a.deltas);
+    add_deltas(a, deltas, column, start, n, sums);
   });
-  with_type(a.out_dtype, [&](auto* type) {
-    using scalar_t = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
-    auto* out = static_cast<scalar_t*>(a.out) + to;
-    if constexpr (sizeof(widen(scalar_t{})) == sizeof(acc_t)) {
-      if (a.stream && n % kSpan == 0) {
-        for (int64_t i = 0; i < n; i += 8) Vec8<acc_t>::load(sums + i).stream(out + i);
-      } else {
-        for (int64_t i = 0; i < n; i += 8) store(Vec8<acc_t>::load(sums + i), out + i, n - i);
-      }
+  with_float<acc_t>(a.out_dtype, [&](auto type) {
+    using scalar_t = type_of<decltype(type)>;
+    auto* out = static_cast<scalar_t*>(a.out) + start;
+    if (stream && n % kSpan == 0) {
+      for (int64_t i = 0; i < n; i += 8) Vec8<acc_t>::load(sums + i).stream(out + i);
+    } else {
+      for (int64_t i = 0; i < n; i += 8) store(Vec8<acc_t>::load(sums + i), out + i, n - i);
     }
   });
 }
 
 template <typename acc_t>
-void merge_tiles(const MergeArgs& a, int64_t begin, int64_t end) {
+void merge_tiles(const MergeArgs& a, bool stream, int64_t begin, int64_t end) {
   const int64_t span = a.K > kManyRows ? kWideSpan : kSpan;
   for (int64_t t = begin; t < end; ++t) {
-    const int64_t start = (a.first + t) * kTile;
-    const int64_t n = std::min(kTile, a.N - start);
+    const int64_t start = t * kTile;
+    const int64_t n = std::min(kTile, a.n - start);
     for (int64_t i = 0; i < n; i += span) {
-      merge_span<acc_t>(a, a.columns[t], start + i, t * kTile + i, std::min(span, n - i));
+      merge_span<acc_t>(a, stream, a.columns[t], start + i, std::min(span, n - i));
     }
   }
 #if defined(__AVX2__)
-  if (a.stream) _mm_sfence();
+  if (stream) _mm_sfence();
 #endif
 }
 
-inline void merge_range(const MergeArgs& a, int64_t begin, int64_t end) {
-  a.base_dtype == DType::kFloat64 ? merge_tiles<double>(a, begin, end)
-                                  : merge_tiles<float>(a, begin, end);
+inline void merge_range(const MergeArgs& a, bool stream, int64_t begin, int64_t end) {
+  with_accumulator(a.base_dtype,
+                   [&](auto acc) { merge_tiles<type_of<decltype(acc)>>(a, stream, begin, end); });
 }
 
-}  // namespace MDFT_ISA
+}  // namespace MDFT_TARGET
 }  // namespace mdft

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The body of merge on a GPU; see common/grid.h for what it is written in.
+// The body of merge on a GPU; see common/grid/body.h for what it is written in.
 //
 // Memory bound: N (b_base + K b_delta + b_out) bytes, each touched once. A thread makes one pack of
 // neighbouring outputs, 16 bytes of a task vector. The loads of up to kChunk task vectors are
@@ -14,20 +14,10 @@
 // out of range is not read: its tile becomes NaN (unless K = 0).
 #pragma once
 
-#include "common/grid.h"
+#include "common/grid/body.h"
+#include "merge/arguments.h"
 
-namespace mdft::MDFT_ISA {
-
-struct MergeArgs {
-  const void* base;          // of the range's first tile, as are deltas and out
-  const void* deltas;        // [K, N]
-  const float* scales;       // [K, N / kGroup], null where deltas are floats
-  const void* coefficients;  // [K, L]
-  const int32_t* columns;    // [tiles]
-  void* out;                 // [n]
-  DType out_dtype;
-  int64_t K, L, N, n;
-};
+namespace mdft::MDFT_TARGET {
 
 // kPack is kFullPack, or what one stored value holds. The first needs rows and all pointers aligned
 // to 16 bytes, and n a multiple of kPack: the launcher sees to it. The dtype of out is a branch at
@@ -128,15 +118,7 @@ struct MergeKernel {
   }
 
   static MDFT_DEVICE void store_out(const Args& a, int64_t i, const acc_t* sums) {
-    if constexpr (std::is_same_v<acc_t, double>) {
-      store_as<double>(a, i, sums);
-    } else if (a.out_dtype == DType::kFloat32) {
-      store_as<float>(a, i, sums);
-    } else if (a.out_dtype == DType::kBFloat16) {
-      store_as<BFloat16Bits>(a, i, sums);
-    } else {
-      store_as<Float16Bits>(a, i, sums);
-    }
+    branch<acc_t>(a.out_dtype, [&](auto type) { store_as<type_of<decltype(type)>>(a, i, sums); });
   }
 
   template <typename out_t>
@@ -154,4 +136,4 @@ struct MergeKernel {
   }
 };
 
-}  // namespace mdft::MDFT_ISA
+}  // namespace mdft::MDFT_TARGET

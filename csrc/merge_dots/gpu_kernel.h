@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The bodies of merge_dots on a GPU; see common/grid.h for what they are written in.
+// The bodies of merge_dots on a GPU; see common/grid/body.h for what they are written in.
 //
 // Memory bound: N (b_grad + K b_delta) bytes. A warp takes a tile: its gradient stays in registers
 // while the K task vectors stream past, so it is read once whatever K is. A second kernel adds each
@@ -12,21 +12,21 @@
 // An index that is out of range is not read: its dot product becomes NaN.
 #pragma once
 
-#include "common/grid.h"
+#include "common/grid/body.h"
 
-namespace mdft::MDFT_ISA {
+namespace mdft::MDFT_TARGET {
 
 // Gradients by value: a launch's parameters hold at most 4 KiB, so no copy to the device is needed
 // and nothing outlives the call. More tensors take more launches.
-struct Table {
+struct GradientTable {
   static constexpr int kTensors = 256;
   const void* grads[kTensors];  // null where absent
   int32_t tiles[kTensors + 1];  // first tile of each tensor, counted from the range's first
   uint16_t tails[kTensors];     // elements of each tensor's last tile, 1 .. kTile
 };
 
-struct DotsArgs {
-  Table table;
+struct DotsKernelArgs {
+  GradientTable table;
   const void* deltas;   // [K, N], of the range's first tile
   const float* scales;  // [K, N / kGroup], likewise; null where deltas are floats
   void* partials;       // [K, tiles]
@@ -35,7 +35,7 @@ struct DotsArgs {
   int32_t tensors;  // in this table
   int64_t K, N, tiles;
 };
-static_assert(sizeof(DotsArgs) <= 4096, "the least that every driver takes as parameters");
+static_assert(sizeof(DotsKernelArgs) <= 4096, "the least that every driver takes as parameters");
 
 // One partial dot product per task vector and tile. Which lane adds which element, and in which
 // order, depends on the dtype of deltas alone, not on alignment: equal values, equal bits.
@@ -43,7 +43,7 @@ template <typename scalar_t>
 struct DotsKernel {
   using codec = Codec<scalar_t>;
   using acc_t = typename Accumulate<scalar_t>::type;
-  using Args = DotsArgs;
+  using Args = DotsKernelArgs;
   struct Shared {};
   static constexpr int kThreads = 128;
   static constexpr int kMinBlocks = sizeof(scalar_t) == sizeof(double) ? 2 : 4;  // no spills
@@ -225,15 +225,8 @@ struct DotsKernel {
 
   static MDFT_DEVICE Lanes<Gradient> load_gradient(const Args& a, const void* grad, int64_t start,
                                                    int n) {
-    if constexpr (std::is_same_v<acc_t, double>) {
-      return load_as<double>(grad, start, n);
-    } else if (a.grads_dtype == DType::kFloat32) {
-      return load_as<float>(grad, start, n);
-    } else if (a.grads_dtype == DType::kBFloat16) {
-      return load_as<BFloat16Bits>(grad, start, n);
-    } else {
-      return load_as<Float16Bits>(grad, start, n);
-    }
+    return branch<acc_t>(
+        a.grads_dtype, [&](auto type) { return load_as<type_of<decltype(type)>>(grad, start, n); });
   }
 
   template <typename grad_t>
@@ -309,4 +302,4 @@ struct ColumnsKernel {
   }
 };
 
-}  // namespace mdft::MDFT_ISA
+}  // namespace mdft::MDFT_TARGET

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a kernel's body is written in, so that one text runs on a GPU and, in tests, over an
-// emulated grid on the CPU. MDFT_ISA is `cuda` or `emulated`.
+// emulated grid on the CPU. MDFT_TARGET is `cuda` or `emulated`.
 //
 //   block.each_thread(f)   f(thread) in every thread of the block
 //   block.each_warp(f)     f(warp) in every warp of the block
@@ -21,23 +21,21 @@
 #include <type_traits>
 
 #include "common/convert.h"
-
-#if !defined(__CUDACC__)
-#include <stdexcept>
-#endif
+#include "common/dispatch.h"
 
 #if defined(__CUDACC__)
-#define MDFT_DEVICE __device__ __forceinline__
 #define MDFT_UNROLL _Pragma("unroll")
 #else
-#define MDFT_DEVICE inline
 #define MDFT_UNROLL
 #endif
 
-namespace mdft::MDFT_ISA {
+namespace mdft::MDFT_TARGET {
 
 constexpr int kWarp = 32;        // lanes
 constexpr int kWidestLoad = 16;  // bytes that one thread's load or store can move
+
+// For launchers: whether kernels may read and write there as widely as they can.
+inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kWidestLoad == 0; }
 
 template <typename T>
 struct Lanes {
@@ -213,4 +211,4 @@ MDFT_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }
 template <typename acc_t>
 constexpr acc_t kNaN = std::numeric_limits<acc_t>::quiet_NaN();
 
-}  // namespace mdft::MDFT_ISA
+}  // namespace mdft::MDFT_TARGET

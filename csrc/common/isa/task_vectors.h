@@ -3,35 +3,35 @@
 // Included once for each instruction set, as vec8.h.
 #pragma once
 
-#include "common/vec8.h"
+#include "common/dispatch.h"
+#include "common/isa/vec8.h"
 
-namespace mdft::MDFT_ISA {
+namespace mdft::MDFT_TARGET {
 
 template <typename row_t>
-struct Row {
-  using stored_t = std::remove_const_t<std::remove_pointer_t<row_t>>;
+struct PointedTo {
+  using type = std::remove_const_t<std::remove_pointer_t<row_t>>;
 };
 template <>
-struct Row<Int4Pointer> {
-  using stored_t = Int4Pair;
+struct PointedTo<Int4Pointer> {
+  using type = Int4Pair;
 };
 template <typename row_t>
-using stored_t = typename Row<row_t>::stored_t;
+using stored_t = typename PointedTo<row_t>::type;
 
 // Whether a group's scale multiplies the elements: `load` gives codes then.
 template <typename row_t>
 constexpr bool kScaled = Codec<stored_t<row_t>>::kScaled;
 
-// Whether sums over such rows are kept in acc_t.
-template <typename row_t, typename acc_t>
-constexpr bool sums_in = std::is_same_v<typename Accumulate<stored_t<row_t>>::type, acc_t>;
-
-// Calls f with what points to the first element of the task vectors.
-template <typename F>
-inline void with_rows(DType dtype, const void* deltas, F f) {
-  if (dtype == DType::kInt8) return f(static_cast<const int8_t*>(deltas));
-  if (dtype == DType::kInt4) return f(Int4Pointer{static_cast<const Int4Pair*>(deltas)});
-  with_type(dtype, [&](auto* type) { f(static_cast<decltype(type)>(deltas)); });
+// What points to the first element of task vectors of scalar_t.
+template <typename scalar_t>
+inline auto first_element(const void* deltas) {
+  const auto* stored = static_cast<const scalar_t*>(deltas);
+  if constexpr (std::is_same_v<scalar_t, Int4Pair>) {
+    return Int4Pointer{stored};
+  } else {
+    return stored;
+  }
 }
 
 // Asks for n elements to come into L2, wherever they lie: beyond a row nothing happens.
@@ -53,4 +53,4 @@ inline void in_chunks(int64_t K, F f) {
   }
 }
 
-}  // namespace mdft::MDFT_ISA
+}  // namespace mdft::MDFT_TARGET

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "common/checks.h"
-#include "common/grid.h"
+#include "common/grid/body.h"
 
 namespace mdft::emulated {
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU loops of debiased_entropy. Compiled once for each instruction set, as merge_loops.h.
+// The CPU loops of debiased_entropy. Compiled once for each instruction set (cpu.cpp: portable;
+// cpu_avx2.cpp), in the namespace mdft::MDFT_TARGET.
 //
 // Two passes over rows that stay in cache: the first makes each row's numbers (entropy, soft
 // cross-entropy), the second writes the gradient, once the kept rows of a task are counted.
@@ -8,7 +9,9 @@
 #include <algorithm>
 #include <limits>
 
-#include "common/vec8.h"
+#include "common/dispatch.h"
+#include "common/isa/vec8.h"
+#include "debiased_entropy/arguments.h"
 
 namespace mdft {
 
@@ -16,52 +19,25 @@ namespace mdft {
 // over a row of 1,000 classes erred four times as much as torch's.
 constexpr int64_t kBlock = 128;
 
-struct RowNumbers {       // of one row, in the accumulator's precision widened to double
-  double shift, log_sum;  // log q_c = z_c - shift - log_sum
-  double teacher_shift, teacher_log_sum;  // the same for p, unused where p is given
-  double entropy, teacher_entropy, cross_entropy;
-};
-
-struct EntropyArgs {
-  const void* logits;           // [M]
-  const void* teacher;          // [M]
-  const void* teacher_entropy;  // [R] or null: teacher holds logits
-  const int64_t* row_offsets;   // [R + 1]
-  RowNumbers* numbers;          // [R]
-  const double* scale;          // [R]: weight / kept rows of the task; 0 where removed
-  void* grad;                   // [M]
-  DType logits_dtype, teacher_dtype;
-  double alpha;
-  bool use_entropy;
-};
-
 struct EntropyLoops {
   void (*rows)(const EntropyArgs&, int64_t begin, int64_t end);
   void (*gradient)(const EntropyArgs&, int64_t begin, int64_t end);
 };
 
-namespace MDFT_ISA {
+namespace MDFT_TARGET {
 
 template <typename acc_t>
 constexpr acc_t kNoLogit = -std::numeric_limits<acc_t>::infinity();
 
 // A row read in any dtype, whole vectors at a time; past its end stands `fill`, 0 or -inf.
 template <typename acc_t>
-struct Row {
+struct VectorRow {
   const void* data;
   DType dtype;
   int64_t start, C;
 
   Vec8<acc_t> operator()(int64_t i, acc_t fill) const {
-    if constexpr (sizeof(acc_t) == sizeof(double)) {
-      return read<double>(i, fill);
-    } else if (dtype == DType::kFloat32) {
-      return read<float>(i, fill);
-    } else if (dtype == DType::kBFloat16) {
-      return read<BFloat16Bits>(i, fill);
-    } else {
-      return read<Float16Bits>(i, fill);
-    }
+    return branch<acc_t>(dtype, [&](auto type) { return read<type_of<decltype(type)>>(i, fill); });
   }
 
  private:
@@ -90,8 +66,8 @@ inline Vec8<acc_t> above_infinity(const Vec8<acc_t>& x) {
 // Returns also sum e^y x / sum for another row x less its own shift, where there is one: with it
 // CE(p, q) = log_sum(q) - that, and the exponentials of p are made once.
 template <bool kCross, typename acc_t>
-inline double softmax_numbers(const Row<acc_t>& row, double* shift, double* log_sum,
-                              double* entropy, const Row<acc_t>& other, double other_shift) {
+inline double softmax_numbers(const VectorRow<acc_t>& row, double* shift, double* log_sum,
+                              double* entropy, const VectorRow<acc_t>& other, double other_shift) {
   Vec8<acc_t> top = Vec8<acc_t>::all(kNoLogit<acc_t>);
   for (int64_t i = 0; i < row.C; i += 8) top = max(top, row(i, kNoLogit<acc_t>));
   const acc_t most = largest(top);
@@ -135,8 +111,8 @@ void entropy_rows(const EntropyArgs& a, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     const int64_t start = a.row_offsets[r];
     const int64_t C = a.row_offsets[r + 1] - start;
-    const Row<acc_t> z{a.logits, a.logits_dtype, start, C};
-    const Row<acc_t> t{a.teacher, a.teacher_dtype, start, C};
+    const VectorRow<acc_t> z{a.logits, a.logits_dtype, start, C};
+    const VectorRow<acc_t> t{a.teacher, a.teacher_dtype, start, C};
     RowNumbers& n = a.numbers[r];
     softmax_numbers<false>(z, &n.shift, &n.log_sum, &n.entropy, z, 0);
     if (a.teacher_entropy == nullptr) {
@@ -164,16 +140,15 @@ void gradient_row(const EntropyArgs& a, int64_t r) {
   const int64_t C = a.row_offsets[r + 1] - start;
   auto* grad = static_cast<scalar_t*>(a.grad) + start;
   const RowNumbers& n = a.numbers[r];
-  if (a.scale[r] == 0) {  // removed: exactly 0, also where the logits are not finite
+  if (n.scale == 0) {  // removed: exactly 0, also where the logits are not finite
     for (int64_t i = 0; i < C; i += 8) store(Vec8<acc_t>::all(0), grad + i, C - i);
     return;
   }
-  const Row<acc_t> z{a.logits, a.logits_dtype, start, C};
-  const Row<acc_t> t{a.teacher, a.teacher_dtype, start, C};
-  const auto alpha = Vec8<acc_t>::all(static_cast<acc_t>(a.scale[r] * a.alpha));
+  const VectorRow<acc_t> z{a.logits, a.logits_dtype, start, C};
+  const VectorRow<acc_t> t{a.teacher, a.teacher_dtype, start, C};
+  const auto alpha = Vec8<acc_t>::all(static_cast<acc_t>(n.scale * a.alpha));
   const auto minus_one = Vec8<acc_t>::all(-1);
-  const auto entropy_scale =
-      Vec8<acc_t>::all(static_cast<acc_t>(a.use_entropy ? -a.scale[r] : 0.0));
+  const auto entropy_scale = Vec8<acc_t>::all(static_cast<acc_t>(a.use_entropy ? -n.scale : 0.0));
   const auto entropy = Vec8<acc_t>::all(static_cast<acc_t>(n.entropy));
   for (int64_t i = 0; i < C; i += 8) {
     const Vec8<acc_t> log_q = log_softmax(z(i, kNoLogit<acc_t>), n.shift, n.log_sum);
@@ -190,27 +165,19 @@ void gradient_row(const EntropyArgs& a, int64_t r) {
 
 template <typename acc_t>
 void gradient_rows(const EntropyArgs& a, int64_t begin, int64_t end) {
-  for (int64_t r = begin; r < end; ++r) {
-    if constexpr (sizeof(acc_t) == sizeof(double)) {
-      gradient_row<double, double>(a, r);
-    } else if (a.logits_dtype == DType::kFloat32) {
-      gradient_row<float, float>(a, r);
-    } else if (a.logits_dtype == DType::kBFloat16) {
-      gradient_row<BFloat16Bits, float>(a, r);
-    } else {
-      gradient_row<Float16Bits, float>(a, r);
-    }
-  }
+  with_float<acc_t>(a.logits_dtype, [&](auto type) {
+    for (int64_t r = begin; r < end; ++r) gradient_row<type_of<decltype(type)>, acc_t>(a, r);
+  });
 }
 
 inline void rows_range(const EntropyArgs& a, int64_t begin, int64_t end) {
-  a.logits_dtype == DType::kFloat64 ? entropy_rows<double>(a, begin, end)
-                                    : entropy_rows<float>(a, begin, end);
+  with_accumulator(a.logits_dtype,
+                   [&](auto acc) { entropy_rows<type_of<decltype(acc)>>(a, begin, end); });
 }
 inline void gradient_range(const EntropyArgs& a, int64_t begin, int64_t end) {
-  a.logits_dtype == DType::kFloat64 ? gradient_rows<double>(a, begin, end)
-                                    : gradient_rows<float>(a, begin, end);
+  with_accumulator(a.logits_dtype,
+                   [&](auto acc) { gradient_rows<type_of<decltype(acc)>>(a, begin, end); });
 }
 
-}  // namespace MDFT_ISA
+}  // namespace MDFT_TARGET
 }  // namespace mdft

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The body of debiased_entropy_backward on a GPU; see common/grid.h for what it is written in.
+// The body of debiased_entropy_backward on a GPU; see common/grid/body.h for what it is written in.
 // 2 M numbers moved: at a step's size the launch is all of its time.
 #pragma once
 
-#include "debiased_entropy/debiased_entropy_rows.h"
+#include "debiased_entropy/gpu_rows.h"
 
-namespace mdft::MDFT_ISA {
+namespace mdft::MDFT_TARGET {
 
 struct EntropyBackwardArgs {
   const void* grad;            // [M]
@@ -45,4 +45,4 @@ struct EntropyBackwardKernel {
   }
 };
 
-}  // namespace mdft::MDFT_ISA
+}  // namespace mdft::MDFT_TARGET

@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Eight numbers at a time, on the CPU. Included once for each instruction set, inside the namespace
-// mdft::MDFT_ISA, so that the two builds of one loop have different names and no code is shared.
+// Eight numbers at a time, on the CPU. Included once for each instruction set, as common/convert.h.
 //
 //   Vec8<float>   one AVX2 register where __AVX2__ is set, else an array that any compiler unrolls
 //   Vec8<double>  an array of eight; float64 serves gradcheck, not speed
 //
 // load(p, n) and store(p, n) touch the first n <= 8 elements only; the rest reads as `fill`.
 #pragma once
-
-#ifndef MDFT_ISA
-#error "define MDFT_ISA (the namespace of this instruction set) before including vec8.h"
-#endif
 
 #include <cmath>
 #include <cstdint>
@@ -22,7 +17,7 @@
 #include <immintrin.h>
 #endif
 
-namespace mdft::MDFT_ISA {
+namespace mdft::MDFT_TARGET {
 
 // A place in a row of int4, an even number of elements from its start.
 struct Int4Pointer {
@@ -240,24 +235,6 @@ inline void store(const Vec8<acc_t>& x, scalar_t* p, int64_t n) {
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
-// Calls f with a null pointer of the floating type that `dtype` names.
-template <typename F>
-inline void with_type(DType dtype, F f) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return f(static_cast<const float*>(nullptr));
-    case DType::kBFloat16:
-      return f(static_cast<const BFloat16Bits*>(nullptr));
-    case DType::kFloat16:
-      return f(static_cast<const Float16Bits*>(nullptr));
-    case DType::kFloat64:
-      return f(static_cast<const double*>(nullptr));
-    case DType::kInt8:
-    case DType::kInt4:
-      return;
-  }
-}
-
 // Sum of the eight in a fixed tree, three levels deep.
 template <typename acc_t>
 inline acc_t sum(const Vec8<acc_t>& x) {
@@ -272,4 +249,4 @@ inline float sum(const Vec8<float>& x) {  // the same tree
 }
 #endif
 
-}  // namespace mdft::MDFT_ISA
+}  // namespace mdft::MDFT_TARGET

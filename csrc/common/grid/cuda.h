@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/macros.h>
 
 #include "common/checks.h"
-#include "common/grid.h"
+#include "common/grid/body.h"
 
 namespace mdft::cuda {
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The bodies of debiased_entropy and its backward on a GPU; see common/grid.h for what they are
-// written in.
+// The body of debiased_entropy on a GPU; see common/grid/body.h for what it is written in.
 //
 // At a step's size (8 tasks x 16 rows, some 6,000 logits) the time is latency: 3 M numbers moved,
 // and a launch costs more than that. So one launch does all tasks. A block takes a task, its warps
@@ -13,34 +12,10 @@
 // are out of range are cut to what is there, and the task's loss becomes NaN.
 #pragma once
 
-#include "debiased_entropy/debiased_entropy_rows.h"
+#include "debiased_entropy/arguments.h"
+#include "debiased_entropy/gpu_rows.h"
 
-namespace mdft::MDFT_ISA {
-
-struct RowNumbers {       // of one row, in the accumulator's precision widened to double
-  double shift, log_sum;  // log q_c = z_c - shift - log_sum
-  double teacher_shift, teacher_log_sum;  // the same for p, unused where p is given
-  double entropy, teacher_entropy, cross_entropy;
-  double scale;  // weight / kept rows of the task; 0 where removed
-};
-
-struct EntropyArgs {
-  const void* logits;           // [M]
-  const void* teacher;          // [M]
-  const void* teacher_entropy;  // [R] or null: teacher holds logits
-  const int64_t* row_offsets;   // [R + 1]
-  const int64_t* task_rows;     // [K + 1]
-  RowNumbers* numbers;          // [R]
-  void* loss;                   // [K]
-  void* entropy;                // [R]
-  void* weight;                 // [R]
-  bool* kept;                   // [R]
-  void* grad;                   // [M]
-  DType logits_dtype, teacher_dtype;
-  int64_t M, R;
-  double alpha, mu;
-  bool use_entropy, filter, reweight, normalize, entropy_of_meta;
-};
+namespace mdft::MDFT_TARGET {
 
 template <typename acc_t>
 struct EntropyKernel {
@@ -73,22 +48,22 @@ struct EntropyKernel {
     return (z - static_cast<acc_t>(shift)) - static_cast<acc_t>(log_sum);
   }
 
-  static MDFT_DEVICE Row<acc_t> logits_of(const Args& a, int64_t r) {
+  static MDFT_DEVICE LaneRow<acc_t> logits_of(const Args& a, int64_t r) {
     return {a.logits, a.logits_dtype, part(a.row_offsets, r, a.M)};
   }
-  static MDFT_DEVICE Row<acc_t> teacher_of(const Args& a, int64_t r) {
+  static MDFT_DEVICE LaneRow<acc_t> teacher_of(const Args& a, int64_t r) {
     return {a.teacher, a.teacher_dtype, part(a.row_offsets, r, a.M)};
   }
 
   // p of class i: given, or the softmax of the teacher's logits.
-  static MDFT_DEVICE acc_t probability(const Args& a, const Row<acc_t>& t, int64_t i, double shift,
-                                       double log_sum) {
+  static MDFT_DEVICE acc_t probability(const Args& a, const LaneRow<acc_t>& t, int64_t i,
+                                       double shift, double log_sum) {
     if (a.teacher_entropy != nullptr) return t.read(i, 0);
     return exponential(log_softmax(t.read(i, kNoLogit), shift, log_sum));
   }
 
   // shift, log_sum and entropy of softmax(row): H = log sum - sum e^y y / sum, y = z - shift.
-  static MDFT_DEVICE void softmax_numbers(const Row<acc_t>& row, double* shift, double* log_sum,
+  static MDFT_DEVICE void softmax_numbers(const LaneRow<acc_t>& row, double* shift, double* log_sum,
                                           double* entropy) {
     Lanes<acc_t> top;
     Lanes<double> total, weighted;  // a row may be a vocabulary: 4,000 additions in a lane
@@ -116,8 +91,8 @@ struct EntropyKernel {
   }
 
   static MDFT_DEVICE void make_numbers(const Args& a, int64_t r) {
-    const Row<acc_t> z = logits_of(a, r);
-    const Row<acc_t> t = teacher_of(a, r);
+    const LaneRow<acc_t> z = logits_of(a, r);
+    const LaneRow<acc_t> t = teacher_of(a, r);
     RowNumbers n{};
     softmax_numbers(z, &n.shift, &n.log_sum, &n.entropy);
     if (a.teacher_entropy == nullptr) {
@@ -140,7 +115,7 @@ struct EntropyKernel {
     });
   }
 
-  // Filter, weight and loss of one task (METHOD's equations 4 to 6), a row a lane.
+  // Filter, weight and loss of one task (equations 4 to 6), a row a lane.
   static MDFT_DEVICE void reduce_task(const Args& a, int64_t task, const Part& rows) {
     auto* entropy = static_cast<acc_t*>(a.entropy);
     auto* weight = static_cast<acc_t*>(a.weight);
@@ -150,7 +125,7 @@ struct EntropyKernel {
       total[lane] = rows.whole ? 0 : kNaN<double>;
       for (int64_t r = rows.begin + lane; r < rows.end; r += kWarp) {
         RowNumbers& n = a.numbers[r];
-        const Row<acc_t> z = logits_of(a, r);
+        const LaneRow<acc_t> z = logits_of(a, r);
         const auto H0 = static_cast<acc_t>(a.mu * log(static_cast<double>(z.size())));
         const auto H = static_cast<acc_t>(a.entropy_of_meta ? n.entropy : n.teacher_entropy);
         const bool keep = !a.filter || !(H >= H0);  // a NaN is kept, and its weight is NaN
@@ -166,12 +141,13 @@ struct EntropyKernel {
     const double kept = warp_sum(count);
     const double all_weights = warp_sum(weights);
     const double mean = a.normalize && kept > 0 ? all_weights / kept : 1;
+    const double divisor = a.divide_by ? static_cast<const acc_t*>(a.divide_by)[task] : kept;
     each_lane([&](int lane) {
       for (int64_t r = rows.begin + lane; r < rows.end; r += kWarp) {
         RowNumbers& n = a.numbers[r];
         weight[r] = a.kept[r] ? static_cast<acc_t>(n.scale / mean) : 0;  // the mean may be NaN
         if (!a.kept[r]) continue;  // masked, not multiplied: a removed row may hold anything
-        n.scale = n.scale / mean / kept;
+        n.scale = n.scale / mean / divisor;
         total[lane] += n.scale * (a.alpha * n.cross_entropy + (a.use_entropy ? n.entropy : 0));
       }
     });
@@ -182,21 +158,14 @@ struct EntropyKernel {
   }
 
   static MDFT_DEVICE void write_gradient(const Args& a, int64_t r) {
-    if constexpr (std::is_same_v<acc_t, double>) {
-      write_gradient_as<double>(a, r);
-    } else if (a.logits_dtype == DType::kFloat32) {
-      write_gradient_as<float>(a, r);
-    } else if (a.logits_dtype == DType::kBFloat16) {
-      write_gradient_as<BFloat16Bits>(a, r);
-    } else {
-      write_gradient_as<Float16Bits>(a, r);
-    }
+    branch<acc_t>(a.logits_dtype,
+                  [&](auto type) { write_gradient_as<type_of<decltype(type)>>(a, r); });
   }
 
   template <typename scalar_t>
   static MDFT_DEVICE void write_gradient_as(const Args& a, int64_t r) {
-    const Row<acc_t> z = logits_of(a, r);
-    const Row<acc_t> t = teacher_of(a, r);
+    const LaneRow<acc_t> z = logits_of(a, r);
+    const LaneRow<acc_t> t = teacher_of(a, r);
     const RowNumbers n = a.numbers[r];
     auto* grad = static_cast<scalar_t*>(a.grad) + z.part.begin;
     const auto alpha = static_cast<acc_t>(n.scale * a.alpha);
@@ -217,4 +186,4 @@ struct EntropyKernel {
   }
 };
 
-}  // namespace mdft::MDFT_ISA
+}  // namespace mdft::MDFT_TARGET

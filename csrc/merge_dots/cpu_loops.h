@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU loops of merge_dots over a range of tiles, compiled as those of merge (merge_loops.h).
+// The CPU loops of merge_dots over a range of tiles. Compiled once for each instruction set
+// (cpu.cpp: portable; cpu_avx2.cpp), in the namespace mdft::MDFT_TARGET.
 //
 // Memory bound; reads memory once, whatever K is: a tile's gradient stays in L1 while the task
 // vectors stream past.
@@ -7,22 +8,25 @@
 
 #include <algorithm>
 
-#include "merge/merge_rows.h"
+#include "common/isa/task_vectors.h"
 
 namespace mdft {
 
-struct MergeDotsArgs {
+struct DotsLoopArgs {
   const void* const* grads;     // [tensors]: the gradient of each tensor, null where absent
   const int64_t* sizes;         // [tensors]: elements of each gradient
   const int64_t* tensor_tiles;  // [tensors + 1]: first tile of each tensor
-  const void* deltas;           // [K, N]
-  const float* scales;          // [K, N / kGroup], null where deltas are floats
+  const void* deltas;           // [K, N], of the range's first tile
+  const float* scales;          // [K, N / kGroup], likewise; null where deltas are floats
   void* partials;               // [K, tiles]: one dot product a tile
   DType grads_dtype, deltas_dtype;
-  int64_t tensors, tiles, K, N, first;
+  int64_t tensors, tiles, K, N;
 };
 
-namespace MDFT_ISA {
+// One instruction set's loop over the tiles [begin, end) of the range.
+using DotsLoop = void (*)(const DotsLoopArgs&, int64_t begin, int64_t end);
+
+namespace MDFT_TARGET {
 
 // Dot products of one gradient with kRows rows. Four running sums of eight lanes each are added in
 // a fixed tree: at most 1024 / 32 + 5 = 37 additions deep, whatever the tensor's size.
@@ -58,7 +62,7 @@ inline void dot_rows(const grad_t* grad, const row_t* rows, int64_t n, acc_t* do
 // The dot products of rows k .. k + kRows - 1 with the first n elements of a tile. `deltas` points
 // to the tile's first element in row k.
 template <int kRows, typename row_t, typename acc_t, typename grad_t>
-void dot_floats(const MergeDotsArgs& a, row_t deltas, const grad_t* grad, int64_t n, acc_t* dots) {
+void dot_floats(const DotsLoopArgs& a, row_t deltas, const grad_t* grad, int64_t n, acc_t* dots) {
   row_t row[kRows];
   for (int j = 0; j < kRows; ++j) row[j] = deltas + j * a.N;
   dot_rows<kRows>(grad, row, n, dots);
@@ -90,7 +94,7 @@ constexpr int64_t kAhead = 2048;
 // The same as dot_floats for codes; `grad` has zeros from the tensor's end to the group's. A sum is
 // at most 8 + 1 deep in a group, then 8 groups and 3 levels: 20 additions and two products.
 template <int kRows, typename row_t, typename acc_t>
-void dot_codes(const MergeDotsArgs& a, row_t deltas, const float* scales, const acc_t* grad,
+void dot_codes(const DotsLoopArgs& a, row_t deltas, const float* scales, const acc_t* grad,
                int64_t n, acc_t* dots) {
   constexpr int kTogether = kRows < 4 ? kRows : 4;  // their sums and the gradient fill registers
   Vec8<acc_t> totals[kRows];
@@ -119,8 +123,8 @@ void widen_tile(const grad_t* grad, int64_t n, acc_t* wide) {
 
 // Line by line over eight rows: tile by tile, one row after another, was a quarter slower.
 template <typename row_t, typename acc_t, typename grad_t>
-void dot_deltas(const MergeDotsArgs& a, row_t deltas, const grad_t* grad, int64_t t, int64_t n) {
-  const int64_t start = (a.first + t) * kTile;
+void dot_deltas(const DotsLoopArgs& a, row_t deltas, const grad_t* grad, int64_t t, int64_t n) {
+  const int64_t start = t * kTile;
   auto* partials = static_cast<acc_t*>(a.partials) + t;
   [[maybe_unused]] alignas(64) acc_t wide[kScaled<row_t> ? kTile : 1];
   if constexpr (kScaled<row_t>) widen_tile(grad, n, wide);
@@ -137,7 +141,7 @@ void dot_deltas(const MergeDotsArgs& a, row_t deltas, const grad_t* grad, int64_
 }
 
 template <typename acc_t>
-void merge_dots_tiles(const MergeDotsArgs& a, int64_t begin, int64_t end) {
+void merge_dots_tiles(const DotsLoopArgs& a, int64_t begin, int64_t end) {
   int64_t tensor =
       std::upper_bound(a.tensor_tiles, a.tensor_tiles + a.tensors + 1, begin) - a.tensor_tiles - 1;
   for (int64_t t = begin; t < end; ++t) {
@@ -148,22 +152,20 @@ void merge_dots_tiles(const MergeDotsArgs& a, int64_t begin, int64_t end) {
       for (int64_t k = 0; k < a.K; ++k) static_cast<acc_t*>(a.partials)[k * a.tiles + t] = 0;
       continue;
     }
-    with_type(a.grads_dtype, [&](auto* type) {
-      using from_t = decltype(type);
-      const from_t grad = static_cast<from_t>(a.grads[tensor]) + start;
-      with_rows(a.deltas_dtype, a.deltas, [&](auto deltas) {
-        if constexpr (sums_in<from_t, acc_t> && sums_in<decltype(deltas), acc_t>) {
-          dot_deltas<decltype(deltas), acc_t>(a, deltas, grad, t, n);
-        }
+    with_float<acc_t>(a.grads_dtype, [&](auto grad_type) {
+      const auto* grad = static_cast<const type_of<decltype(grad_type)>*>(a.grads[tensor]) + start;
+      with_stored<acc_t>(a.deltas_dtype, [&](auto type) {
+        const auto deltas = first_element<type_of<decltype(type)>>(a.deltas);
+        dot_deltas<std::remove_const_t<decltype(deltas)>, acc_t>(a, deltas, grad, t, n);
       });
     });
   }
 }
 
-inline void merge_dots_range(const MergeDotsArgs& a, int64_t begin, int64_t end) {
-  a.grads_dtype == DType::kFloat64 ? merge_dots_tiles<double>(a, begin, end)
-                                   : merge_dots_tiles<float>(a, begin, end);
+inline void merge_dots_range(const DotsLoopArgs& a, int64_t begin, int64_t end) {
+  with_accumulator(a.grads_dtype,
+                   [&](auto acc) { merge_dots_tiles<type_of<decltype(acc)>>(a, begin, end); });
 }
 
-}  // namespace MDFT_ISA
+}  // namespace MDFT_TARGET
 }  // namespace mdft

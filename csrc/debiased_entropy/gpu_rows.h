@@ -3,9 +3,9 @@
 // not been checked: they are cut to what is there.
 #pragma once
 
-#include "common/grid.h"
+#include "common/grid/body.h"
 
-namespace mdft::MDFT_ISA {
+namespace mdft::MDFT_TARGET {
 
 // A part [begin, end) of [0, size), cut to lie within.
 struct Part {
@@ -23,9 +23,9 @@ MDFT_DEVICE Part part(const int64_t* offsets, int64_t i, int64_t size) {
 MDFT_DEVICE float exponential(float x) { return expf(x); }
 MDFT_DEVICE double exponential(double x) { return exp(x); }
 
-// A row in any dtype. Past its end stands `fill`.
+// A row in any dtype, as the lanes of a warp read it. Past its end stands `fill`.
 template <typename acc_t>
-struct Row {
+struct LaneRow {
   const void* data;
   DType dtype;
   Part part;
@@ -34,16 +34,10 @@ struct Row {
   MDFT_DEVICE acc_t read(int64_t i, acc_t fill) const {
     if (i >= size()) return fill;
     const int64_t m = part.begin + i;
-    if constexpr (std::is_same_v<acc_t, double>) {
-      return static_cast<const double*>(data)[m];
-    } else if (dtype == DType::kFloat32) {
-      return static_cast<const float*>(data)[m];
-    } else if (dtype == DType::kBFloat16) {
-      return widen(static_cast<const BFloat16Bits*>(data)[m]);
-    } else {
-      return widen(static_cast<const Float16Bits*>(data)[m]);
-    }
+    return branch<acc_t>(dtype, [&](auto type) -> acc_t {
+      return widen(static_cast<const type_of<decltype(type)>*>(data)[m]);
+    });
   }
 };
 
-}  // namespace mdft::MDFT_ISA
+}  // namespace mdft::MDFT_TARGET
