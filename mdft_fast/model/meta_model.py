@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import is_fake
 from mdft_fast.arena import Slot
 from mdft_fast.checkpoints import Entry, check_activation, entry
 from mdft_fast.errors import MdftError, nearest
+from mdft_fast.model.batches import Batch, in_dtype
 from mdft_fast.model.feeds.feed import ArenaFeed, Feed, StagedFeed
 from mdft_fast.model.granularity import Granularity, group_columns
 from mdft_fast.model.layerwise import Layerwise
@@ -28,6 +29,9 @@ from mdft_fast.pool import Head, Pool
 Mode = Literal["resident", "layerwise", "streamed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Precision = Literal["fp32", "bf16"]
+# λ of the baseline "task arithmetic" (Ilharco et al. 2023, arXiv:2212.04089), as AdaMerging
+# (arXiv:2310.02575) takes it for many tasks; the paper's stage 1 starts there.
+TASK_ARITHMETIC = 0.3
 DTYPE_OF_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -80,7 +84,7 @@ class MetaModel(nn.Module):
         pool: Pool,
         *,
         granularity: Granularity = "tensor",
-        start: float | Sequence[float] | Tensor = 0.3,
+        start: float | Sequence[float] | Tensor = TASK_ARITHMETIC,
         mode: Mode = "resident",
         precision: Precision = "fp32",
         checkpointing: bool = False,
@@ -198,8 +202,8 @@ class MetaModel(nn.Module):
             with torch.no_grad():
                 self.coefficients.copy_(before)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Returns the encoder's output, float32 ``[B, D]``, for images ``[B, 3, H, W]``.
+    def encode(self, x: Batch) -> Tensor:
+        """Returns the encoder's output, float32 ``[B, D]``, for a batch of B inputs.
 
         Differentiable in λ and in ``x``. In mode "resident" on the CPU, backward through a graph
         made before λ changed and was merged anew raises: its weights are gone.
@@ -208,16 +212,17 @@ class MetaModel(nn.Module):
             MdftError: under autocast outside of "resident": autocast saves copies of weights that
                 would outlive their block.
         """
-        if self.mode != "resident" and torch.is_autocast_enabled(x.device.type):
+        if self.mode != "resident" and torch.is_autocast_enabled(self.coefficients.device.type):
             raise MdftError(
                 f"meta-model: autocast must be off in mode {self.mode!r}, got it on; use "
                 "precision 'bf16'"
             )
-        features = self._runner.encode(x.to(DTYPE_OF_PRECISION[self.precision]), self.coefficients)
+        inputs = in_dtype(x, DTYPE_OF_PRECISION[self.precision])
+        features = self._runner.encode(inputs, self.coefficients)
         return features.float()
 
-    def forward(self, x: Tensor, task: str) -> Tensor:
-        """Returns the logits ``[B, C]`` of a task for images ``[B, 3, H, W]``."""
+    def forward(self, x: Batch, task: str) -> Tensor:
+        """Returns the logits ``[B, C]`` of a task for a batch of B inputs."""
         self._number(task)
         return self.heads[task](self.encode(x))
 

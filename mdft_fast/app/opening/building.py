@@ -25,12 +25,11 @@ from mdft_fast.app.opening.sample_sources import Sources, sources_of
 from mdft_fast.app.opening.task_heads import Base, head_of
 from mdft_fast.app.opening.tasks import MakeHead, check_heads, tasks_of
 from mdft_fast.data import Samples, Task, load_test_images
-from mdft_fast.learning import ConstructConfig, OptimizerConfig, SpecializeConfig
 from mdft_fast.model import MetaModel, Mode
 from mdft_fast.pool import Head, Pool
 
 if TYPE_CHECKING:
-    from mdft_fast.app.recipe import Optimizer, Recipe, TaskRecipe
+    from mdft_fast.app.recipe import Recipe, TaskRecipe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +67,7 @@ class Built:
             self.backbone,
             self.pool,
             granularity=self.recipe.granularity,
-            start=start if isinstance(start, float) else list(start),
+            start=list(start) if isinstance(start, tuple) else start,
             mode=mode,
             precision=self.recipe.precision,
             checkpointing=memory.checkpointing,
@@ -151,48 +150,8 @@ def _packed_base(recipe: Recipe, pool: Pool, backbone: nn.Module) -> Base:
 
 
 def images_at_once(recipe: Recipe) -> int:
-    """Returns how many images a run's largest forward pass takes."""
-    images = recipe.construct.batch * len(recipe.tasks)
+    """Returns how many samples a run's largest forward pass takes."""
+    samples = recipe.construct.batch * len(recipe.tasks)
     if recipe.specialized:
-        images = max(images, recipe.specialize.batch)
-    return min(images, recipe.memory.micro_batch or images)
-
-
-def construct_config(recipe: Recipe) -> ConstructConfig:
-    """Returns stage 1's configuration."""
-    c = recipe.construct
-    return ConstructConfig(
-        steps=c.steps,
-        batch=c.batch,
-        draw=c.draw,
-        alpha=c.objective.alpha,
-        use_entropy=c.objective.entropy,
-        reweight=c.objective.reweight,
-        filter=c.filter.enabled,
-        mu=c.filter.mu,
-        entropy_of=c.filter.entropy_of,
-        optimizer=_optimizer(c.optimizer),
-        holdout=c.holdout,
-        seed=recipe.seed,
-        micro_batch=recipe.memory.micro_batch,
-        cuda_graph=recipe.memory.cuda_graph,
-    )
-
-
-def specialize_config(recipe: Recipe) -> SpecializeConfig:
-    """Returns stage 2's configuration."""
-    s = recipe.specialize
-    return SpecializeConfig(
-        steps=s.steps,
-        batch=s.batch,
-        representation=s.representation,
-        optimizer=_optimizer(s.optimizer),
-        holdout=recipe.construct.holdout,
-        seed=recipe.seed,
-        micro_batch=recipe.memory.micro_batch,
-        cuda_graph=recipe.memory.cuda_graph,
-    )
-
-
-def _optimizer(given: Optimizer) -> OptimizerConfig:
-    return OptimizerConfig(given.name, given.lr, given.schedule)
+        samples = max(samples, recipe.specialize.batch)
+    return min(samples, recipe.memory.micro_batch or samples)
