@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mdft_fast.checkpoints.file_kinds import CLIP_CONFIG, CONFIG, read_json, weights_of
-from mdft_fast.checkpoints.metadata import OTHER, SourceFacts, resizing
+from mdft_fast.checkpoints.file_kinds import CLIP_CONFIG, CONFIG, read_config, read_json, weights_of
+from mdft_fast.checkpoints.metadata import OTHER, PIL_FILTERS, SourceFacts, resizing
 from mdft_fast.checkpoints.state import State
-from mdft_fast.errors import MdftError
 
 Read = Callable[[Path], State]
 _PREPROCESSOR = "preprocessor_config.json"
@@ -29,7 +28,6 @@ _DEFAULT_ACTIVATION = {  # of transformers, where a config does not say
     "vit": "gelu",
     "dinov2": "gelu",
 }
-_PIL = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of filters
 # Processors of transformers that, where their file does not say it, cut out the center and take an
 # integer size for the shortest edge; that cut nothing and take it for both. Others differ.
 _SHORTEST, _SQUASH = ("CLIP", "ChineseCLIP", "Bit"), ("ViT",)
@@ -42,9 +40,7 @@ _PROCESSOR = re.compile("(FeatureExtractor|ImageProcessor)(Fast|Pil)?$")  # afte
 def read_transformers(folder: Path, read: Read) -> State:
     """Opens what ``save_pretrained`` or timm wrote: one file, shards, or a pickle of either."""
     state = read(weights_of(folder, "transformers"))
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    if not isinstance(config, dict):
-        raise MdftError(f"{folder / CONFIG}: must be a JSON object, got {type(config).__name__}")
+    config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if isinstance(config.get("architecture"), str):
         words = f"timm folder ({config['architecture']}), {state.format}"
         facts = SourceFacts.of(timm_facts(config))
@@ -101,7 +97,7 @@ def processor_facts(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     said: dict[str, Any] = _scale(given)
     if type(given.get("resample")) is int:
-        said["interpolation"] = _PIL.get(given["resample"], OTHER)
+        said["interpolation"] = PIL_FILTERS.get(given["resample"], OTHER)
     if not {"size", "crop_size", "do_resize", "do_center_crop"} & given.keys():
         return said
     kind = given.get("image_processor_type", given.get("feature_extractor_type"))
@@ -137,10 +133,7 @@ def _scale(given: Mapping[str, Any]) -> dict[str, Any]:
 def read_open_clip(folder: Path, read: Read) -> State:
     """Opens a folder as open_clip writes them for the hub."""
     state = read(weights_of(folder, "open_clip"))
-    config = read_json(folder / CLIP_CONFIG)
-    if not isinstance(config, dict):
-        path = folder / CLIP_CONFIG
-        raise MdftError(f"{path}: must be a JSON object, got {type(config).__name__}")
+    config = read_config(folder / CLIP_CONFIG)
     parts = (config.get(key) for key in ("model_cfg", "preprocess_cfg"))
     model, preprocess = (part if isinstance(part, dict) else {} for part in parts)
     vision = model.get("vision_cfg")

@@ -14,6 +14,7 @@ from mdft_fast.errors import MdftError
 
 # Two spellings of one number agree within this: 0.4815 is 0.48145466. A step of uint8 is 4e-3.
 _SAME = 1e-3
+PIL_FILTERS = {2: "bilinear", 3: "bicubic"}  # by PIL's numbers
 OTHER = "other"  # said, but nothing that is done here: no default may take its place
 
 

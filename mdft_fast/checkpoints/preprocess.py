@@ -95,6 +95,11 @@ def edges_before_crop(size: Sequence[int], crop_pct: float) -> list[int]:
     return [math.floor(edge / crop_pct) for edge in size]
 
 
+def arguments_of(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Returns a batch as an encoder's arguments, positional and by keyword."""
+    return ((), dict(batch)) if isinstance(batch, Mapping) else ((batch,), {})
+
+
 def example_input(preprocess: Preprocess) -> Batch:
     """Returns what an encoder takes for one sample, on the meta device: a shape without numbers."""
     return torch.empty(1, 3, *preprocess["size"], device="meta")

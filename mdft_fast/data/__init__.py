@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks and their samples. Labels are read through ``load_labelled`` alone."""
+"""Tasks and their samples.
+
+Labels are read by :func:`load_labelled` and :func:`read_labels` alone: for an evaluation, and for
+heads that labels make.
+"""
 
 from mdft_fast.data.images.class_folders import SPLITS, FolderSource, listed
 from mdft_fast.data.images.hf_datasets import HfSource
@@ -9,6 +13,7 @@ from mdft_fast.data.images.listing import (
     Role,
     check_class_names,
     compare_class_names,
+    plain_name,
 )
 from mdft_fast.data.images.sources import (
     LabelledSource,
@@ -52,6 +57,7 @@ __all__ = [
     "load_samples",
     "load_test_images",
     "npz_keys",
+    "plain_name",
     "read_class_names",
     "read_labels",
     "read_npz",

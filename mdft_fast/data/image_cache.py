@@ -29,9 +29,8 @@ from typing import Any
 import numpy as np
 
 from mdft_fast.checkpoints import Preprocess
-from mdft_fast.data.images.decoding import fit
+from mdft_fast.data.images.decoding import Array, fit
 from mdft_fast.data.images.listing import Listing, Opened
-from mdft_fast.data.images.sources import Array
 from mdft_fast.errors import MdftError, need
 from mdft_fast.files import TRIES, cache_folder, filled_once, remove_strays, write_json
 

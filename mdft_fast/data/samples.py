@@ -16,9 +16,9 @@ from torch import Tensor
 from mdft_fast.checkpoints import Preprocess, as_preprocess
 from mdft_fast.data.image_cache import Watch, cached_images, cached_labels, digests_of
 from mdft_fast.data.images.class_folders import listed
+from mdft_fast.data.images.decoding import Array
 from mdft_fast.data.images.listing import ListedSource, Listing, Role
 from mdft_fast.data.images.sources import (
-    Array,
     LabelledSource,
     NpzSource,
     Source,

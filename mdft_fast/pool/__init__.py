@@ -7,10 +7,11 @@ from mdft_fast.pool.inventory import take_inventory
 from mdft_fast.pool.manifest import read_manifest
 from mdft_fast.pool.packing import Packing
 from mdft_fast.pool.pool import Pool
-from mdft_fast.pool.tasks import (
+from mdft_fast.pool.task_checks import (
     TASK_NAME_FORM,
     TaskInfo,
     TaskLike,
+    check_classes,
     check_features,
     check_task_name,
     check_tasks,
@@ -25,6 +26,7 @@ __all__ = [
     "Pool",
     "TaskInfo",
     "TaskLike",
+    "check_classes",
     "check_features",
     "check_fits",
     "check_task_name",

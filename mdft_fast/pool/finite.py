@@ -64,8 +64,8 @@ def _problems(pool: PoolData) -> Iterator[tuple[str, str, str]]:
         for problem in _in_vector(row, pool.layout):
             yield TAU, f"task vector of {task!r}: ", problem
     for task, head in pool.heads.items():
-        for name, part in (("weight", head.weight), ("bias", head.bias)):
-            if part is not None and (problem := describe_not_finite(part, name)):
+        for name, part in head.tensors.items():
+            if problem := describe_not_finite(part, name):
                 yield head_file(task), f"head of {task!r}: ", problem
 
 

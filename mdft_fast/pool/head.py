@@ -51,6 +51,11 @@ class Head:
         """``D``: number of features that the head reads."""
         return self.weight.shape[1]
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """``weight`` and, where there is one, ``bias``, by name."""
+        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+
     def __call__(self, features: Tensor) -> Tensor:
         """Returns the logits ``[..., C]`` of features ``[..., D]``, in the dtype of ``features``.
 

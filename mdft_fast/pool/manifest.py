@@ -14,7 +14,7 @@ from mdft_fast.errors import MdftError
 from mdft_fast.pool.head import label_note
 from mdft_fast.pool.inventory import tied_to
 from mdft_fast.pool.pool_data import PoolData
-from mdft_fast.pool.tasks import TaskInfo, check_names
+from mdft_fast.pool.task_checks import TaskInfo, check_names
 
 SCHEMA = 1
 MANIFEST = "pool.json"

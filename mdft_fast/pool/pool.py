@@ -17,7 +17,7 @@ from mdft_fast.pool.finite import check_finite
 from mdft_fast.pool.packing import Buffers, Packing
 from mdft_fast.pool.pool_data import PoolData
 from mdft_fast.pool.storage import open_pool, save_pool, stream_pool
-from mdft_fast.pool.tasks import TaskLike
+from mdft_fast.pool.task_checks import TaskLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -25,7 +25,7 @@ from mdft_fast.arena import (
 )
 from mdft_fast.checkpoints import Preprocess
 from mdft_fast.pool.head import Head
-from mdft_fast.pool.tasks import TaskInfo, TaskLike
+from mdft_fast.pool.task_checks import TaskInfo, TaskLike
 
 P = TypeVar("P", bound="PoolData")
 

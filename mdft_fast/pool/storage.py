@@ -31,7 +31,7 @@ from mdft_fast.pool.head import Head
 from mdft_fast.pool.manifest import BASE, MANIFEST, TAU, Manifest, head_file, read_manifest, to_json
 from mdft_fast.pool.packing import Packing, check_spec
 from mdft_fast.pool.pool_data import PoolData
-from mdft_fast.pool.tasks import TaskInfo, TaskLike, check_classes
+from mdft_fast.pool.task_checks import TaskInfo, TaskLike, check_classes
 
 _BUFFER = "buffer."
 _HEADS = "heads"
@@ -139,9 +139,14 @@ def _read_vectors(folder: Path, size: tuple[int, int], codec: Codec) -> TaskVect
 
 
 def _write_base(folder: Path, base: Tensor, buffers: Mapping[str, Tensor]) -> Written:
-    ordered = sorted(buffers.items(), key=lambda item: -item[1].dtype.itemsize)
-    entries = [entry("base", base), *(entry(_BUFFER + name, t) for name, t in ordered)]
-    return write_tensors(folder / BASE, entries)
+    kept = _aligned({_BUFFER + name: tensor for name, tensor in buffers.items()})
+    return write_tensors(folder / BASE, [entry("base", base), *kept])
+
+
+def _aligned(tensors: Mapping[str, Tensor]) -> list[Entry]:
+    """Returns entries, wider elements first: all stay aligned."""
+    entries = [entry(name, tensor) for name, tensor in tensors.items()]
+    return sorted(entries, key=lambda item: -item.dtype.itemsize)
 
 
 def _check_heads(tasks: Sequence[TaskLike | TaskInfo], heads: Mapping[str, Head]) -> None:
@@ -156,11 +161,7 @@ def _check_heads(tasks: Sequence[TaskLike | TaskInfo], heads: Mapping[str, Head]
 def _finish(folder: Path, pool: PoolData, files: dict[str, Written]) -> None:
     (folder / _HEADS).mkdir()
     for name, head in pool.heads.items():
-        tensors = [entry("weight", head.weight)]
-        if head.bias is not None:
-            tensors.append(entry("bias", head.bias))
-        tensors.sort(key=lambda item: -item.dtype.itemsize)
-        files[head_file(name)] = write_tensors(folder / head_file(name), tensors)
+        files[head_file(name)] = write_tensors(folder / head_file(name), _aligned(head.tensors))
     write_text(folder / MANIFEST, to_json(pool, files))
 
 

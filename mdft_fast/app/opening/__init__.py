@@ -19,10 +19,10 @@ from mdft_fast.app.opening.pool_sources import (
     shapes_alone,
     spec_of,
 )
+from mdft_fast.app.opening.recipe_tasks import MakeHead, check_heads, tasks_of
 from mdft_fast.app.opening.sample_loading import LoadedData, load_data
 from mdft_fast.app.opening.sample_sources import sources_of
 from mdft_fast.app.opening.task_heads import prompts_of, shape_of_head
-from mdft_fast.app.opening.tasks import MakeHead, check_heads, tasks_of
 
 __all__ = [
     "Built",

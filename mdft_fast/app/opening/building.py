@@ -21,9 +21,9 @@ from mdft_fast.app.opening.pool_sources import (
     preprocess_of,
     spec_of,
 )
+from mdft_fast.app.opening.recipe_tasks import MakeHead, check_heads, tasks_of
 from mdft_fast.app.opening.sample_sources import Sources, sources_of
 from mdft_fast.app.opening.task_heads import Base, head_of
-from mdft_fast.app.opening.tasks import MakeHead, check_heads, tasks_of
 from mdft_fast.data import Samples, Task, load_test_images
 from mdft_fast.learning import ConstructConfig, OptimizerConfig, SpecializeConfig
 from mdft_fast.model import MetaModel, Mode

@@ -24,7 +24,7 @@ from mdft_fast.app.opening.labelled_shots import load_shots
 from mdft_fast.app.opening.sample_sources import OnDisk, Sources
 from mdft_fast.app.recipe import HeadSource, TaskRecipe
 from mdft_fast.checkpoints import open_state
-from mdft_fast.data import Samples, compare_class_names, read_labels
+from mdft_fast.data import Samples, compare_class_names, plain_name, read_labels
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import (
     cached_head,
@@ -204,14 +204,10 @@ def prompts_of(
         if own is not None:
             check_order(chosen, {name: i for i, name in enumerate(own)})
         chosen, prompts = class_names(chosen), chosen
-    elif own is not None and sorted(map(_plain, own)) == sorted(map(_plain, chosen)):
+    elif own is not None and sorted(map(plain_name, own)) == sorted(map(plain_name, chosen)):
         compare_class_names(own, f"task {given.name!r}", chosen, "head.zero_shot.classes")
     prompts = wanted.templates or prompts
     return chosen, templates(prompts) if isinstance(prompts, str) else prompts
-
-
-def _plain(name: str) -> str:
-    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _file_head(task: str, head: HeadSource) -> Head:
