@@ -108,12 +108,12 @@ def load_samples(
     Args:
         source: uint8 ``[n, H, W, 3]`` or ``[n, H, W]``; float ``[n, 3, H, W]``, taken as already
             normalised; an :class:`NpzSource` of either; a source on disk, decoded once into the
-            cache: a :class:`FolderSource`, :class:`TorchvisionSource`, :class:`HfSource` or a
-            plain ``ImageFolder``; any other data set, see
+            cache: a ``FolderSource``, ``TorchvisionSource``, ``HfSource`` or a plain
+            ``ImageFolder``; any other data set with a length, see
             :func:`~mdft_fast.data.images.sources.stack_images`; or samples loaded before. Arrays
             are kept, not copied.
-        preprocess: see :class:`~mdft_fast.pool.Preprocess`. Arrays of another size are refused,
-            never resized.
+        preprocess: see :class:`~mdft_fast.checkpoints.Preprocess`. Arrays of another size are
+            refused, never resized.
         watch: told how far decoding is; None: a bar where standard error is a terminal.
 
     Raises:

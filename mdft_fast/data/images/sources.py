@@ -29,7 +29,7 @@ class NpzSource:
     Attributes:
         path: the file.
         x: key of the images.
-        y: key of the labels; only :func:`load_labelled` ever reads it.
+        y: key of the labels; only :func:`~mdft_fast.data.load_labelled` ever reads it.
     """
 
     path: str | os.PathLike[str]
