@@ -43,7 +43,7 @@ with warnings.catch_warnings():
 
         Attributes:
             version: of this format.
-            preset: what holds where the file says nothing. paper is the method to the letter;
+            preset: what holds where this file is silent. paper is the method to the letter;
                 adamerging and entropy are what it builds on.
             pool: the models.
             backbone: builds the module whose parameters are merged.
@@ -51,13 +51,13 @@ with warnings.catch_warnings():
             tasks: each: model, classifier, unlabelled samples.
             transform: of task vectors; none so far.
             granularity: what shares a coefficient.
-            start: λ before the first step.
+            start: λ before the first step: one number, or a list with one a task.
             device: where the run computes; auto: CUDA where torch sees a GPU.
             precision: of the merged weights and the forward pass.
             output: the run folder; an older run is never overwritten.
             transductive: whether the unlabelled samples may be the test images.
-            duplicates: what is done with test images among the unlabelled ones or those of a
-                prototype head, found by content: an error, or they are left out.
+            duplicates: what is done with test images among the unlabelled ones. Those of a
+                prototype head count too. They are found by content; drop leaves them out.
             deterministic: equal inputs give equal bits. On CUDA: torch's deterministic
                 algorithms, for the length of the run.
         """

@@ -35,8 +35,8 @@ class PoolSource(Section):
 
     Attributes:
         base: the pre-trained model, a file or folder.
-        models: folder that holds, for every task, `<task>.safetensors`, `<task>.pt`,
-            `<task>/finetuned.pt` or a folder `<task>`.
+        models: folder of the fine-tuned models. For every task it holds `<task>.safetensors`,
+            `<task>.pt`, `<task>/finetuned.pt` or a folder `<task>`.
         folder: a packed pool, in place of the two.
     """
 
@@ -160,8 +160,8 @@ class Memory(DataclassSection):
     """How the weights are held; `mdft plan` shows what each choice takes.
 
     Attributes:
-        mode: where merged weights live; auto is the fastest that fits.
-        codec: how an element of a task vector is stored; of a packed pool fp32 is as it was packed.
+        mode: where merged weights live, auto is the fastest that fits.
+        codec: how task vectors are stored. Of a packed pool fp32 is as it was packed.
         budget: what a step's tensors may take; null: what is free. Python and torch themselves
             are not counted.
         checkpointing: whether each block's activations are computed again in backward.
