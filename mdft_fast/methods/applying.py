@@ -86,7 +86,8 @@ def _notes(pool: Pool, applied: Sequence[str]) -> list[str]:
 def _store(stream: Stream, slot: Slot, vectors: TaskVectors) -> CodecError:
     """Encodes one tensor's vectors into their place; returns what the codec cost the worst."""
     first, last = slot.tile * TILE, (slot.tile + slot.tiles) * TILE
-    made = F.pad(stream.tensor(slot).flatten(1), (0, last - first - slot.numel))
+    made = stream.tensor(slot).reshape(len(stream.names), slot.numel)
+    made = F.pad(made, (0, last - first - slot.numel))
     check_finite(made, slot, stream.owners)
     encoder = Encoder(vectors.codec, Layout.of({slot.name: slot.shape}))
     old, new = (_cut(whole, first, last) for whole in (stream.pool.vectors, vectors))

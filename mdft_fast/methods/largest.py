@@ -37,14 +37,15 @@ def kth_largest(vectors: Iterable[Tensor], rank: int) -> Tensor:
 
 def _bits(tensor: Tensor) -> Tensor:
     """Returns the magnitudes' bits, int32 ``[K, n]``."""
-    return tensor.flatten(1).abs().view(torch.int32)
+    return tensor.reshape(len(tensor), tensor[0].numel()).view(torch.int32) & 0x7FFFFFFF
 
 
 def _count(numbers: Iterable[Tensor], bins: int) -> Tensor:
     """Returns how often each row holds each number, int64 ``[K, bins]``."""
     total = torch.zeros((), dtype=torch.int64)
     for rows in numbers:
-        first = bins * torch.arange(len(rows))[:, None]  # each row has bins of its own
+        # Each row has bins of its own.
+        first = bins * torch.arange(len(rows), dtype=rows.dtype)[:, None]
         counts = torch.bincount((rows + first).flatten(), minlength=bins * len(rows))
         total = total + counts.view(len(rows), bins)
     return total

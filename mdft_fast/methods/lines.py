@@ -8,7 +8,7 @@ import dataclasses
 from torch import Tensor
 
 from mdft_fast.methods.method import Site, Transform
-from mdft_fast.options import Finite, check
+from mdft_fast.options import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Lines(Transform):
 
     # The last block keeps its length and the first loses half: ours. The paper takes alpha from the
     # vectors' norms and beta by labelled validation.
-    alpha: Finite = 0.5
-    beta: Finite = 0.5
+    alpha: float = 0.5
+    beta: float = 0.5
 
     name = "lines"
     source = "arXiv:2410.17146"

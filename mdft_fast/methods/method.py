@@ -6,16 +6,18 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from mdft_fast.arena import Slot
 
-# What a method needs beside the vectors of the tensor before it.
-#   survey: a pass ahead over all tensors     depth: numbered blocks     inputs: those of layers
 Need = Literal["survey", "depth", "inputs"]
-NEEDS: tuple[Need, ...] = get_args(Need)
+NEEDS: dict[Need, str] = {  # in words
+    "survey": "a pass ahead",
+    "depth": "numbered blocks",
+    "inputs": "unlabelled inputs",
+}
 
 
 class Site(NamedTuple):

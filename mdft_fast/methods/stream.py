@@ -15,7 +15,7 @@ from mdft_fast.methods.method import NEEDS, Merge, Method, Site, Transform
 from mdft_fast.model import block_of
 from mdft_fast.pool import Pool
 
-_BROUGHT = ("survey", "depth")  # what can be had of a pool alone
+_OF_A_POOL = ("survey", "depth")  # needs that are met by a pool alone
 
 
 class Stream:
@@ -43,9 +43,8 @@ class Stream:
             MdftError: if it needs what a pool alone has not.
         """
         for need in method.needs:
-            if need not in _BROUGHT:
-                known = "" if need in NEEDS else f"; known are {list(NEEDS)}"
-                raise MdftError(f"{method.name}: needs {need!r}, and a pool has none{known}")
+            if need not in _OF_A_POOL:
+                raise MdftError(f"{method.name}: needs {NEEDS[need]}, and a pool has none")
         if "depth" in method.needs and not any(self._depths.values()):
             raise MdftError(f"{method.name}: needs a model with numbered blocks, got none")
         after = Stream(self.pool)
@@ -66,7 +65,7 @@ class Stream:
         first = slot.tile * TILE
         stored = self.pool.vectors.decode(first, first + slot.tiles * TILE)[:, : slot.numel]
         check_finite(stored, slot, self.pool.owners)
-        deltas = stored.view(-1, *slot.shape)
+        deltas = stored.view(len(stored), *slot.shape)
         for method, survey in self._steps:
             deltas = _changed(method, deltas, Site(slot, self._depths[slot.name], survey))
         return deltas
