@@ -17,12 +17,12 @@ from mdft_fast.app.recipe.sections import (
     Construct,
     Granularity,
     Memory,
-    NoTransform,
     PoolSource,
     Precision,
     Preprocess,
     Specialize,
     TaskRecipe,
+    Transforms,
 )
 from mdft_fast.app.recipe.value_types import Device, FilePath, PerVector, Section, choice
 from mdft_fast.errors import nearest
@@ -41,7 +41,7 @@ with warnings.catch_warnings():
             backbone: their module; may be left out with a packed pool, which knows it.
             preprocess: of their inputs; may be left out where pool or checkpoints know it.
             tasks: K of them.
-            transform: of task vectors; none so far.
+            transform: methods that the task vectors go through first, see `mdft methods`.
             granularity: what shares one coefficient.
             start: λ before the first step, one number or one a task vector.
             device: auto: CUDA where there is one.
@@ -62,7 +62,7 @@ with warnings.catch_warnings():
         backbone: Backbone | None = None
         preprocess: Preprocess | None = None
         tasks: Annotated[tuple[TaskRecipe, ...], Field(strict=False)]
-        transform: NoTransform = ()
+        transform: Transforms = ()
         granularity: Granularity
         start: PerVector
         device: Device = "auto"

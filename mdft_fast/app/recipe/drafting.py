@@ -63,7 +63,7 @@ preset: default            # paper: the method to the letter; adamerging, entrop
 """
 _OUTPUT = "the run folder; an older run is never overwritten"
 _TAIL = """\
-transform: []              # of task vectors; none so far
+transform: []              # of task vectors, as in [{ties: {density: 0.2}}]; see mdft methods
 device: auto               # cpu, cuda, cuda:0; auto: CUDA where there is one
 precision: fp32            # of merged weights and activations: fp32 or bf16
 memory:                    # how weights are held; `mdft plan` shows what each choice takes

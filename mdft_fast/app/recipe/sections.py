@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainSerializer, SkipValidation
 
 from mdft_fast.app.recipe.sample_sections import AdaptData, EvaluateData
 from mdft_fast.app.recipe.value_types import (
@@ -24,6 +24,8 @@ from mdft_fast.app.recipe.value_types import (
 )
 from mdft_fast.checkpoints import LEAST_CROP
 from mdft_fast.data import Role
+from mdft_fast.errors import MdftError
+from mdft_fast.methods import METHODS, Method, Transform, entry_of, method_of
 
 Schedule = Annotated[Literal["constant", "cosine"], choice("constant", "cosine")]
 Positive = Annotated[int, Field(ge=1)]
@@ -277,13 +279,21 @@ class Specialize(Section):
     control: bool
 
 
-def _no_transform(value: Any) -> Any:
-    if value not in ([], ()):
-        raise problem("task-vector transforms aren't there yet, only an empty list [] so far")
-    return ()
+def _transform(entry: Any) -> Transform:
+    """Returns the method that an item of ``transform`` names."""
+    try:
+        method = entry if isinstance(entry, Method) else method_of(entry, METHODS)
+    except MdftError as error:
+        raise problem(str(error)) from None
+    if not isinstance(method, Transform):
+        raise problem(f"{method.name}: must be a transform, K vectors in and K out, got a merge")
+    return method
 
 
-NoTransform = Annotated[tuple[()], BeforeValidator(_no_transform)]
+_Transform = Annotated[Transform, SkipValidation, BeforeValidator(_transform)]
+Transforms = Annotated[
+    tuple[Annotated[_Transform, PlainSerializer(entry_of)], ...], Field(strict=False)
+]
 Granularity = Annotated[
     Literal["task", "block", "tensor"], choice("task", "block", "tensor", later=("row",))
 ]
