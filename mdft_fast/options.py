@@ -121,7 +121,7 @@ class Kind(typing.NamedTuple):
             return value in self.choices
         if self.type in (int, float) and not isinstance(value, bool):
             return isinstance(value, (int, self.type)) and _inside(value, self.interval)
-        return isinstance(value, bool) if self.type in (bool, int, float) else True
+        return self.type is bool if isinstance(value, bool) else self.type not in (bool, int, float)
 
 
 def kind_of(annotation: Any) -> Kind:
