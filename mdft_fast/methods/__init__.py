@@ -5,7 +5,15 @@ from mdft_fast.methods.applying import apply
 from mdft_fast.methods.largest import kth_largest
 from mdft_fast.methods.lines import Lines
 from mdft_fast.methods.method import NEEDS, Merge, Method, Need, Site, Transform, Vectors
-from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
+from mdft_fast.methods.table import (
+    describe_field,
+    entry_of,
+    method_of,
+    needs,
+    page,
+    summary,
+    table_of,
+)
 from mdft_fast.methods.ties import Ties
 
 # The table: recipes, `mdft methods` and docs know what stands here, in this order.
@@ -36,4 +44,5 @@ __all__ = [
     "needs",
     "page",
     "summary",
+    "table_of",
 ]

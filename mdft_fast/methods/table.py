@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from mdft_fast.errors import MdftError, nearest
 from mdft_fast.methods.method import NEEDS, Method
 from mdft_fast.options import Option, options
 
+_BLOCK = re.compile(r"(?<=<!-- methods:begin -->\n\n).*?(?=\n<!-- methods:end -->)", re.DOTALL)
 Table = Mapping[str, type[Method]]
 _HEADER = ("method", "kind", "what it does", "fields", "needs", "source")
 
@@ -69,7 +71,7 @@ def describe_field(option: Option) -> str:
     return f"{option.name}: {default}, {option.meaning}"
 
 
-def page(methods: Table) -> str:
+def table_of(methods: Table) -> str:
     """Returns the table of docs/methods.md."""
     body = [
         (
@@ -84,3 +86,10 @@ def page(methods: Table) -> str:
     ]
     lines = [_HEADER, ("---",) * len(_HEADER), *body]
     return "".join(f"| {' | '.join(cell or '–' for cell in line)} |\n" for line in lines)  # noqa: RUF001
+
+
+def page(content: str, methods: Table) -> str:
+    """Returns docs/methods.md with its table made anew."""
+    if not _BLOCK.search(content):
+        raise MdftError("methods page: must hold methods:begin and methods:end, got neither")
+    return _BLOCK.sub(lambda _: table_of(methods), content)

@@ -22,8 +22,8 @@ from mdft_fast.app.recipe.sections import (
     Preprocess,
     Specialize,
     TaskRecipe,
-    Transforms,
 )
+from mdft_fast.app.recipe.transforms import Transforms
 from mdft_fast.app.recipe.value_types import Device, FilePath, PerVector, Section, choice
 from mdft_fast.errors import nearest
 
