@@ -31,6 +31,7 @@ _MORE = {
     "tasks[].head.zero_shot.model": "[heads](heads.md)",
     "tasks[].head.prototypes.npz": "[heads](heads.md)",
     "tasks[].adapt.npz": "[data](data.md)",
+    "transform": "[methods](methods.md)",
     "memory.mode": "[memory](memory.md)",
     "duplicates": "[splits](data.md#splits)",
     "specialize.representation": "equation (7) in [method](method.md)",
@@ -120,7 +121,7 @@ def _type(section: type[Section], name: str) -> str:
         words = kind.wanted().removeprefix("a ").removeprefix("finite ")
         return words if "number" in words else f"number {words}"
     if get_origin(kind.type) is tuple:
-        return "list of text" if get_args(kind.type) else "`[]`"
+        return "list of text" if kind_of(get_args(kind.type)[0]).type is str else "list of methods"
     return _NAMES.get(kind.type, "mapping")
 
 

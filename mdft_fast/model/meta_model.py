@@ -181,9 +181,17 @@ class MetaModel(nn.Module):
         return given
 
     def individual(self, task: str) -> Tensor:
-        """Returns the ``[K, L]`` coefficients that give a task's own model: 1 at it, else 0."""
+        """Returns the ``[K, L]`` coefficients that give a task's own model: 1 at it, else 0.
+
+        Raises:
+            MdftError: if the task has no vector, or no more: a merge has made one of all.
+        """
+        names = self.pool.vector_names
+        if task not in names:
+            self._check_task(task)
+            raise MdftError(f"task {task!r}: must have a vector of its own, got {list(names)}")
         matrix = torch.zeros_like(self.coefficients, requires_grad=False)
-        matrix[self._number(task)] = 1.0
+        matrix[names.index(task)] = 1.0
         return matrix
 
     @torch.no_grad()
@@ -223,7 +231,7 @@ class MetaModel(nn.Module):
 
     def forward(self, x: Batch, task: str) -> Tensor:
         """Returns the logits ``[B, C]`` of a task for a batch of B inputs."""
-        self._number(task)
+        self._check_task(task)
         return self.heads[task](self.encode(x))
 
     def weights(self) -> tuple[Tensor, ...]:
@@ -274,10 +282,9 @@ class MetaModel(nn.Module):
         """Keeps the backbone in eval mode: only λ is trained, and λ has no mode."""
         return super().train(mode)
 
-    def _number(self, task: str) -> int:
+    def _check_task(self, task: str) -> None:
         if task not in self.pool.names:
             raise MdftError(f"task: must be one of {list(self.pool.names)}, got {task!r}")
-        return self.pool.names.index(task)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MetaModel:
         """Moves everything to another device; dtypes stay, since λ is learned in float32."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,10 @@ from mdft_fast.app.opening.pool_sources import (
     agreed_backbone,
     choose_device,
     from_checkpoints,
-    in_codec,
+    narrower,
     open_packed,
     pool_arguments,
+    prepared,
     preprocess_of,
     spec_of,
 )
@@ -26,6 +28,7 @@ from mdft_fast.app.opening.sample_sources import Sources, sources_of
 from mdft_fast.app.opening.task_heads import Base, head_of
 from mdft_fast.app.opening.tasks import MakeHead, check_heads, tasks_of
 from mdft_fast.data import Samples, Task, load_test_images
+from mdft_fast.methods import apply
 from mdft_fast.model import MetaModel, Mode
 from mdft_fast.pool import Head, Pool
 
@@ -90,7 +93,7 @@ def build(recipe: Recipe) -> Built:
         base = _packed_base(recipe, pool, backbone)
         tasks = tasks_of(recipe, _heads(recipe, base, notes), pool)
         check_heads(tasks, backbone, pool.preprocess["size"])
-        pool = in_codec(recipe, pool)
+        pool = prepared(recipe, pool)
     else:
         tasks = _tasks(recipe, notes)
         backbone, pool = from_checkpoints(recipe, tasks)
@@ -107,18 +110,29 @@ def build(recipe: Recipe) -> Built:
 
 
 def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: bool = False) -> Pool:
-    """Packs a recipe's checkpoints into a pool's folder, one task vector at a time in memory."""
+    """Packs a recipe's checkpoints into a pool's folder, one task vector at a time in memory.
+
+    With transforms the new vectors are in memory, all K in the codec; the plain ones go to a folder
+    beside ``path`` for the while, unrounded.
+    """
     recipe.check_files()
     if recipe.pool.folder is not None:
-        made = any(task.head is not None for task in recipe.tasks)  # heads that go over the pool's
+        # Heads that go over the pool's, and vectors that change.
+        made = any(task.head is not None for task in recipe.tasks) or recipe.transform
         pool = build(recipe).pool if made else Pool.open(recipe.pool.folder)
-        own = recipe.memory.codec if recipe.memory.codec != "fp32" else None
-        pool.save(path, codec or own, overwrite=overwrite)
+        pool.save(path, codec or narrower(recipe), overwrite=overwrite)
         return Pool.open(path)
     notes: list[str] = []
     arguments = pool_arguments(recipe, _tasks(recipe, notes))
     codec = codec or recipe.memory.codec
-    return Pool.pack(path, **arguments, codec=codec, overwrite=overwrite, notes=notes)
+    if not recipe.transform:
+        return Pool.pack(path, **arguments, codec=codec, overwrite=overwrite, notes=notes)
+    beside = path.absolute().parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{path.name}.plain-") as folder:
+        plain = Pool.pack(Path(folder) / "pool", **arguments, notes=notes)
+        apply(plain, recipe.transform, codec=codec).save(path, overwrite=overwrite)
+    return Pool.open(path)
 
 
 def _tasks(recipe: Recipe, notes: list[str]) -> tuple[Task, ...]:

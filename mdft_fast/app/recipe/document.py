@@ -17,7 +17,6 @@ from mdft_fast.app.recipe.sections import (
     Backbone,
     Granularity,
     Memory,
-    NoTransform,
     PoolSource,
     Preprocess,
     TaskRecipe,
@@ -28,6 +27,7 @@ from mdft_fast.app.recipe.stage_sections import (
     construct_config,
     specialize_config,
 )
+from mdft_fast.app.recipe.transforms import Transforms
 from mdft_fast.app.recipe.value_types import Device, FilePath, PerVector, Section, choice
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.learning import StageConfig, check_capturable_mode
@@ -49,7 +49,7 @@ with warnings.catch_warnings():
             backbone: builds the module whose parameters are merged.
             preprocess: from uint8 images to inputs.
             tasks: each: model, classifier, unlabelled samples.
-            transform: of task vectors; none so far.
+            transform: methods that the task vectors go through first, as [{ties: {density: 0.2}}].
             granularity: what shares a coefficient.
             start: λ before the first step: one number, or a list with one a task.
             device: where the run computes; auto: CUDA where torch sees a GPU.
@@ -68,7 +68,7 @@ with warnings.catch_warnings():
         backbone: Backbone | None = None
         preprocess: Preprocess | None = None
         tasks: Annotated[tuple[TaskRecipe, ...], Field(strict=False)]
-        transform: NoTransform = ()
+        transform: Transforms = ()
         granularity: Granularity
         start: PerVector
         device: Device = "auto"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_types import Interval
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from mdft_fast import model
 from mdft_fast.app.recipe.dataclass_sections import DataclassSection, filled_from
@@ -22,7 +22,6 @@ from mdft_fast.app.recipe.value_types import (
     Text,
     Texts,
     not_yet,
-    problem,
 )
 from mdft_fast.arena import Codec
 from mdft_fast.checkpoints import LEAST_CROP, Interpolation, Resize
@@ -177,11 +176,4 @@ class Memory(DataclassSection):
     cuda_graph: bool
 
 
-def _no_transform(value: Any) -> Any:
-    if value not in ([], ()):
-        raise problem("task-vector transforms aren't there yet, only an empty list [] so far")
-    return ()
-
-
-NoTransform = Annotated[tuple[()], BeforeValidator(_no_transform)]
 Granularity = Annotated[model.Granularity, not_yet("row", get_args(model.Granularity))]

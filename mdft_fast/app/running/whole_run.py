@@ -230,6 +230,7 @@ def _result(
             "parameters": pool.parameters,
             "tensors": len(pool.layout.slots),
             "left_out": dict(pool.left_out),
+            **({"methods": list(pool.methods)} if pool.methods else {}),
             "tasks": [
                 task_facts(task, recipe, measured.tests.get(task.name, 0), folder)
                 for task in taught
