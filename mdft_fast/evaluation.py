@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy on labelled samples. The only module that reads labels, and it changes nothing."""
+"""Accuracy on labelled samples. It reads their labels and changes nothing."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def evaluate(
     if preprocess is None and isinstance(model, MetaModel):
         preprocess = model.pool.preprocess
     correct, predicted = {}, {}
-    for given in tasks:
-        test = given if isinstance(given, TestSet) else _load(given, preprocess)
+    for task in tasks:
+        test = task if isinstance(task, TestSet) else _load(task, preprocess)
         name = test.task.name
         predicted[name] = _predict(model, test, batch or _BATCH)
         correct[name] = predicted[name] == test.labels
@@ -132,11 +132,11 @@ def confusion(test: TestSet, predicted: Tensor) -> dict[str, list[Any]]:
         ``true``, ``predicted`` and ``count``, lists of equal length.
     """
     pairs = torch.stack([test.labels, predicted])
-    (true, said), counts = torch.unique(pairs, dim=1, return_counts=True)
+    (true, taken), counts = torch.unique(pairs, dim=1, return_counts=True)
     return {
         "classes": list(test.task.class_names),
         "true": true.tolist(),
-        "predicted": said.tolist(),
+        "predicted": taken.tolist(),
         "count": counts.tolist(),
     }
 

@@ -12,9 +12,11 @@ import dataclasses
 import functools
 import inspect
 import math
+import operator
 import re
 import types
 import typing
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Interval
@@ -101,19 +103,16 @@ class Kind(typing.NamedTuple):
             return f"one of {list(self.choices)}" if len(self.choices) > 1 else str(*self.choices)
         if self.type is bool:
             return "true or false"
-        low, high = self.interval.ge, self.interval.le
+        bounds: Any = self.interval
         if self.type is int:
-            return "a whole number" + (
-                "" if low is None else " above 0" if low == 1 else f" >= {low}"
-            )
-        above, below = self.interval.gt, self.interval.lt
-        start = f"({above}" if above is not None else "" if low is None else f"[{low}"
-        end = f"{high}]" if high is not None else "" if below is None else f"{below})"
-        if start and end:
-            return f"in {start}, {end}"
-        if above is not None:
-            return f"above {above}"
-        return "a finite number" if low is None else f"a finite number >= {low}"
+            least = "" if bounds.ge is None else f" >= {bounds.ge}"
+            return f"a whole number{least.replace(' >= 1', ' above 0')}"
+        if (bounds.ge, bounds.gt) != (None, None) and (bounds.le, bounds.lt) != (None, None):
+            start = f"({bounds.gt}" if bounds.ge is None else f"[{bounds.ge}"
+            return f"in {start}, " + (f"{bounds.lt})" if bounds.le is None else f"{bounds.le}]")
+        if bounds.gt is not None:
+            return f"above {bounds.gt}"
+        return "a finite number" if bounds.ge is None else f"a finite number >= {bounds.ge}"
 
     def holds(self, value: Any) -> bool:
         """Tells whether a value is of this kind; of classes that are no numbers, any is."""
@@ -121,9 +120,10 @@ class Kind(typing.NamedTuple):
             return self.nullable
         if self.choices:
             return value in self.choices
-        if self.type in (int, float) and not isinstance(value, bool):
-            return isinstance(value, (int, self.type)) and _inside(value, self.interval)
-        return isinstance(value, bool) if self.type in (bool, int, float) else True
+        if self.type in (int, float):
+            is_number = isinstance(value, (int, self.type)) and not isinstance(value, bool)
+            return is_number and _inside(value, self.interval)
+        return isinstance(value, bool) or self.type is not bool
 
 
 def kind_of(annotation: Any) -> Kind:
@@ -142,13 +142,14 @@ def kind_of(annotation: Any) -> Kind:
 
 
 def _inside(value: float, interval: Interval) -> bool:
-    bounds: Any = interval
-    return (
-        math.isfinite(value)
-        and (bounds.gt is None or value > bounds.gt)
-        and (bounds.ge is None or value >= bounds.ge)
-        and (bounds.lt is None or value < bounds.lt)
-        and (bounds.le is None or value <= bounds.le)
+    limits: list[tuple[Callable[[Any, Any], bool], Any]] = [
+        (operator.gt, interval.gt),
+        (operator.ge, interval.ge),
+        (operator.lt, interval.lt),
+        (operator.le, interval.le),
+    ]
+    return math.isfinite(value) and all(
+        holds(value, limit) for holds, limit in limits if limit is not None
     )
 
 

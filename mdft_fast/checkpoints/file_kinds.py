@@ -77,6 +77,14 @@ def read_json(path: Path) -> Any:
         raise MdftError(f"{path}: not readable as JSON: {error}") from None
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that must hold an object."""
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise MdftError(f"{path}: must be a JSON object, got {type(config).__name__}")
+    return config
+
+
 def weights_of(folder: Path, kind: str) -> Path:
     """Returns the file that holds a folder's weights."""
     for name in WEIGHTS[kind]:

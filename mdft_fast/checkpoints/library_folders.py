@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mdft_fast.checkpoints.file_kinds import CLIP_CONFIG, CONFIG, read_json, weights_of
-from mdft_fast.checkpoints.metadata import OTHER, SourceFacts, resizing
+from mdft_fast.checkpoints.file_kinds import CLIP_CONFIG, CONFIG, read_config, read_json, weights_of
+from mdft_fast.checkpoints.metadata import OTHER, PIL_FILTERS, SourceFacts, resizing
 from mdft_fast.checkpoints.state import State
-from mdft_fast.errors import MdftError
 
 Read = Callable[[Path], State]
 _PREPROCESSOR = "preprocessor_config.json"
@@ -29,7 +28,6 @@ _DEFAULT_ACTIVATION = {  # of transformers, where a config does not say
     "vit": "gelu",
     "dinov2": "gelu",
 }
-_PIL = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of filters
 # Processors of transformers that, where their file does not say it, cut out the center and take an
 # integer size for the shortest edge; that cut nothing and take it for both. Others differ.
 _SHORTEST, _SQUASH = ("CLIP", "ChineseCLIP", "Bit"), ("ViT",)
@@ -42,21 +40,19 @@ _PROCESSOR = re.compile("(FeatureExtractor|ImageProcessor)(Fast|Pil)?$")  # afte
 def read_transformers(folder: Path, read: Read) -> State:
     """Opens what ``save_pretrained`` or timm wrote: one file, shards, or a pickle of either."""
     state = read(weights_of(folder, "transformers"))
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    if not isinstance(config, dict):
-        raise MdftError(f"{folder / CONFIG}: must be a JSON object, got {type(config).__name__}")
+    config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if isinstance(config.get("architecture"), str):
         words = f"timm folder ({config['architecture']}), {state.format}"
-        facts = SourceFacts.of(timm_facts(config))
-        return replace(state, label=str(folder), format=words, facts=facts)
-    said = dict(config_facts(config))
+        stated = SourceFacts.of(timm_facts(config))
+        return replace(state, label=str(folder), format=words, facts=stated)
+    facts = dict(config_facts(config))
     if (folder / _PREPROCESSOR).is_file():
-        given = read_json(folder / _PREPROCESSOR)
-        said |= processor_facts(given) if isinstance(given, dict) else {}
+        processor = read_json(folder / _PREPROCESSOR)
+        facts |= processor_facts(processor) if isinstance(processor, dict) else {}
     which = config.get("architectures")
     kind = which[0] if isinstance(which, list) and which else config.get("model_type", "?")
     words = f"transformers folder ({kind}), {state.format}"
-    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(said))
+    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(facts))
 
 
 def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,58 +90,55 @@ def timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def processor_facts(given: Mapping[str, Any]) -> dict[str, Any]:
+def processor_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a ``preprocessor_config.json`` says.
 
     Where images are resized in a way that is not done here, ``resize`` is "other".
     """
-    said: dict[str, Any] = _scale(given)
-    if type(given.get("resample")) is int:
-        said["interpolation"] = _PIL.get(given["resample"], OTHER)
-    if not {"size", "crop_size", "do_resize", "do_center_crop"} & given.keys():
-        return said
-    kind = given.get("image_processor_type", given.get("feature_extractor_type"))
+    facts: dict[str, Any] = _scale(config)
+    if type(config.get("resample")) is int:
+        facts["interpolation"] = PIL_FILTERS.get(config["resample"], OTHER)
+    if not {"size", "crop_size", "do_resize", "do_center_crop"} & config.keys():
+        return facts
+    kind = config.get("image_processor_type", config.get("feature_extractor_type"))
     kind = _PROCESSOR.sub("", kind) if isinstance(kind, str) else ""
     way: dict[str, Any] = {"resize": OTHER}
-    if kind not in (*_SHORTEST, *_SQUASH) and "do_center_crop" not in given:
-        return said | way
-    edges, crop = given.get("size"), _edges(given.get("crop_size"))
+    if kind not in (*_SHORTEST, *_SQUASH) and "do_center_crop" not in config:
+        return facts | way
+    edges, crop = config.get("size"), _edges(config.get("crop_size"))
     both, shortest = _edges(edges), kind in _SHORTEST
     if isinstance(edges, dict):
         resized = _edges(edges.get("shortest_edge"))[:1] or both
     else:
         resized = both[:1] if shortest else both if kind in _SQUASH else []
-    cut = given.get("do_center_crop", shortest)
+    cut = config.get("do_center_crop", shortest)
     size = crop if cut else both
     if size:
-        said["size"] = size
+        facts["size"] = size
         way = resizing(resized, size) if cut or resized == both else way
-    return said | (way if given.get("do_resize", True) else {"resize": OTHER})
+    return facts | (way if config.get("do_resize", True) else {"resize": OTHER})
 
 
-def _scale(given: Mapping[str, Any]) -> dict[str, Any]:
+def _scale(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns mean and std on the scale [0, 1]; neither where pixels have another scale."""
-    factor = given.get("rescale_factor", 1 / 255)
+    factor = config.get("rescale_factor", 1 / 255)
     usual = type(factor) in (int, float) and abs(255 * factor - 1) < 1e-3
-    if not usual or not given.get("do_rescale", True):
+    if not usual or not config.get("do_rescale", True):
         return {}
-    if not given.get("do_normalize", True):
+    if not config.get("do_normalize", True):
         return {"mean": [0.0] * 3, "std": [1.0] * 3}
-    return {"mean": given.get("image_mean"), "std": given.get("image_std")}
+    return {"mean": config.get("image_mean"), "std": config.get("image_std")}
 
 
 def read_open_clip(folder: Path, read: Read) -> State:
     """Opens a folder as open_clip writes them for the hub."""
     state = read(weights_of(folder, "open_clip"))
-    config = read_json(folder / CLIP_CONFIG)
-    if not isinstance(config, dict):
-        path = folder / CLIP_CONFIG
-        raise MdftError(f"{path}: must be a JSON object, got {type(config).__name__}")
+    config = read_config(folder / CLIP_CONFIG)
     parts = (config.get(key) for key in ("model_cfg", "preprocess_cfg"))
     model, preprocess = (part if isinstance(part, dict) else {} for part in parts)
     vision = model.get("vision_cfg")
     vision = vision if isinstance(vision, dict) else {}
-    said = {
+    facts = {
         "size": preprocess.get("size", vision.get("image_size")),
         "mean": preprocess.get("mean"),
         "std": preprocess.get("std"),
@@ -153,9 +146,9 @@ def read_open_clip(folder: Path, read: Read) -> State:
         "interpolation": preprocess.get("interpolation"),
     }
     if model and "timm_model_name" not in vision:
-        said["activation"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
+        facts["activation"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
     words = f"open_clip folder, {state.format}"
-    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(said))
+    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(facts))
 
 
 def _edges(value: Any) -> list[int]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mdft_fast.checkpoints.file_kinds import ADAPTER, read_json, weights_of
+from mdft_fast.checkpoints.file_kinds import ADAPTER, read_config, weights_of
 from mdft_fast.checkpoints.lora_config import LONGEST, Scalings, check_kind
 from mdft_fast.checkpoints.lora_names import match_modules
 from mdft_fast.checkpoints.state import LazyTensors, State
@@ -57,9 +57,7 @@ def read_adapter(
         MdftError: if the adapter is of another kind, is not base + scaling · B·A, or does not fit
             the base.
     """
-    config = read_json(folder / ADAPTER)
-    if not isinstance(config, dict):
-        raise MdftError(f"{folder / ADAPTER}: must be a JSON object, got {type(config).__name__}")
+    config = read_config(folder / ADAPTER)
     check_kind(folder / ADAPTER, config)
     adapter = read(weights_of(folder, "adapter"))
     if base is None:
@@ -79,7 +77,7 @@ def read_adapter(
     makers = {name: _from(base, name) for name in base.tensors} | made | kept
     return State(
         str(folder),
-        LazyTensors(makers),
+        LazyTensors(makers, lambda make: make()),
         f"PEFT LoRA adapter of {len(pairs)} weights, {adapter.format}",
         {**base.left_out, **left_out},
         base.facts,
@@ -92,19 +90,16 @@ def to_base_dtype(state: State, base: State | None) -> State:
     if base is None or not state.formed:
         return state
 
-    def maker(name: str) -> Callable[[], Tensor]:
-        if name not in state.formed:
-            return lambda: state.tensors[name]
-        return lambda: state.tensors[name].to(base.tensors[name].dtype)
+    def read(name: str) -> Tensor:
+        tensor = state.tensors[name]
+        return tensor.to(base.tensors[name].dtype) if name in state.formed else tensor
 
-    return replace(state, tensors=LazyTensors({n: maker(n) for n in state.tensors}))
+    return replace(state, tensors=LazyTensors({name: name for name in state.tensors}, read))
 
 
 def describe_adapter(folder: Path, read: Callable[[Path], State]) -> str:
     """Returns what an adapter is, as text; its base is not needed."""
-    config = read_json(folder / ADAPTER)
-    if not isinstance(config, dict):
-        raise MdftError(f"{folder / ADAPTER}: must be a JSON object, got {type(config).__name__}")
+    config = read_config(folder / ADAPTER)
     adapter = read(weights_of(folder, "adapter"))
     lines = [f"format    PEFT adapter, {config.get('peft_type')!r}, {adapter.format}"]
     shown = ("base_model_name_or_path", "r", "lora_alpha", "use_rslora", "target_modules")

@@ -16,13 +16,10 @@ from torch import Tensor, nn
 from mdft_fast.checkpoints.file_kinds import read_json, sniff
 from mdft_fast.checkpoints.library_folders import read_open_clip, read_transformers
 from mdft_fast.checkpoints.lora import read_adapter
-from mdft_fast.checkpoints.metadata import SourceFacts
 from mdft_fast.checkpoints.safetensors_file import read_index, read_safetensors
 from mdft_fast.checkpoints.state import State, StateSource
 from mdft_fast.checkpoints.torch_content import read_torch
 from mdft_fast.errors import MdftError
-
-__all__ = ["SourceFacts", "State", "StateSource", "as_state", "open_state", "read_state"]
 
 
 def open_state(

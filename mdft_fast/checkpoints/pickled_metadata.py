@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mdft_fast.checkpoints.metadata import OTHER, SourceFacts, resizing
+from mdft_fast.checkpoints.metadata import OTHER, PIL_FILTERS, SourceFacts, resizing
 from mdft_fast.checkpoints.pickle_machine import StandIn
 
 # The last part of a class's name -> activation.
@@ -22,7 +22,6 @@ ACTIVATIONS = {
 }
 _TRANSFORMS = ("val_preprocess", "preprocess")  # attributes of task_vectors' ImageEncoder
 _MOST_STEPS = 100
-_PIL = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of filters
 
 
 def facts_of(module: StandIn, kinds: Mapping[str, str]) -> SourceFacts:
@@ -51,17 +50,17 @@ def _transform(transform: StandIn) -> dict[str, Any]:
     }
     resize, crop = known.get("Resize"), known.get("CenterCrop")
     normalize = known.get("Normalize", {})
-    said: dict[str, Any] = {key: normalize.get(key) for key in ("mean", "std")}
+    facts: dict[str, Any] = {key: normalize.get(key) for key in ("mean", "std")}
     if resize is not None:
-        said["interpolation"] = _interpolation(resize.get("interpolation"))
+        facts["interpolation"] = _interpolation(resize.get("interpolation"))
     if crop is not None:
-        said["size"] = crop.get("size")
-        cut = _edges(said["size"])
-        said |= resizing(_edges(resize.get("size") if resize else None), cut * (3 - len(cut)))
+        facts["size"] = crop.get("size")
+        cut = _edges(facts["size"])
+        facts |= resizing(_edges(resize.get("size") if resize else None), cut * (3 - len(cut)))
     elif resize is not None:
         edges = _edges(resize.get("size"))
-        said |= {"size": edges, "resize": "squash"} if len(edges) == 2 else {"resize": OTHER}
-    return said
+        facts |= {"size": edges, "resize": "squash"} if len(edges) == 2 else {"resize": OTHER}
+    return facts
 
 
 def _edges(size: Any) -> list[int]:
@@ -77,4 +76,4 @@ def _interpolation(value: Any) -> str | None:
         value = value.args[0] if value.args else None
     if isinstance(value, str):
         return value
-    return _PIL.get(value, OTHER) if type(value) is int else None
+    return PIL_FILTERS.get(value, OTHER) if type(value) is int else None

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,82 +13,43 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mdft_fast.checkpoints.metadata import SourceFacts
-from mdft_fast.checkpoints.state import State
+from mdft_fast.checkpoints.state import LazyTensors, State
 from mdft_fast.errors import MdftError
 
 FACTS = "mdft_facts"  # keys of the metadata that `mdft convert` writes
 NORMALIZE = "mdft_normalize"
 
 
-class SafetensorsState(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, mapped: a page is read when it is first touched.
+def read_safetensors(path: Path) -> State:
+    """Opens a safetensors file. Its tensors are mapped: a page is read when it is first touched.
 
     The mapping is private (copy on write), so the file never changes through it.
-
-    Attributes:
-        metadata: what else the file says of itself.
     """
+    try:
+        file: Any = safe_open(os.fspath(path), framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        size = os.path.getsize(path)
+        raise MdftError(
+            f"{path}: not a readable safetensors file ({size} bytes; truncated or corrupt?): "
+            f"{error}"
+        ) from None
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Opens the file and reads its header."""
-        try:
-            opened: Any = safe_open(os.fspath(path), framework="pt", device="cpu")
-        except (SafetensorError, OSError) as error:
-            size = os.path.getsize(path)
-            raise MdftError(
-                f"{path}: not a readable safetensors file ({size} bytes; truncated or corrupt?): "
-                f"{error}"
-            ) from None
-        self._file = opened
-        self._path = path
-        self._names = dict.fromkeys(opened.keys())
-        self.metadata: dict[str, str] = opened.metadata() or {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Returns one tensor, mapped."""
-        if name not in self._names:
-            raise KeyError(name)
-        try:
-            tensor: Tensor = self._file.get_tensor(name)
-        except (SafetensorError, AttributeError, ValueError) as error:  # a dtype torch has not
-            raise MdftError(f"{self._path}: tensor {name!r} is not readable: {error}") from None
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterates over the names."""
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        """Returns the number of tensors."""
-        return len(self._names)
+    metadata, names = file.metadata() or {}, file.keys()
+    return State(
+        str(path),
+        LazyTensors({name: name for name in names}, partial(_read, path, file)),
+        "safetensors",
+        facts=SourceFacts.of_text(metadata.get(FACTS, "")),
+        normalize={"true": True, "false": False}.get(metadata.get(NORMALIZE, "")),
+    )
 
 
-def read_safetensors(path: Path) -> State:
-    """Opens a safetensors file."""
-    tensors = SafetensorsState(path)
-    said = {"true": True, "false": False}.get(tensors.metadata.get(NORMALIZE, ""))
-    facts = SourceFacts.of_text(tensors.metadata.get(FACTS, ""))
-    return State(str(path), tensors, "safetensors", facts=facts, normalize=said)
-
-
-class Shards(Mapping[str, Tensor]):
-    """The tensors of several files, each where the index says."""
-
-    def __init__(self, owners: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Keeps name -> the tensors of the file that holds it."""
-        self._owners = dict(owners)
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Returns one tensor, as its file gives it."""
-        return self._owners[name][name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterates over the names."""
-        return iter(self._owners)
-
-    def __len__(self) -> int:
-        """Returns the number of tensors."""
-        return len(self._owners)
+def _read(path: Path, file: Any, name: str) -> Tensor:
+    try:
+        tensor: Tensor = file.get_tensor(name)
+    except (SafetensorError, AttributeError, ValueError) as error:  # a dtype torch has not
+        raise MdftError(f"{path}: tensor {name!r} is not readable: {error}") from None
+    return tensor
 
 
 def read_index(path: Path, content: Any, read: Callable[[Path], State]) -> State:
@@ -121,5 +83,6 @@ def read_index(path: Path, content: Any, read: Callable[[Path], State]) -> State
             if where.get(name) != file:
                 raise MdftError(f"{path}: knows nothing of tensor {name!r} in {file!r}")
     kinds = sorted({shard.format for shard in shards.values()})
-    tensors = Shards({name: shards[file].tensors for name, file in where.items()})
+    places = {name: (file, name) for name, file in where.items()}
+    tensors = LazyTensors(places, lambda place: shards[place[0]].tensors[place[1]])
     return State(str(path), tensors, f"{len(shards)} shards ({', '.join(kinds)})")

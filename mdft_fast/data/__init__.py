@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks and their samples. Labels are read through ``load_labelled`` alone."""
+"""Tasks and their samples.
+
+Labels are read by :func:`load_labelled` and :func:`read_labels` alone: for an evaluation, and for
+heads that labels make.
+"""
 
 from mdft_fast.data.images.class_folders import SPLITS, FolderSource, listed
 from mdft_fast.data.images.hf_datasets import HfSource
@@ -9,6 +13,7 @@ from mdft_fast.data.images.listing import (
     Role,
     check_class_names,
     compare_class_names,
+    plain_name,
 )
 from mdft_fast.data.images.sources import (
     LabelledSource,
@@ -31,30 +36,9 @@ from mdft_fast.data.samples import (
 from mdft_fast.data.task import Task
 
 __all__ = [
-    "SPLITS",
-    "TORCHVISION_SETS",
-    "FolderSource",
-    "HfSource",
-    "LabelledSource",
-    "ListedSource",
-    "Listing",
-    "NpzSource",
-    "Role",
-    "Samples",
-    "Source",
-    "Task",
-    "TorchvisionSource",
-    "check_class_names",
-    "check_npz_keys",
-    "compare_class_names",
-    "listed",
-    "load_labelled",
-    "load_samples",
-    "load_test_images",
-    "npz_keys",
-    "read_class_names",
-    "read_labels",
-    "read_npz",
-    "shared_images",
-    "unshared",
-]
+    "SPLITS", "TORCHVISION_SETS", "FolderSource", "HfSource", "LabelledSource", "ListedSource",
+    "Listing", "NpzSource", "Role", "Samples", "Source", "Task", "TorchvisionSource",
+    "check_class_names", "check_npz_keys", "compare_class_names", "listed", "load_labelled",
+    "load_samples", "load_test_images", "npz_keys", "plain_name", "read_class_names",
+    "read_labels", "read_npz", "shared_images", "unshared",
+]  # fmt: skip

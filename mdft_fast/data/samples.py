@@ -16,9 +16,9 @@ from torch import Tensor
 from mdft_fast.checkpoints import Preprocess, as_preprocess
 from mdft_fast.data.image_cache import Watch, cached_images, cached_labels, digests_of
 from mdft_fast.data.images.class_folders import listed
+from mdft_fast.data.images.decoding import Array
 from mdft_fast.data.images.listing import ListedSource, Listing, Role
 from mdft_fast.data.images.sources import (
-    Array,
     LabelledSource,
     NpzSource,
     Source,
@@ -47,7 +47,6 @@ class Samples:
     rows: Tensor | None = None
 
     def __len__(self) -> int:
-        """Returns the number of samples."""
         return self.x.shape[0] if self.rows is None else len(self.rows)
 
     def take(self, indices: Tensor) -> Samples:
@@ -108,12 +107,12 @@ def load_samples(
     Args:
         source: uint8 ``[n, H, W, 3]`` or ``[n, H, W]``; float ``[n, 3, H, W]``, taken as already
             normalised; an :class:`NpzSource` of either; a source on disk, decoded once into the
-            cache: a :class:`FolderSource`, :class:`TorchvisionSource`, :class:`HfSource` or a
-            plain ``ImageFolder``; any other data set, see
+            cache: a ``FolderSource``, ``TorchvisionSource``, ``HfSource`` or a plain
+            ``ImageFolder``; any other data set with a length, see
             :func:`~mdft_fast.data.images.sources.stack_images`; or samples loaded before. Arrays
             are kept, not copied.
-        preprocess: see :class:`~mdft_fast.pool.Preprocess`. Arrays of another size are refused,
-            never resized.
+        preprocess: see :class:`~mdft_fast.checkpoints.Preprocess`. Arrays of another size are
+            refused, never resized.
         watch: told how far decoding is; None: a bar where standard error is a terminal.
 
     Raises:
@@ -141,13 +140,7 @@ def load_samples(
 def load_test_images(
     source: LabelledSource, preprocess: Mapping[str, Any], *, watch: Watch | None = None
 ) -> Samples:
-    """Reads the images of a labelled source, and no label: to compare them with others.
-
-    Args:
-        source: as in :func:`load_labelled`.
-        preprocess: as in :func:`load_samples`.
-        watch: as in :func:`load_samples`.
-    """
+    """Reads the images of a labelled source, and no label; arguments as in :func:`load_samples`."""
     on_disk = listed(source)
     if on_disk is not None:
         return _from_cache(on_disk.listing("test"), preprocess, watch)

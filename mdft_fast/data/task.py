@@ -12,7 +12,7 @@ from torch import Tensor
 from mdft_fast.data.images.sources import LabelledSource, Source
 from mdft_fast.data.samples import Samples, load_samples
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import Head, check_task_name
+from mdft_fast.pool import Head, check_classes, check_task_name
 
 
 @dataclasses.dataclass(frozen=True, init=False, eq=False)
@@ -60,19 +60,10 @@ class Task:
             )
         names = tuple(str(class_name) for class_name in class_names)
         head = head if isinstance(head, Head) else Head(head)
-        if head.classes != len(names):
-            raise MdftError(
-                f"task {name!r}: head must have one row for each of {len(names)} class names, got "
-                f"weight {list(head.weight.shape)}"
-            )
-        for key, value in (
-            ("name", name),
-            ("class_names", names),
-            ("head", head),
-            ("adapt", adapt),
-            ("evaluate", evaluate),
-        ):
+        stated = {"name": name, "class_names": names, "head": head}
+        for key, value in (stated | {"adapt": adapt, "evaluate": evaluate}).items():
             object.__setattr__(self, key, value)
+        check_classes(self, head)
 
     def load_samples(self, preprocess: Mapping[str, Any]) -> Samples:
         """Reads the unlabelled samples, see :func:`~mdft_fast.data.load_samples`."""

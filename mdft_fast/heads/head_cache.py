@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from mdft_fast import files
 from mdft_fast.errors import MdftError
@@ -61,35 +60,31 @@ def _digest(path: str, size: int, changed: int) -> str:
 
 
 def _write(file: Path, head: Head) -> None:
-    facts = {"normalize": head.normalize, "scale": head.scale, "sha256": head_digest(head)}
-    tensors = {name: tensor.contiguous() for name, tensor in _tensors(head).items()}
+    metadata = {"normalize": head.normalize, "scale": head.scale, "sha256": head_digest(head)}
+    tensors = {name: tensor.contiguous() for name, tensor in head.tensors.items()}
     with replacing(file) as temporary:
-        save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in facts.items()})
+        save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in metadata.items()})
 
 
 def _read(file: Path) -> Head | None:
     """Returns the head in a file; None where there is none, or not what was written."""
     try:
         with safe_open(os.fspath(file), framework="pt") as opened:
-            facts = {key: json.loads(text) for key, text in (opened.metadata() or {}).items()}
+            metadata = {key: json.loads(text) for key, text in (opened.metadata() or {}).items()}
             names = tuple(opened.keys())
             tensors = {name: opened.get_tensor(name).clone() for name in names}
-        head = Head(tensors["weight"], tensors.get("bias"), facts["normalize"], facts["scale"])
-        return head if facts["sha256"] == head_digest(head) else None
+        head = Head(
+            tensors["weight"], tensors.get("bias"), metadata["normalize"], metadata["scale"]
+        )
+        return head if metadata["sha256"] == head_digest(head) else None
     except (OSError, SafetensorError, KeyError, ValueError, MdftError):
         return None
-
-
-def _tensors(head: Head) -> dict[str, Tensor]:
-    return (
-        {"weight": head.weight} if head.bias is None else {"weight": head.weight, "bias": head.bias}
-    )
 
 
 def head_digest(head: Head) -> str:
     """Returns the sha256 of all that a head's logits depend on."""
     total = hashlib.sha256(f"{head.normalize} {head.scale!r}".encode())
-    for name, tensor in _tensors(head).items():
+    for name, tensor in head.tensors.items():
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         total.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

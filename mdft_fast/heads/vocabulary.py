@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from mdft_fast.data import plain_name
 from mdft_fast.errors import MdftError, nearest
 
 DATASETS = ("sun397", "stanford_cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
@@ -45,7 +46,7 @@ def templates(dataset: str) -> tuple[str, ...]:
 
 def is_dataset(name: str) -> bool:
     """Returns whether a name is a data set's whose vocabulary is here."""
-    return _plain(name) in _datasets()
+    return plain_name(name) in _datasets()
 
 
 def check_order(dataset: str, class_to_idx: Mapping[str, int]) -> None:
@@ -92,19 +93,15 @@ def _some(items: list[str]) -> str:
     return f"{items[:_SHOWN]}{more}"
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
 def _class(label: str) -> str:
     # Folders of SUN397 begin with the name's first letter: /a/abbey, a_abbey.
-    return _plain(re.sub(r"^/?([a-z])[/_](?=\1)", "", label))
+    return plain_name(re.sub(r"^/?([a-z])[/_](?=\1)", "", label))
 
 
 @functools.cache
 def _datasets() -> dict[str, str]:
     known = {name: name for name in DATASETS} | _OTHER_NAMES
-    return {_plain(name): dataset for name, dataset in known.items()}
+    return {plain_name(name): dataset for name, dataset in known.items()}
 
 
 @functools.cache
@@ -122,7 +119,7 @@ def _vocabulary(dataset: str) -> dict[str, Any]:
             f"heads: dataset must be one of {list(DATASETS)}, got {dataset!r}"
             f"{nearest(dataset.lower(), DATASETS)}"
         )
-    return _read(_datasets()[_plain(dataset)])
+    return _read(_datasets()[plain_name(dataset)])
 
 
 @functools.cache

@@ -31,7 +31,7 @@ class OptimizerConfig:
     Attributes:
         name: which optimiser. adamw is without weight decay: λ = 0 is no better than any other.
         lr: learning rate of the first step.
-        schedule: how the rate goes on, cosine to 0 over the steps.
+        schedule: how the rate goes on; cosine ends near 0.
     """
 
     name: Optimizer = "adam"
@@ -86,7 +86,8 @@ class ConstructConfig(StageConfig):
             With "kept" no removed sample is ever encoded; "batch" is the paper's order.
         alpha: weight of the cross-entropy to the teachers.
         use_entropy: whether the meta-model's own entropy is minimised too.
-        reweight: weight γ' of a kept sample: exp(H0 - H), the same with mean 1, or 1.
+        reweight: weight γ' of a kept sample; as_written is exp(H0 - H), normalized the same with
+            mean 1, off 1.
         filter: whether unsure samples are removed.
         mu: a sample is unsure where its entropy H >= H0 = mu log(classes).
         entropy_of: whose entropy H is, meta's being each step's own. It needs draw: batch.
@@ -128,7 +129,7 @@ class SpecializeConfig(StageConfig):
     Attributes:
         steps: updates of λ; the end of the road is the task's own model, so few.
         batch: samples a step, fresh ones each.
-        representation: what is aligned: the encoder's output, the same at length 1, or logits.
+        representation: what is aligned; normalized is the encoder's output at length 1.
         optimizer: how λ is updated; a rate of 1e-3 hardly moves it in 20 steps.
     """
 

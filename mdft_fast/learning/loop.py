@@ -13,7 +13,7 @@ from torch import Tensor
 from mdft_fast.learning.config import ConstructConfig, SpecializeConfig
 from mdft_fast.learning.cuda_graph import CudaCapture, StepGraph, check_capturable
 from mdft_fast.learning.learner import Callback, Learner, StepRecord
-from mdft_fast.learning.objectives import Inputs, Losses, Objective, gather
+from mdft_fast.learning.objectives import Encoded, Inputs, Losses, Objective, gather
 from mdft_fast.learning.order import BatchOrder
 from mdft_fast.learning.teachers import TaughtTask, UnlabelledTask, teach
 from mdft_fast.model import MetaModel
@@ -95,7 +95,7 @@ def _updater(learner: Learner, objective: Objective, config: Config) -> Update:
         divide_by: Tensor | None = None,
     ) -> Losses:
         features = meta.encode(inputs.batch).split([len(rows) for rows in inputs.rows])
-        return objective.losses(tasks, features, inputs.rows, divide_by)
+        return objective.losses(Encoded(tasks, features, inputs.rows, divide_by))
 
     def parts(rows: Sequence[Tensor], sums: Losses) -> Iterator[Tensor]:
         """Yields each micro-batch's part of the objective; adds to each task's sums."""

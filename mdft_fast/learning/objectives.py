@@ -56,6 +56,23 @@ class Losses(NamedTuple):
         return Losses(torch.zeros(tasks, device=device), torch.zeros(tasks, device=device))
 
 
+class Encoded(NamedTuple):
+    """A step's samples, or a part of them, encoded by the meta-model.
+
+    Attributes:
+        tasks: k of them.
+        features: for each ``[B_k, D]``.
+        rows: for each int64 ``[B_k]``: which of its samples they are.
+        divide_by: float32 ``[k]``, the whole step's divisors, where this is a part: the parts'
+            losses add up to the step's. None: it is all of it.
+    """
+
+    tasks: Sequence[TaughtTask]
+    features: Sequence[Tensor]
+    rows: Sequence[Tensor]
+    divide_by: Tensor | None = None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective(abc.ABC):
     """Which samples a step draws, and the losses of what it drew.
@@ -73,21 +90,8 @@ class Objective(abc.ABC):
         """Returns what each task's loss over a step's rows is divided by, float32 ``[K]``."""
 
     @abc.abstractmethod
-    def losses(
-        self,
-        tasks: Sequence[TaughtTask],
-        features: Sequence[Tensor],
-        rows: Sequence[Tensor],
-        divide_by: Tensor | None = None,
-    ) -> Losses:
-        """Computes the losses of some of the tasks.
-
-        Args:
-            tasks: k of them.
-            features: for each ``[B_k, D]``, the meta-model's.
-            rows: for each int64 ``[B_k]``: whose features they are.
-            divide_by: ``[k]``, the step's divisors, where these rows are a part of a step: the
-                parts' losses add up to the step's. None: they are all of it.
+    def losses(self, encoded: Encoded) -> Losses:
+        """Computes the losses of some tasks, one each.
 
         Nothing here waits for the device or depends on what tensors hold: a graph can record it.
         """
@@ -111,15 +115,9 @@ class DebiasedEntropyObjective(Objective):
             for task, entropy in zip(self.tasks, entropies, strict=True)
         ])  # fmt: skip
 
-    def losses(
-        self,
-        tasks: Sequence[TaughtTask],
-        features: Sequence[Tensor],
-        rows: Sequence[Tensor],
-        divide_by: Tensor | None = None,
-    ) -> Losses:
+    def losses(self, encoded: Encoded) -> Losses:
         """See :class:`Objective`."""
-        config = self.config
+        config, (tasks, features, rows, divide_by) = self.config, encoded
         result = debiased_entropy_loss(
             [task.head(f) for task, f in zip(tasks, features, strict=True)],
             [task.logits[some] for task, some in zip(tasks, rows, strict=True)],
@@ -148,21 +146,15 @@ class AlignmentObjective(Objective):
         """See :class:`Objective`: the number of rows."""
         return torch.tensor([float(len(some)) for some in rows], device=self.tasks[0].logits.device)
 
-    def losses(
-        self,
-        tasks: Sequence[TaughtTask],
-        features: Sequence[Tensor],
-        rows: Sequence[Tensor],
-        divide_by: Tensor | None = None,
-    ) -> Losses:
+    def losses(self, encoded: Encoded) -> Losses:
         """See :class:`Objective`."""
-        (task,), (mine,), (some,) = tasks, features, rows
+        (task,), (features,), (rows,), divide_by = encoded
         loss = reference.alignment(
-            self._represent(mine, task.head), self._represent(task.features[some], task.head)
+            self._represent(features, task.head), self._represent(task.features[rows], task.head)
         ).reshape(1)
         if divide_by is not None:
-            loss = loss * (len(some) / divide_by)
-        return Losses(loss, loss.new_full((1,), len(some)))
+            loss = loss * (len(rows) / divide_by)
+        return Losses(loss, loss.new_full((1,), len(rows)))
 
     def _represent(self, features: Tensor, head: Head) -> Tensor:
         if self.representation == "normalized":

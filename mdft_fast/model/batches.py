@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Batch = Tensor | dict[str, Tensor]
+from mdft_fast.checkpoints import Batch
 
 
 def tensors_of(batch: Batch) -> Iterator[Tensor]:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from mdft_fast.arena import TILE
+from mdft_fast.checkpoints import Batch, arguments_of
 from mdft_fast.errors import MdftError
-from mdft_fast.model.batches import Batch
-from mdft_fast.model.feeds.feed import Feed, shares
+from mdft_fast.model.feeds import Feed, shares
 from mdft_fast.model.partition import Absent, Piece, installed, replaced_forward
 from mdft_fast.model.recompute import recomputed
 from mdft_fast.ops import merge_tensors
@@ -100,8 +100,8 @@ class Layerwise:
         self._buffer: Tensor | None = None  # kept on the CPU: a fresh one costs page faults
         self._held: tuple[_Pass, Piece] | None = None  # whose weights the buffer holds
 
-    def encode(self, x: Batch, coefficients: Tensor) -> Tensor:
-        """Runs the backbone on ``x`` with the weights that λ gives."""
+    def encode(self, batch: Batch, coefficients: Tensor) -> Tensor:
+        """Runs the backbone on a batch with the weights that λ gives."""
         this = _Pass(coefficients)
         with contextlib.ExitStack() as stack:
             stack.callback(setattr, this, "finished", True)
@@ -113,7 +113,8 @@ class Layerwise:
                 stack.enter_context(installed(owners, absent))
             stack.callback(self._leave, this)
             self._enter(this, self._outside, self._blocks[0])
-            features: Tensor = self._backbone(x)
+            args, kwargs = arguments_of(batch)
+            features: Tensor = self._backbone(*args, **kwargs)
             self._check_all_ran(this)
         return features
 
@@ -138,12 +139,7 @@ class Layerwise:
         return run
 
     def _run_block(
-        self,
-        this: _Pass,
-        number: int,
-        forward: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
+        self, this: _Pass, number: int, forward: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         following = (*self._blocks, self._outside)[number + 1]
         # In the recomputation of a checkpoint the way leads back.
@@ -187,11 +183,11 @@ class Layerwise:
         # of the first one's weights otherwise. What is saved is a note, so no version is needed.
         buffer, start = self._space(piece), 0
         weights: list[Tensor] = []
-        for source in self._feed.take(piece, following):
-            end = start + (source.tiles[1] - source.tiles[0]) * TILE
+        for part in self._feed.take(piece, following):
+            end = start + (part.tiles[1] - part.tiles[0]) * TILE
             weights += merge_tensors(
-                source.base, source.vectors, coefficients, source.layout,
-                tiles=source.tiles, out=buffer.data[start:end],
+                part.base, part.vectors, coefficients, part.layout,
+                tiles=part.tiles, out=buffer.data[start:end],
             )  # fmt: skip
             start = end
             node = weights[-1].grad_fn if weights else None

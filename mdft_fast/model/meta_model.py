@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from mdft_fast.arena import Slot
-from mdft_fast.checkpoints import Entry, check_activation, entry
+from mdft_fast.checkpoints import Batch, Entry, check_activation, entry
 from mdft_fast.errors import MdftError, nearest
-from mdft_fast.model.batches import Batch, in_dtype
-from mdft_fast.model.feeds.feed import ArenaFeed, Feed, StagedFeed
+from mdft_fast.model.batches import in_dtype
+from mdft_fast.model.feeds import ArenaFeed, Feed, StagedFeed
 from mdft_fast.model.granularity import Granularity, group_columns
 from mdft_fast.model.layerwise import Layerwise
 from mdft_fast.model.memory_advice import return_freed_memory
@@ -36,7 +36,7 @@ DTYPE_OF_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class MetaModel(nn.Module):
-    """An image encoder with merged weights. λ is its only parameter.
+    """An encoder with merged weights. λ is its only parameter.
 
     All modes give the same numbers; they differ in what is in memory at once, beside activations:
 
@@ -102,9 +102,9 @@ class MetaModel(nn.Module):
         self.coefficients = nn.Parameter(self.as_coefficients(start))
         check_activation(backbone, pool.activation, "the pool")
         # Not a submodule: its empty slots are nobody's parameters.
-        own = empty_copy(backbone, pool)
-        self._exact = exact_copies(own) if precision != "fp32" else {}
-        self.__dict__["_backbone"] = own.to(DTYPE_OF_PRECISION[precision])
+        private = empty_copy(backbone, pool)
+        self._exact = exact_copies(private) if precision != "fp32" else {}
+        self.__dict__["_backbone"] = private.to(DTYPE_OF_PRECISION[precision])
         needs_blocks = mode != "resident" or checkpointing
         self._blocks = find_blocks(self._backbone, self.layout, blocks) if needs_blocks else ()
         self._compile_options: dict[str, Any] | None = None  # of torch.compile; None: eager
@@ -128,15 +128,17 @@ class MetaModel(nn.Module):
         outside, blocks = cut(module, layout, ties, self._blocks)
         if self.mode == "resident":
             owners = find_owners(module, layout, ties)
-            wanted = self._compile_options
-            runs: Any = module if wanted is None else torch.compile(module, **wanted)
+            options = self._compile_options
+            runs: Any = module if options is None else torch.compile(module, **options)
             return Resident(runs, owners, blocks, *arenas, dtype=dtype)
         feed: Feed = ArenaFeed(*arenas, ahead=self.mode == "streamed")
         if self.mode == "streamed" and device.type != "cpu":
             feed = StagedFeed(*arenas, (outside, *blocks), device)
         names = [slot.name for slot in layout.slots]
-        options: dict[str, Any] = {"dtype": dtype, "checkpointing": self.checkpointing}
-        return Layerwise(module, outside, blocks, names, feed, **options)
+        checkpointing = self.checkpointing
+        return Layerwise(
+            module, outside, blocks, names, feed, dtype=dtype, checkpointing=checkpointing
+        )
 
     def compile(self, **options: Any) -> None:
         """Runs the backbone through ``torch.compile`` from now on; the first call compiles.
@@ -166,24 +168,32 @@ class MetaModel(nn.Module):
     def as_coefficients(self, value: float | Sequence[float] | Tensor) -> Tensor:
         """Returns a new float32 ``[K, L]`` from one number, one a vector, or a whole matrix."""
         shape = (self.pool.K, len(self.layout.columns))
-        given = torch.as_tensor(value, dtype=torch.float32).detach().clone()
-        if given.dim() == 1 and given.shape[0] == shape[0]:
-            given = given[:, None].expand(shape).clone()
-        elif given.dim() == 0:
-            given = given.expand(shape).clone()
-        if given.shape != shape:
+        matrix = torch.as_tensor(value, dtype=torch.float32).detach().clone()
+        if matrix.dim() == 1 and matrix.shape[0] == shape[0]:
+            matrix = matrix[:, None].expand(shape).clone()
+        elif matrix.dim() == 0:
+            matrix = matrix.expand(shape).clone()
+        if matrix.shape != shape:
             raise MdftError(
                 f"coefficients: must be one number, {shape[0]} numbers or {list(shape)}, got "
-                f"{list(given.shape)}"
+                f"{list(matrix.shape)}"
             )
-        if not given.isfinite().all():
+        if not matrix.isfinite().all():
             raise MdftError("coefficients: must be finite, got NaN or infinity")
-        return given
+        return matrix
 
     def individual(self, task: str) -> Tensor:
-        """Returns the ``[K, L]`` coefficients that give a task's own model: 1 at it, else 0."""
+        """Returns the ``[K, L]`` coefficients that give a task's own model: 1 at it, else 0.
+
+        Raises:
+            MdftError: if the task has no vector, or no more: a merge has made one of all.
+        """
+        names = self.pool.vector_names
+        if task not in names:
+            self._check_task(task)
+            raise MdftError(f"task {task!r}: must have a vector of its own, got {list(names)}")
         matrix = torch.zeros_like(self.coefficients, requires_grad=False)
-        matrix[self._number(task)] = 1.0
+        matrix[names.index(task)] = 1.0
         return matrix
 
     @torch.no_grad()
@@ -202,11 +212,13 @@ class MetaModel(nn.Module):
             with torch.no_grad():
                 self.coefficients.copy_(before)
 
-    def encode(self, x: Batch) -> Tensor:
-        """Returns the encoder's output, float32 ``[B, D]``, for a batch of B inputs.
+    def encode(self, batch: Batch) -> Tensor:
+        """Returns the encoder's output, float32 ``[B, D]``, for a batch of B samples.
 
-        Differentiable in λ and in ``x``. In mode "resident" on the CPU, backward through a graph
-        made before λ changed and was merged anew raises: its weights are gone.
+        Differentiable in λ and in the batch: what the encoder takes, a tensor or, by keyword, a
+        mapping of tensors. Floating ones are cast to the model's precision. In mode "resident" on
+        the CPU, backward through a graph made before λ changed and was merged anew raises: its
+        weights are gone.
 
         Raises:
             MdftError: under autocast outside of "resident": autocast saves copies of weights that
@@ -217,14 +229,13 @@ class MetaModel(nn.Module):
                 f"meta-model: autocast must be off in mode {self.mode!r}, got it on; use "
                 "precision 'bf16'"
             )
-        inputs = in_dtype(x, DTYPE_OF_PRECISION[self.precision])
-        features = self._runner.encode(inputs, self.coefficients)
-        return features.float()
+        inputs = in_dtype(batch, DTYPE_OF_PRECISION[self.precision])
+        return self._runner.encode(inputs, self.coefficients).float()
 
-    def forward(self, x: Batch, task: str) -> Tensor:
-        """Returns the logits ``[B, C]`` of a task for a batch of B inputs."""
-        self._number(task)
-        return self.heads[task](self.encode(x))
+    def forward(self, batch: Batch, task: str) -> Tensor:
+        """Returns the logits ``[B, C]`` of a task for a batch, see :meth:`encode`."""
+        self._check_task(task)
+        return self.heads[task](self.encode(batch))
 
     def weights(self) -> tuple[Tensor, ...]:
         """Returns the merged tensors in the layout's order, views of one buffer.
@@ -274,10 +285,9 @@ class MetaModel(nn.Module):
         """Keeps the backbone in eval mode: only λ is trained, and λ has no mode."""
         return super().train(mode)
 
-    def _number(self, task: str) -> int:
+    def _check_task(self, task: str) -> None:
         if task not in self.pool.names:
             raise MdftError(f"task: must be one of {list(self.pool.names)}, got {task!r}")
-        return self.pool.names.index(task)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MetaModel:
         """Moves everything to another device; dtypes stay, since λ is learned in float32."""

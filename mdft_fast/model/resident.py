@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mdft_fast.arena import Layout, TaskVectors
+from mdft_fast.checkpoints import Batch, arguments_of
 from mdft_fast.errors import MdftError
-from mdft_fast.model.batches import Batch
 from mdft_fast.model.partition import Owner, Piece, installed, replaced_forward
 from mdft_fast.model.recompute import recomputed
 from mdft_fast.ops import merge_tensors
@@ -55,8 +55,8 @@ class Resident:
         self._arena: Tensor | None = None
         self._merged: Tensor | None = None  # the λ that the arena holds
 
-    def encode(self, x: Batch, coefficients: Tensor) -> Tensor:
-        """Runs the backbone on ``x`` with the weights that λ gives."""
+    def encode(self, batch: Batch, coefficients: Tensor) -> Tensor:
+        """Runs the backbone on a batch with the weights that λ gives."""
         weights = self.weights(coefficients)
         with contextlib.ExitStack() as stack:
             for piece in self._blocks if torch.is_grad_enabled() else ():
@@ -64,7 +64,8 @@ class Resident:
                 run = _block_runner(piece, weights, block.forward)
                 stack.enter_context(replaced_forward(block, run))
             stack.enter_context(installed(self._owners, weights))
-            features: Tensor = self._backbone(x)
+            args, kwargs = arguments_of(batch)
+            features: Tensor = self._backbone(*args, **kwargs)
         return features
 
     def weights(self, coefficients: Tensor) -> tuple[Tensor, ...]:

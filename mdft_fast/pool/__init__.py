@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints become a verified pool: packing, saving, opening."""
 
-from mdft_fast.pool.fit import check_fits, fit
 from mdft_fast.pool.head import Head, label_note
 from mdft_fast.pool.inventory import take_inventory
 from mdft_fast.pool.manifest import read_manifest
+from mdft_fast.pool.name_fitting import check_fits, fit
 from mdft_fast.pool.packing import Packing
 from mdft_fast.pool.pool import Pool
-from mdft_fast.pool.tasks import (
+from mdft_fast.pool.task_checks import (
     TASK_NAME_FORM,
     TaskInfo,
     TaskLike,
+    check_classes,
     check_features,
     check_task_name,
     check_tasks,
@@ -19,20 +20,7 @@ from mdft_fast.pool.tasks import (
 )
 
 __all__ = [
-    "TASK_NAME_FORM",
-    "Head",
-    "Packing",
-    "Pool",
-    "TaskInfo",
-    "TaskLike",
-    "check_features",
-    "check_fits",
-    "check_task_name",
-    "check_tasks",
-    "features_of",
-    "fit",
-    "is_task_name",
-    "label_note",
-    "read_manifest",
-    "take_inventory",
-]
+    "TASK_NAME_FORM", "Head", "Packing", "Pool", "TaskInfo", "TaskLike", "check_classes",
+    "check_features", "check_fits", "check_task_name", "check_tasks", "features_of", "fit",
+    "is_task_name", "label_note", "read_manifest", "take_inventory",
+]  # fmt: skip

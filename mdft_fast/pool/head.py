@@ -34,7 +34,6 @@ class Head:
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Checks the shapes."""
         if self.weight.dim() != 2 or not self.weight.is_floating_point():
             raise MdftError(f"head: weight must be floating [C, D], got {_form(self.weight)}")
         bias = self.bias
@@ -50,6 +49,11 @@ class Head:
     def features(self) -> int:
         """``D``: number of features that the head reads."""
         return self.weight.shape[1]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """``weight`` and, where there is one, ``bias``, by name."""
+        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
 
     def __call__(self, features: Tensor) -> Tensor:
         """Returns the logits ``[..., C]`` of features ``[..., D]``, in the dtype of ``features``.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from mdft_fast.errors import MdftError
 from mdft_fast.pool.head import label_note
 from mdft_fast.pool.inventory import tied_to
 from mdft_fast.pool.pool_data import PoolData
-from mdft_fast.pool.tasks import TaskInfo, check_names
+from mdft_fast.pool.task_checks import TaskInfo, check_names
 
 SCHEMA = 1
 MANIFEST = "pool.json"
@@ -31,11 +31,9 @@ def head_file(task: str) -> str:
 class Manifest(NamedTuple):
     """``pool.json``, read and checked.
 
+    Attributes are the pool's, but for these.
+
     Attributes:
-        layout: as in the pool.
-        codec: as in the pool.
-        tasks: as in the pool.
-        dtypes: as in the pool.
         heads: task -> (normalize, scale, note), as in its head.
         files: relative path -> size and sha256, for every other file of the folder.
         others: the pool's other attributes that are no tensors, by name.
@@ -85,6 +83,8 @@ def to_json(pool: PoolData, files: Mapping[str, Written]) -> str:
         "tensors": tensors,
         "files": {name: written._asdict() for name, written in files.items()},
     }
+    if pool.methods:  # a plain pool's file stays as it was
+        content |= {"methods": list(pool.methods), "vectors": list(pool.vector_names)}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -126,12 +126,8 @@ def _manifest(top: _Node) -> Manifest:
     tasks = top.items("tasks")
     names = [task.get("name", str) for task in tasks]
     check_names(names)
-    heads = [task.child("head") for task in tasks]
-    layout, left_out, notes = (
-        _layout(top),
-        top.child("left_out").all_strings(),
-        top.strings("notes"),
-    )
+    layout, notes = _layout(top), top.strings("notes")
+    left_out = top.child("left_out").all_strings()
     return Manifest(
         layout=layout,
         codec=codec,
@@ -142,12 +138,8 @@ def _manifest(top: _Node) -> Manifest:
         dtypes={t.get("name", str): t.get("dtype", str) for t in top.items("tensors")}
         | top.child("buffers").all_strings(),
         heads={
-            name: (
-                head.get("normalize", bool),
-                float(head.get("scale", (int, float))),
-                next((note for note in notes if note.startswith(label_note(name, ""))), ""),
-            )
-            for name, head in zip(names, heads, strict=True)
+            name: _head(task.child("head"), label_note(name, ""), notes)
+            for name, task in zip(names, tasks, strict=True)
         },
         files=_files(top.child("files"), [BASE, TAU, *(head_file(name) for name in names)]),
         others={
@@ -159,8 +151,15 @@ def _manifest(top: _Node) -> Manifest:
             "notes": notes,
             "errors": _errors(top.items("tensors")),
             "activation": _activation(top),
+            "vector_names": top.strings("vectors") if "vectors" in top else tuple(names),
+            "methods": top.strings("methods") if "methods" in top else (),
         },
     )
+
+
+def _head(head: _Node, begins: str, notes: Sequence[str]) -> tuple[bool, float, str]:
+    note = next((note for note in notes if note.startswith(begins)), "")
+    return head.get("normalize", bool), float(head.get("scale", (int, float))), note
 
 
 def _ties(left_out: Mapping[str, str], layout: Layout) -> dict[str, str]:

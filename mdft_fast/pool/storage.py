@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ from mdft_fast.pool.head import Head
 from mdft_fast.pool.manifest import BASE, MANIFEST, TAU, Manifest, head_file, read_manifest, to_json
 from mdft_fast.pool.packing import Packing, check_spec
 from mdft_fast.pool.pool_data import PoolData
-from mdft_fast.pool.tasks import TaskInfo, TaskLike, check_classes
+from mdft_fast.pool.task_checks import TaskInfo, TaskLike, check_classes
 
 _BUFFER = "buffer."
 _HEADS = "heads"
@@ -40,7 +39,7 @@ _HEADS = "heads"
 def save_pool(pool: PoolData, path: str | os.PathLike[str], codec: Codec, overwrite: bool) -> None:
     """Writes a pool; in another codec, it holds one task vector at a time."""
     _check_heads(pool.tasks, pool.heads)
-    with _new_pool(path, overwrite) as folder:
+    with new_folder(path, overwrite=overwrite, check_old=_check_packed) as folder:
         files = {BASE: _write_base(folder, pool.base, pool.buffers)}
         if codec == pool.codec:
             parts = {"codes": pool.vectors.codes, "scales": pool.vectors.scales}
@@ -64,7 +63,7 @@ def stream_pool(
     """Packs and writes a pool, holding one task vector at a time; the base is mapped."""
     check_spec(spec)
     _check_heads(packing.tasks, packing.heads)
-    with _new_pool(path, overwrite) as folder:
+    with new_folder(path, overwrite=overwrite, check_old=_check_packed) as folder:
         encoder, size = Encoder(codec, packing.layout), (packing.K, packing.layout.elements)
         files = {BASE: _write_base(folder, packing.base, packing.buffers)}
         packing.base = _take(folder / BASE, "base", torch.float32, size[1:])
@@ -84,7 +83,8 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> PoolData:
         if key not in known:
             raise MdftError(f"{folder / BASE}: tensor {key!r} is not in {MANIFEST}")
     elements = manifest.layout.elements
-    vectors = _read_vectors(folder, (len(manifest.tasks), elements), manifest.codec)
+    rows = len(manifest.others["vector_names"])
+    vectors = _read_vectors(folder, (rows, elements), manifest.codec)
     pool = PoolData(
         layout=manifest.layout,
         base=_take(folder / BASE, "base", torch.float32, (elements,)),
@@ -98,13 +98,6 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> PoolData:
     if verify:
         check_finite(pool, folder)
     return pool
-
-
-def _new_pool(
-    path: str | os.PathLike[str], overwrite: bool
-) -> contextlib.AbstractContextManager[Path]:
-    target = Path(os.path.abspath(path))
-    return new_folder(target, overwrite=overwrite, check_old=_check_packed)
 
 
 def _shapes(size: tuple[int, int], codec: Codec) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
@@ -139,9 +132,14 @@ def _read_vectors(folder: Path, size: tuple[int, int], codec: Codec) -> TaskVect
 
 
 def _write_base(folder: Path, base: Tensor, buffers: Mapping[str, Tensor]) -> Written:
-    ordered = sorted(buffers.items(), key=lambda item: -item[1].dtype.itemsize)
-    entries = [entry("base", base), *(entry(_BUFFER + name, t) for name, t in ordered)]
-    return write_tensors(folder / BASE, entries)
+    kept = _aligned({_BUFFER + name: tensor for name, tensor in buffers.items()})
+    return write_tensors(folder / BASE, [entry("base", base), *kept])
+
+
+def _aligned(tensors: Mapping[str, Tensor]) -> list[Entry]:
+    """Returns entries, wider elements first: all stay aligned."""
+    entries = [entry(name, tensor) for name, tensor in tensors.items()]
+    return sorted(entries, key=lambda item: -item.dtype.itemsize)
 
 
 def _check_heads(tasks: Sequence[TaskLike | TaskInfo], heads: Mapping[str, Head]) -> None:
@@ -156,11 +154,7 @@ def _check_heads(tasks: Sequence[TaskLike | TaskInfo], heads: Mapping[str, Head]
 def _finish(folder: Path, pool: PoolData, files: dict[str, Written]) -> None:
     (folder / _HEADS).mkdir()
     for name, head in pool.heads.items():
-        tensors = [entry("weight", head.weight)]
-        if head.bias is not None:
-            tensors.append(entry("bias", head.bias))
-        tensors.sort(key=lambda item: -item.dtype.itemsize)
-        files[head_file(name)] = write_tensors(folder / head_file(name), tensors)
+        files[head_file(name)] = write_tensors(folder / head_file(name), _aligned(head.tensors))
     write_text(folder / MANIFEST, to_json(pool, files))
 
 

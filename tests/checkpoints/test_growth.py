@@ -97,7 +97,7 @@ CASES: dict[str, Callable[[], bytes]] = {
 READ = """
 import os, resource, sys
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import open_state
+from mdft_fast.checkpoints import open_state
 def used(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 for path in sys.argv[3:]:
     if os.fork() == 0:

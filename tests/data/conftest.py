@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.pool.conftest import real, real_pool  # noqa: F401 - fixtures
+
 PREPROCESS = {"size": [4, 6], "mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
 
 

@@ -117,10 +117,7 @@ def empty(file: Path) -> None:
 @pytest.mark.parametrize("name", ["images.npy", "digests.npy", "entry.json"])
 @pytest.mark.parametrize("damage", [flip, cut, empty, Path.unlink])
 def test_a_damaged_entry_is_made_again(
-    name: str,
-    damage: Callable[[Path], None],
-    folder: Path,
-    builds: list[str],
+    name: str, damage: Callable[[Path], None], folder: Path, builds: list[str]
 ) -> None:
     wanted = load(folder).x.clone()
     (entry,) = entries()
@@ -173,8 +170,8 @@ def test_several_writers_of_the_same_labels(folder: Path, monkeypatch: pytest.Mo
     barrier, write = threading.Barrier(3, timeout=30), cache.write_json
 
     def together(path: Path, content: Any) -> None:
+        barrier.wait()  # each has found no labels
         write(path, content)
-        barrier.wait()
 
     monkeypatch.setattr(cache, "write_json", together)
     with ThreadPoolExecutor(3) as pool:

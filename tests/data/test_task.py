@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,7 @@ from mdft_fast.app.recipe.value_types import TaskName
 from mdft_fast.data import NpzSource, Task, load_labelled, read_class_names
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Head, Pool
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "pool"
+from tests.pool.conftest import SHARED, Parts
 
 # README of the real pool: top-1 in per cent on the files' test subset, to one decimal.
 INDIVIDUAL = {
@@ -73,37 +70,23 @@ def _accuracy(backbone: Any, arena: torch.Tensor, pool: Pool, task: Task) -> flo
 
 
 @pytest.fixture(scope="module")
-def real() -> tuple[Any, Pool, list[Task]]:
+def eight(real: Parts, real_pool: Pool) -> tuple[Any, Pool, list[Task]]:
     """The backbone, the pool and the eight tasks beside the repository."""
-    timm = pytest.importorskip("timm")
-    if not (SHARED / "pool.json").is_file():
-        pytest.skip("the real pool is not at ../shared/pool, beside the repository")
-    facts = json.loads((SHARED / "pool.json").read_text())
-    tasks = []
-    for name in INDIVIDUAL:
-        file = SHARED / f"data/{name}.npz"
-        head = Head.from_file(SHARED / f"heads/{name}.safetensors", normalize=True)
-        source = NpzSource(file, "x_test", "y_test")
-        names = read_class_names(file)
-        tasks.append(Task(name, names, head, NpzSource(file, "x_unlabelled"), source))
-    spec = facts["architecture"]
-    backbone = timm.create_model(spec["name"], pretrained=False, **spec["kwargs"]).eval()
-    pool = Pool.from_checkpoints(
-        SHARED / "base.safetensors",
-        {task.name: SHARED / f"models/{task.name}.safetensors" for task in tasks},
-        tasks,
-        backbone=backbone,
-        preprocess={key: facts["input"][key] for key in ("size", "mean", "std")},
-    )
-    return backbone, pool, tasks
+    files = {name: SHARED / f"data/{name}.npz" for name in INDIVIDUAL}
+    sources = {n: (NpzSource(f, "x_unlabelled"), NpzSource(f, "x_test", "y_test"))
+               for n, f in files.items()}  # fmt: skip
+    tasks = [
+        Task(name, read_class_names(files[name]), real_pool.heads[name], *sources[name])
+        for name in INDIVIDUAL
+    ]
+    return real.options["backbone"].eval(), real_pool, tasks
 
 
 @pytest.mark.parametrize(
-    "name",
-    [n if n == "dtd10" else pytest.param(n, marks=pytest.mark.slow) for n in INDIVIDUAL],
+    "name", [n if n == "dtd10" else pytest.param(n, marks=pytest.mark.slow) for n in INDIVIDUAL]
 )
-def test_a_real_models_accuracy_comes_out(name: str, real: Any) -> None:
-    backbone, pool, tasks = real
+def test_a_real_models_accuracy_comes_out(name: str, eight: Any) -> None:
+    backbone, pool, tasks = eight
     k = pool.names.index(name)
     arena = pool.base + pool.vectors.codes[k]
     accuracy = _accuracy(backbone, arena, pool, tasks[k])
@@ -115,8 +98,8 @@ def test_a_real_models_accuracy_comes_out(name: str, real: Any) -> None:
     ("start", "average", "tolerance"),
     [(0.0, 45.87, 0.006), (0.3, 54.05, 0.13)],  # one image of 300 to 400 is 0.03 to 0.04
 )
-def test_real_averages_come_out(start: float, average: float, tolerance: float, real: Any) -> None:
-    backbone, pool, tasks = real
+def test_real_averages_come_out(start: float, average: float, tolerance: float, eight: Any) -> None:
+    backbone, pool, tasks = eight
     arena = pool.base + start * pool.vectors.codes.sum(0)
     accuracies = [_accuracy(backbone, arena, pool, task) for task in tasks]
     assert np.mean(accuracies) == pytest.approx(average, abs=tolerance)

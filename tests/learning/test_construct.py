@@ -22,11 +22,6 @@ CONFIG = ConstructConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
-    return make_world()
-
-
 def learn(world: World, config: ConstructConfig, **options: Any) -> Tensor:
     return construct(world.meta(), world.unlabelled, config, **options).coefficients
 

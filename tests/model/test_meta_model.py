@@ -14,8 +14,8 @@ from torch import nn
 from torch.func import functional_call
 
 from mdft_fast import MdftError, MetaModel, Pool, Task
-from mdft_fast.model import build_backbone
-from mdft_fast.pool import Head
+from mdft_fast.model import MODES, Mode, build_backbone
+from mdft_fast.pool import Head, features_of
 from tests.world import PREPROCESS, Encoder, World, make_world
 
 
@@ -83,6 +83,27 @@ def test_oracle_2_zero_gives_the_base_and_a_constant_task_arithmetic(world: Worl
         }
         expected = functional_call(Encoder().eval(), arithmetic, images())
         torch.testing.assert_close(meta.encode(images()), expected)
+
+
+class ByKeyword(Encoder):
+    def forward(self, *, pixels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(pixels[rows])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_may_be_arguments_by_keyword(world: World, mode: Mode, precision: str) -> None:
+    rows = torch.tensor([2, 0])
+    plain = world.meta(mode=mode, precision=precision)
+    named = MetaModel(ByKeyword().eval(), world.pool, mode=mode, precision=precision)  # type: ignore[arg-type]
+    logits = plain(images()[rows], "letters")
+    again = named({"pixels": images(), "rows": rows}, "letters")
+    assert torch.equal(logits, again)
+    for out in (logits, again):
+        out.square().sum().backward()
+    assert torch.equal(plain.coefficients.grad, named.coefficients.grad)
+    assert features_of(named._backbone, {"pixels": images(), "rows": rows}) is None  # no weights
+    assert features_of(ByKeyword(), {"pixels": images().to("meta"), "rows": rows.to("meta")}) == 16
 
 
 def test_oracle_4_gradient_is_the_dot_with_the_task_vector(world: World) -> None:

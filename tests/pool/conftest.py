@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mdft_fast.errors import MdftError
 from mdft_fast.pool import Head, Pool
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "pool"
@@ -82,6 +85,35 @@ def tiny_parts(K: int = 3, dtype: torch.dtype = torch.float16) -> Parts:
     ]
     options = {"backbone": backbone, "preprocess": {"size": 2, "mean": 0.5, "std": [0.5, 0.4, 0.3]}}
     return Parts(base, [state(base, 0.01) for _ in range(K)], tasks, options)
+
+
+def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Returns what changes the content of a pool's ``pool.json``."""
+
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / "pool.json").read_text())
+        change(content)
+        (folder / "pool.json").write_text(json.dumps(content))
+
+    return damage
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size - 1)
+
+
+def flip(path: Path, place: int) -> None:
+    """Changes a bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def refuses(folder: Path, message: str, **options: bool) -> None:
+    """Sees a damaged pool refused in one sentence."""
+    with pytest.raises(MdftError, match=message) as caught:
+        Pool.open(folder, **options)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,21 +15,22 @@ from mdft_fast.app.opening.pool_sources import (
     agreed_backbone,
     choose_device,
     from_checkpoints,
-    in_codec,
+    narrower,
     open_packed,
     pool_arguments,
+    prepared,
     preprocess_of,
     spec_of,
 )
+from mdft_fast.app.opening.recipe_tasks import MakeHead, check_heads, tasks_of
+from mdft_fast.app.opening.sample_loading import Listener, LoadedData, load_data
 from mdft_fast.app.opening.sample_sources import Sources, sources_of
 from mdft_fast.app.opening.task_heads import Base, head_of
-from mdft_fast.app.opening.tasks import MakeHead, check_heads, tasks_of
+from mdft_fast.app.recipe import Recipe, TaskRecipe
 from mdft_fast.data import Samples, Task, load_test_images
+from mdft_fast.methods import apply
 from mdft_fast.model import MetaModel, Mode
 from mdft_fast.pool import Head, Pool
-
-if TYPE_CHECKING:
-    from mdft_fast.app.recipe import Recipe, TaskRecipe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +76,17 @@ class Built:
             device=self.device,
         )
 
+    def load_data(self, progress: Listener, *, only: str | None = None) -> LoadedData:
+        """Returns the samples, as the recipe wants them: see :func:`load_data`."""
+        return load_data(
+            self.tasks,
+            self.pool.preprocess,
+            transductive=self.recipe.transductive,
+            shown=progress,
+            drop=self.recipe.duplicates == "drop",
+            only=only,
+        )
+
 
 def build(recipe: Recipe) -> Built:
     """Opens everything a recipe names.
@@ -88,7 +100,7 @@ def build(recipe: Recipe) -> Built:
         base = _packed_base(recipe, pool, backbone)
         tasks = tasks_of(recipe, _heads(recipe, base), pool)
         check_heads(tasks, backbone, pool.preprocess)
-        pool = in_codec(recipe, pool).with_heads(tasks)
+        pool = prepared(recipe, pool).with_heads(tasks)
     else:
         tasks = _tasks(recipe)
         backbone, pool = from_checkpoints(recipe, tasks)
@@ -96,16 +108,28 @@ def build(recipe: Recipe) -> Built:
 
 
 def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: bool = False) -> Pool:
-    """Packs a recipe's checkpoints into a pool's folder, one task vector at a time in memory."""
+    """Packs a recipe's checkpoints into a pool's folder, one task vector at a time in memory.
+
+    With transforms the new vectors are in memory, all K in the codec; the plain ones go to a folder
+    beside ``path`` for the while, unrounded.
+    """
     recipe.check_files()
     if recipe.pool.folder is not None:
-        made = any(task.head is not None for task in recipe.tasks)  # heads that go over the pool's
+        # Heads that go over the pool's, and vectors that change.
+        made = any(task.head is not None for task in recipe.tasks) or recipe.transform
         pool = build(recipe).pool if made else Pool.open(recipe.pool.folder)
-        own = recipe.memory.codec if recipe.memory.codec != "fp32" else None
-        pool.save(path, codec or own, overwrite=overwrite)
+        pool.save(path, codec or narrower(recipe), overwrite=overwrite)
         return Pool.open(path)
     arguments = pool_arguments(recipe, _tasks(recipe))
-    return Pool.pack(path, **arguments, codec=codec or recipe.memory.codec, overwrite=overwrite)
+    codec = codec or recipe.memory.codec
+    if not recipe.transform:
+        return Pool.pack(path, **arguments, codec=codec, overwrite=overwrite)
+    beside = path.absolute().parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{path.name}.plain-") as folder:
+        plain = Pool.pack(Path(folder) / "pool", **arguments)
+        apply(plain, recipe.transform, codec=codec).save(path, overwrite=overwrite)
+    return Pool.open(path)
 
 
 def _tasks(recipe: Recipe) -> tuple[Task, ...]:
@@ -121,20 +145,17 @@ def _heads(recipe: Recipe, base: Base) -> MakeHead:
 
     @functools.cache
     def tests() -> dict[str, Samples]:
-        sources = {
-            task.name: sources_of(task, transductive=recipe.transductive).evaluate
-            for task in recipe.tasks
-        }
-        return {
-            name: load_test_images(source, base.preprocess)
-            for name, source in sources.items()
-            if source is not None
-        }
+        samples = {}
+        for task in recipe.tasks:
+            source = sources_of(task, transductive=recipe.transductive).evaluate
+            if source is not None:
+                samples[task.name] = load_test_images(source, base.preprocess)
+        return samples
 
     def make(
-        given: TaskRecipe, packed: Head | None, names: tuple[str, ...] | None, sources: Sources
+        task: TaskRecipe, packed: Head | None, names: tuple[str, ...] | None, sources: Sources
     ) -> Head:
-        return head_of(given, packed, base, names, sources, tests=tests, drop=drop)
+        return head_of(task, packed, base, names, sources, tests=tests, drop=drop)
 
     return make
 

@@ -18,6 +18,7 @@ from mdft_fast.checkpoints import (
     open_state,
 )
 from mdft_fast.errors import MdftError
+from mdft_fast.methods import apply
 from mdft_fast.model import build_backbone, names_of
 from mdft_fast.pool import Pool, TaskLike
 
@@ -39,7 +40,7 @@ def open_pool(recipe: Recipe) -> tuple[nn.Module, Pool]:
     recipe.check_files(pool_alone=True)
     if recipe.pool.folder is not None:
         backbone, pool = open_packed(recipe)
-        return backbone, in_codec(recipe, pool)
+        return backbone, prepared(recipe, pool)
     return from_checkpoints(recipe, [_Headless(task.name) for task in recipe.tasks])
 
 
@@ -53,17 +54,21 @@ def open_packed(recipe: Recipe) -> tuple[nn.Module, Pool]:
     return backbone, pool
 
 
-def in_codec(recipe: Recipe, pool: Pool) -> Pool:
-    """Returns a packed pool in the recipe's codec; "fp32" stands for its own."""
-    if recipe.memory.codec == "fp32":  # what was packed narrower gains nothing from fp32
-        return pool
-    return pool.encode(recipe.memory.codec)
+def prepared(recipe: Recipe, pool: Pool) -> Pool:
+    """Returns a packed pool after the recipe's transforms, and in its codec."""
+    return apply(pool, recipe.transform, codec=narrower(recipe))
+
+
+def narrower(recipe: Recipe) -> str | None:
+    """Returns the codec that a recipe wants of a packed pool; None for "fp32": the pool's own."""
+    # What was packed narrower gains nothing from fp32.
+    return None if recipe.memory.codec == "fp32" else recipe.memory.codec
 
 
 def from_checkpoints(recipe: Recipe, tasks: Sequence[TaskLike]) -> tuple[nn.Module, Pool]:
     """Makes the pool of a recipe's checkpoints, and its backbone without weights."""
     pool = Pool.from_checkpoints(**pool_arguments(recipe, tasks), codec=recipe.memory.codec)
-    return without_weights(pool.backbone_spec, pool), pool
+    return without_weights(pool.backbone_spec, pool), apply(pool, recipe.transform)
 
 
 def pool_arguments(recipe: Recipe, tasks: Sequence[TaskLike]) -> dict[str, Any]:
@@ -85,14 +90,14 @@ def preprocess_of(recipe: Recipe) -> dict[str, Any]:
     """Returns what a recipe's preprocess says, and where it is silent what its base says."""
     base = recipe.pool.base
     facts = SourceFacts() if base is None else open_state(base).facts
-    said = facts.preprocess()
+    stated = facts.preprocess()
     if recipe.preprocess is not None:
-        said |= recipe.preprocess.said()
-    missing = [key for key in ("size", "mean", "std") if key not in said]
+        stated |= recipe.preprocess.said()
+    missing = [key for key in ("size", "mean", "std") if key not in stated]
     if missing:
         raise MdftError(f"recipe: preprocess must be given, as {base} does not say {missing}")
-    check_preprocess(facts, dict.fromkeys(said, str(base)), said)
-    return said
+    check_preprocess(facts, dict.fromkeys(stated, str(base)), stated)
+    return stated
 
 
 def shapes_alone(spec: Mapping[str, Any]) -> nn.Module:
@@ -131,10 +136,10 @@ def spec_of(recipe: Recipe) -> dict[str, Any] | None:
 
 def agreed_backbone(recipe: Recipe, pool: Pool) -> dict[str, Any]:
     """Returns the backbone that recipe and pool name; a contradiction is an error."""
-    said, packed = spec_of(recipe), dict(pool.backbone_spec)
-    if said is not None and packed and said != packed:
-        raise MdftError(f"recipe: backbone must be the pool's {packed}, got {said}")
-    spec = said or packed
+    stated, packed = spec_of(recipe), dict(pool.backbone_spec)
+    if stated is not None and packed and stated != packed:
+        raise MdftError(f"recipe: backbone must be the pool's {packed}, got {stated}")
+    spec = stated or packed
     if not spec:
         raise MdftError("recipe: backbone must be given, got none in recipe or pool")
     return spec
@@ -144,9 +149,9 @@ def check_agrees(recipe: Recipe, pool: Pool) -> None:
     """Refuses a recipe's preprocess that is not the packed pool's."""
     if recipe.preprocess is None:
         return
-    said = as_preprocess({**pool.preprocess, **recipe.preprocess.said()})
-    if said != pool.preprocess:
-        raise MdftError(f"recipe: preprocess must be the pool's {pool.preprocess}, got {said}")
+    stated = as_preprocess({**pool.preprocess, **recipe.preprocess.said()})
+    if stated != pool.preprocess:
+        raise MdftError(f"recipe: preprocess must be the pool's {pool.preprocess}, got {stated}")
 
 
 def choose_device(name: str) -> torch.device:

@@ -17,7 +17,7 @@ _BASES = ("base*.safetensors", "base*.pt", "base*.pth", "base*.bin", "zeroshot.p
 _NOTES = ("checkpoints.json", "pool.json")
 
 # What a recipe's `adapt` or `evaluate` holds; nothing where none was found.
-Source = dict[str, Any]
+Draft = dict[str, Any]
 
 
 def notes_of(folder: Path) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def find_head(folder: Path, task: str) -> tuple[Path, State] | None:
     return None
 
 
-def find_samples(folder: Path, task: str, classes: int | None) -> tuple[Source, Source]:
+def find_samples(folder: Path, task: str, classes: int | None) -> tuple[Draft, Draft]:
     """Returns where a task's unlabelled and labelled samples are.
 
     Args:
@@ -100,7 +100,7 @@ def find_samples(folder: Path, task: str, classes: int | None) -> tuple[Source, 
         arrays = npz_keys(file)
         x = next((key for key in _UNLABELLED if key in arrays), None)
         labelled = {"x_test", "y_test"} <= set(arrays)
-        adapt: Source = {"npz": file, "x": x}
+        adapt: Draft = {"npz": file, "x": x}
         return adapt, {"npz": file, "x": "x_test", "y": "y_test"} if labelled else {}
     for place in (folder / "data", folder):
         root = _entry(place, task)
@@ -111,7 +111,7 @@ def find_samples(folder: Path, task: str, classes: int | None) -> tuple[Source, 
     return {}, {}
 
 
-def _images(root: Path, classes: int | None) -> tuple[Source, Source]:
+def _images(root: Path, classes: int | None) -> tuple[Draft, Draft]:
     """Returns images to adapt to, and those in folders of classes to evaluate on."""
     apart = next((root / name for name in _UNLABELLED_FOLDERS if (root / name).is_dir()), None)
     if apart is not None:
@@ -122,7 +122,7 @@ def _images(root: Path, classes: int | None) -> tuple[Source, Source]:
     return adapt, _listed(root, (None, "test", "val"), "test", classes or 0)
 
 
-def _listed(root: Path, splits: tuple[str | None, ...], role: Role, classes: int | None) -> Source:
+def _listed(root: Path, splits: tuple[str | None, ...], role: Role, classes: int | None) -> Draft:
     """Returns the first split that holds images: in folders of so many classes, 0 for any."""
     for split in splits:
         try:

@@ -17,7 +17,6 @@ from mdft_fast.app.recipe.sections import (
     Backbone,
     Granularity,
     Memory,
-    NoTransform,
     PoolSource,
     Preprocess,
     TaskRecipe,
@@ -28,6 +27,7 @@ from mdft_fast.app.recipe.stage_sections import (
     construct_config,
     specialize_config,
 )
+from mdft_fast.app.recipe.transforms import Transforms
 from mdft_fast.app.recipe.value_types import Device, FilePath, PerVector, Section, choice
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.learning import StageConfig, check_capturable_mode
@@ -43,21 +43,21 @@ with warnings.catch_warnings():
 
         Attributes:
             version: of this format.
-            preset: what holds where the file says nothing. paper is the method to the letter;
+            preset: what holds where this file is silent. paper is the method to the letter;
                 adamerging and entropy are what it builds on.
             pool: the models.
             backbone: builds the module whose parameters are merged.
             preprocess: from uint8 images to inputs.
             tasks: each: model, classifier, unlabelled samples.
-            transform: of task vectors; none so far.
+            transform: methods that the task vectors go through first, as [{ties: {density: 0.2}}].
             granularity: what shares a coefficient.
-            start: λ before the first step.
+            start: λ before the first step: one number, or a list with one a task.
             device: where the run computes; auto: CUDA where torch sees a GPU.
             precision: of the merged weights and the forward pass.
             output: the run folder; an older run is never overwritten.
             transductive: whether the unlabelled samples may be the test images.
-            duplicates: what is done with test images among the unlabelled ones or those of a
-                prototype head, found by content: an error, or they are left out.
+            duplicates: what is done with test images among the unlabelled ones. Those of a
+                prototype head count too. They are found by content; drop leaves them out.
             deterministic: equal inputs give equal bits. On CUDA: torch's deterministic
                 algorithms, for the length of the run.
         """
@@ -68,7 +68,7 @@ with warnings.catch_warnings():
         backbone: Backbone | None = None
         preprocess: Preprocess | None = None
         tasks: Annotated[tuple[TaskRecipe, ...], Field(strict=False)]
-        transform: NoTransform = ()
+        transform: Transforms = ()
         granularity: Granularity
         start: PerVector
         device: Device = "auto"

@@ -187,7 +187,8 @@ def _unchanged(section: type[Section], preset: Mapping[str, Any], indent: str) -
 def _section_line(section: type[Section], key: str, indent: str = "") -> str:
     inner = next(models_in(section.model_fields[key].annotation))
     words = section.words(key) or inspect.cleandoc(inner.__doc__ or "").partition("\n")[0]
-    return _line(f"{indent}{key}:", first_sentence(words).removesuffix("."))
+    words = first_sentence(words).removesuffix(".")
+    return _line(f"{indent}{key}:", words[0].lower() + words[1:])
 
 
 def _key_line(
@@ -195,7 +196,8 @@ def _key_line(
 ) -> str:
     meaning, choices = first_sentence(section.words(key)), _choices(section, key)
     if not comment:
-        comment = f"{meaning}: {choices}" if choices and choices != meaning else meaning
+        named = all(str(choice) in meaning for choice in section.choices(key))
+        comment = meaning if named else f"{meaning}: {choices}"
     return _line(f"{indent}{key}: {_value(value)}", comment)
 
 

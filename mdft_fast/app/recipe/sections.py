@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_types import Interval
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from mdft_fast import model
 from mdft_fast.app.recipe.dataclass_sections import DataclassSection, filled_from
@@ -22,7 +22,6 @@ from mdft_fast.app.recipe.value_types import (
     Text,
     Texts,
     not_yet,
-    problem,
 )
 from mdft_fast.arena import Codec
 from mdft_fast.checkpoints import LEAST_CROP, Interpolation, Resize
@@ -35,8 +34,8 @@ class PoolSource(Section):
 
     Attributes:
         base: the pre-trained model, a file or folder.
-        models: folder that holds, for every task, `<task>.safetensors`, `<task>.pt`,
-            `<task>/finetuned.pt` or a folder `<task>`.
+        models: folder of the fine-tuned models. For every task it holds `<task>.safetensors`,
+            `<task>.pt`, `<task>/finetuned.pt` or a folder `<task>`.
         folder: a packed pool, in place of the two.
     """
 
@@ -160,8 +159,8 @@ class Memory(DataclassSection):
     """How the weights are held; `mdft plan` shows what each choice takes.
 
     Attributes:
-        mode: where merged weights live; auto is the fastest that fits.
-        codec: how an element of a task vector is stored; of a packed pool fp32 is as it was packed.
+        mode: where merged weights live, auto is the fastest that fits.
+        codec: how task vectors are stored. Of a packed pool fp32 is as it was packed.
         budget: what a step's tensors may take; null: what is free. Python and torch themselves
             are not counted.
         checkpointing: whether each block's activations are computed again in backward.
@@ -177,11 +176,4 @@ class Memory(DataclassSection):
     cuda_graph: bool
 
 
-def _no_transform(value: Any) -> Any:
-    if value not in ([], ()):
-        raise problem("task-vector transforms aren't there yet, only an empty list [] so far")
-    return ()
-
-
-NoTransform = Annotated[tuple[()], BeforeValidator(_no_transform)]
 Granularity = Annotated[model.Granularity, not_yet("row", get_args(model.Granularity))]

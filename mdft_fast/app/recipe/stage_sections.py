@@ -58,7 +58,7 @@ class Specialize(DataclassSection):
     """Stage 2: one model a task.
 
     Attributes:
-        tasks: which tasks get a specialized model.
+        tasks: which tasks get a specialized model: all, none or a list of names.
         control: whether stage 2 is run from task arithmetic too, without stage 1. It shows what
             of stage 2's result is owed to stage 1.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mdft_fast.app.opening import Built, images_at_once
 from mdft_fast.app.report import COMPARED
-from mdft_fast.app.running.learned import Learned
+from mdft_fast.app.running.stages import Learned
 from mdft_fast.evaluation import (
     Evaluation,
     TestSet,

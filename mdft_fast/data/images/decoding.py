@@ -10,9 +10,10 @@ applied.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from mdft_fast.checkpoints import Preprocess, edges_before_crop
 from mdft_fast.errors import MdftError, need
@@ -20,13 +21,10 @@ from mdft_fast.errors import MdftError, need
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from mdft_fast.data.images.sources import Array
+Array = npt.NDArray[Any]
 
 # What torchvision's ImageFolder takes for an image.
-EXTENSIONS = (
-    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp"),
-    *(".pgm", ".tif", ".tiff", ".webp"),
-)
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # What is decoded, whatever a file's name says: EPS, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 

@@ -132,4 +132,9 @@ def _forms(name: str) -> set[str]:
     digit = re.fullmatch(r"(\d) - (\w+)", name)  # torchvision's MNIST
     if digit:
         forms |= {digit[1], digit[2]}
-    return {re.sub(r"[\W_]", "", form.lower()) for form in forms}
+    return {plain_name(form) for form in forms}
+
+
+def plain_name(name: str) -> str:
+    """Returns a name without case, spaces and signs, to compare it with others."""
+    return re.sub(r"[\W_]", "", name.lower())

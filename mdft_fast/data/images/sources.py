@@ -12,17 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mdft_fast.checkpoints import Preprocess
-from mdft_fast.data.images.decoding import fit, is_pil
+from mdft_fast.data.images.decoding import Array, fit, is_pil
 from mdft_fast.data.images.listing import ListedSource
 from mdft_fast.errors import MdftError, nearest
-
-Array = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +29,7 @@ class NpzSource:
     Attributes:
         path: the file.
         x: key of the images.
-        y: key of the labels; only :func:`load_labelled` ever reads it.
+        y: key of the labels; only :func:`~mdft_fast.data.load_labelled` ever reads it.
     """
 
     path: str | os.PathLike[str]

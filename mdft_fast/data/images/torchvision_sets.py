@@ -9,6 +9,7 @@ until an evaluation asks for them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,21 +31,15 @@ class _Layout:
     Attributes:
         splits: those that it has.
         needs: split -> paths below the root that must be there.
-        read: root and split -> what it holds, without name and origin.
+        read: root and split -> what it holds, without its name and origin.
     """
 
     splits: tuple[str, ...]
     needs: Callable[[str], tuple[str, ...]]
-    read: Callable[[Path, str], _Found]
+    read: Callable[[Path, str], Listing]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    files: tuple[Path, ...]
-    class_names: tuple[str, ...] | None
-    open: Callable[[], Opened]
-    channels: int = 3
-    label_files: tuple[Path, ...] = ()
+_listing = functools.partial(Listing, "", {})  # its name and origin come last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +78,11 @@ class TorchvisionSource(ListedSource):
                 f"missing: {', '.join(missing)}. Nothing is downloaded: unpack the data set there, "
                 "or name the folder in which it lies as root"
             )
-        found = _guarded(lambda: layout.read(root, chosen), f"{self.name} in {root}")
-        return Listing(
+        listing: Listing = _guarded(lambda: layout.read(root, chosen), f"{self.name} in {root}")
+        return dataclasses.replace(
+            listing,
             name=f"{self.name}, split {chosen}, in {root}",
             origin={"torchvision": self.name, "root": str(root), "split": chosen},
-            **{f.name: getattr(found, f.name) for f in dataclasses.fields(found)},
         )
 
 
@@ -109,15 +104,15 @@ def _dataset(name: str) -> Any:
     return getattr(need("torchvision.datasets", "data", who=name), name)
 
 
-def _paths(dataset: Any, label_files: tuple[Path, ...] = ()) -> _Found:
+def _paths(dataset: Any, label_files: tuple[Path, ...] = ()) -> Listing:
     """Returns what a data set of image files holds; its loader gives paths back as they are."""
     files = tuple(Path(dataset[i][0]) for i in range(len(dataset)))
     opened = of_files(files, lambda: [int(dataset[i][1]) for i in range(len(dataset))])
     names = tuple(str(name) for name in dataset.classes)
-    return _Found(files, names, opened, label_files=label_files)
+    return _listing(files, names, opened, label_files=label_files)
 
 
-def _sun397(root: Path, chosen: str) -> _Found:
+def _sun397(root: Path, chosen: str) -> Listing:
     # torchvision has every image and no split: the first of the official partitions is usual.
     folder = root / "SUN397"
     names, chosen_list = folder / "ClassName.txt", folder / _sun397_list(chosen)
@@ -132,32 +127,32 @@ def _sun397(root: Path, chosen: str) -> _Found:
         return [number["/".join(path.parts[1:-1])] for path in relative]
 
     opened = of_files(files, labels)
-    return _Found(files, tuple(classes), opened, label_files=(names, chosen_list))
+    return _listing(files, tuple(classes), opened, label_files=(names, chosen_list))
 
 
 def _sun397_list(chosen: str) -> str:
     return f"{'Training' if chosen == 'train' else 'Testing'}_01.txt"
 
 
-def _cars(root: Path, chosen: str) -> _Found:
+def _cars(root: Path, chosen: str) -> Listing:
     dataset = _dataset("StanfordCars")(str(root), split=chosen, loader=str)
     return _paths(dataset, tuple(root / path for path in _cars_needs(chosen)[:2]))
 
 
-def _dtd(root: Path, chosen: str) -> _Found:
+def _dtd(root: Path, chosen: str) -> Listing:
     dataset = _dataset("DTD")(str(root), split=chosen, loader=str)
     return _paths(dataset)
 
 
-def _gtsrb(root: Path, chosen: str) -> _Found:
+def _gtsrb(root: Path, chosen: str) -> Listing:
     samples = _dataset("GTSRB")(str(root), split=chosen)._samples
     files = tuple(Path(path) for path, _ in samples)
     opened = of_files(files, lambda: [int(label) for _, label in samples])
     answers = (root / _gtsrb_needs(chosen)[1],) if chosen == "test" else ()
-    return _Found(files, None, opened, label_files=answers)
+    return _listing(files, None, opened, label_files=answers)
 
 
-def _eurosat(root: Path, chosen: str) -> _Found:
+def _eurosat(root: Path, chosen: str) -> Listing:
     folder = FolderSource(root / "eurosat" / "2750").listing("train")
     files = sorted(folder.files, key=lambda path: path.name)
     rest, test = random_split(len(files), _EUROSAT_SHARE, SPLIT_SEED, "eurosat/test")
@@ -166,12 +161,12 @@ def _eurosat(root: Path, chosen: str) -> _Found:
     chosen_files = {"test": test, "val": rest[val], "train": rest[train]}[chosen]
     paths = tuple(files[i] for i in chosen_files.tolist())
     classes = folder.class_names or ()
-    return _Found(
+    return _listing(
         paths, classes, of_files(paths, lambda: [classes.index(p.parent.name) for p in paths])
     )
 
 
-def _svhn(root: Path, chosen: str) -> _Found:
+def _svhn(root: Path, chosen: str) -> Listing:
     class Unchecked(_dataset("SVHN")):  # type: ignore[misc]
         def _check_integrity(self) -> bool:  # the md5 of the published file; ours may be a part
             return True
@@ -183,10 +178,10 @@ def _svhn(root: Path, chosen: str) -> _Found:
         )
 
     digits = tuple(str(digit) for digit in range(10))
-    return _Found((root / f"{chosen}_32x32.mat",), digits, opened)
+    return _listing((root / f"{chosen}_32x32.mat",), digits, opened)
 
 
-def _mnist(root: Path, chosen: str) -> _Found:
+def _mnist(root: Path, chosen: str) -> Listing:
     mnist = _dataset("MNIST")
 
     def opened() -> Opened:
@@ -196,7 +191,7 @@ def _mnist(root: Path, chosen: str) -> _Found:
         )
 
     images, labels = (root / "MNIST" / "raw" / name for name in _mnist_files(chosen))
-    return _Found((images,), tuple(mnist.classes), opened, channels=1, label_files=(labels,))
+    return _listing((images,), tuple(mnist.classes), opened, channels=1, label_files=(labels,))
 
 
 def _mnist_files(chosen: str) -> tuple[str, str]:
@@ -222,9 +217,7 @@ _BOTH = ("train", "test")
 _THREE = ("train", "val", "test")
 _LAYOUTS = {
     "SUN397": _Layout(
-        _BOTH,
-        lambda chosen: ("SUN397/ClassName.txt", f"SUN397/{_sun397_list(chosen)}"),
-        _sun397,
+        _BOTH, lambda chosen: ("SUN397/ClassName.txt", f"SUN397/{_sun397_list(chosen)}"), _sun397
     ),
     "StanfordCars": _Layout(_BOTH, _cars_needs, _cars),
     "EuroSAT": _Layout(_THREE, lambda chosen: ("eurosat/2750",), _eurosat),

@@ -28,7 +28,7 @@ _HEAD_WIDTH = 64  # open_clip's default
 
 @dataclass(frozen=True)
 class Recognized:
-    """A backbone, as :func:`build_backbone` takes it.
+    """A backbone, as :func:`~mdft_fast.model.build_backbone` takes it.
 
     Attributes:
         library: who builds it.

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of keys in docs/recipes.md, made of the sections: types, defaults and meanings.
 
-``python -m mdft_fast.app.recipe.keys_page docs/recipes.md`` writes them; a test compares.
+``python scripts/keys_page.py`` writes them; tests/app/recipe/test_keys_page.py compares.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -22,6 +21,7 @@ from mdft_fast.errors import MdftError
 from mdft_fast.files import write_text
 from mdft_fast.options import kind_of
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 # Where a page says more of a key, or of a section's first key.
 _MORE = {
     "pool.base": "[checkpoints](checkpoints.md)",
@@ -31,6 +31,7 @@ _MORE = {
     "tasks[].head.zero_shot.model": "[heads](heads.md)",
     "tasks[].head.prototypes.npz": "[heads](heads.md)",
     "tasks[].adapt.npz": "[data](data.md)",
+    "transform": "[methods](methods.md)",
     "memory.mode": "[memory](memory.md)",
     "duplicates": "[splits](data.md#splits)",
     "specialize.representation": "equation (7) in [method](method.md)",
@@ -120,10 +121,9 @@ def _type(section: type[Section], name: str) -> str:
         words = kind.wanted().removeprefix("a ").removeprefix("finite ")
         return words if "number" in words else f"number {words}"
     if get_origin(kind.type) is tuple:
-        return "list of text" if get_args(kind.type) else "`[]`"
+        return "list of text" if kind_of(get_args(kind.type)[0]).type is str else "list of methods"
     return _NAMES.get(kind.type, "mapping")
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        write_text(name, page(Path(name).read_text(encoding="utf-8")))
+    write_text(PAGE, page(PAGE.read_text(encoding="utf-8")))

@@ -14,7 +14,7 @@ from mdft_fast.model.memory_advice import Advice, advise
 from mdft_fast.model.partition import Piece, Range
 
 
-class Source(NamedTuple):
+class Operands(NamedTuple):
     """What the operators read of one range of a piece.
 
     Attributes:
@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
 
 class Feed(Protocol):
-    """Where the pieces' sources come from.
+    """Where the pieces' operands come from.
 
     Attributes:
         device: where they are read.
@@ -39,8 +39,8 @@ class Feed(Protocol):
 
     device: torch.device
 
-    def take(self, piece: Piece, following: Piece | None = None) -> Sequence[Source]:
-        """Returns the sources of a piece's ranges, ready to be read on the current stream.
+    def take(self, piece: Piece, following: Piece | None = None) -> Sequence[Operands]:
+        """Returns the operands of a piece's ranges, ready to be read on the current stream.
 
         They hold until two other pieces have been taken.
 
@@ -77,14 +77,14 @@ class ArenaFeed:
         self._ahead, self.device = ahead, base.device
         self._last: Piece | None = None
 
-    def take(self, piece: Piece, following: Piece | None = None) -> Sequence[Source]:
+    def take(self, piece: Piece, following: Piece | None = None) -> Sequence[Operands]:
         """See :class:`Feed`."""
         if self._ahead and piece is not self._last:
             self._advise(following, "needed")
             if self._last is not following:
                 self._advise(self._last, "done")
             self._last = piece
-        return [Source(self._base, self._vectors, self._layout, r) for r in piece.ranges]
+        return [Operands(self._base, self._vectors, self._layout, r) for r in piece.ranges]
 
     def _advise(self, piece: Piece | None, what: Advice) -> None:
         for tiles in piece.ranges if piece is not None else ():
@@ -131,7 +131,7 @@ class StagedFeed:
         self._layouts = {tiles: layout.cut(tiles) for p in pieces for tiles in p.ranges}
         self._slots: dict[str, _Slot] = {}  # at most two, the older one first
 
-    def take(self, piece: Piece, following: Piece | None = None) -> Sequence[Source]:
+    def take(self, piece: Piece, following: Piece | None = None) -> Sequence[Operands]:
         """See :class:`Feed`."""
         if piece.name not in self._slots:
             self._fetch(piece)
@@ -141,12 +141,12 @@ class StagedFeed:
             torch.cuda.current_stream(self.device).wait_event(slot.ready)
         if following is not None and following.name not in self._slots:
             self._fetch(following)
-        return slot.sources
+        return slot.operands
 
     def find(self, piece: Piece, tensor: Tensor) -> int | None:
         """See :class:`Feed`."""
-        held = self._slots[piece.name].tensors
-        return next((i for i, own in enumerate(held) if shares(own, tensor)), None)
+        tensors = enumerate(self._slots[piece.name].tensors)
+        return next((i for i, staged in tensors if shares(staged, tensor)), None)
 
     def tensor(self, piece: Piece, number: int) -> Tensor:
         """See :class:`Feed`."""
@@ -170,14 +170,14 @@ class StagedFeed:
         self._slots[piece.name] = slot._replace(ready=ready)
 
     def _copy(self, piece: Piece) -> _Slot:
-        tensors, sources = [], []
+        tensors, operands = [], []
         for tiles in piece.ranges:
             parts = [self._there(part) for part in _parts(self._base, self._vectors, tiles)]
             vectors = TaskVectors(parts[1], self._vectors.codec, *parts[2:])
             layout = self._layouts[tiles]
-            sources.append(Source(parts[0], vectors, layout, (0, layout.tiles)))
+            operands.append(Operands(parts[0], vectors, layout, (0, layout.tiles)))
             tensors += parts
-        return _Slot(tuple(sources), tuple(tensors), None)
+        return _Slot(tuple(operands), tuple(tensors), None)
 
     def _there(self, part: Tensor) -> Tensor:
         there = torch.empty(part.shape, dtype=part.dtype, device=self.device)
@@ -187,7 +187,7 @@ class StagedFeed:
 
 
 class _Slot(NamedTuple):
-    sources: tuple[Source, ...]
+    operands: tuple[Operands, ...]
     tensors: tuple[Tensor, ...]
     ready: torch.cuda.Event | None
 

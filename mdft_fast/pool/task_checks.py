@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.checkpoints import Batch, StateSource
+from mdft_fast.checkpoints import Batch, StateSource, arguments_of
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.pool.head import Head
 
@@ -100,8 +100,8 @@ def _check_head(task: TaskLike, head: Head, first: TaskLike, known: Head) -> Non
             f"task {task.name!r}: head must read {known.features} features as that of "
             f"task {first.name!r}, got weight {list(head.weight.shape)}"
         )
-    for key, tensor in (("weight", head.weight), ("bias", head.bias)):
-        if tensor is not None and not tensor.isfinite().all():
+    for key, tensor in head.tensors.items():
+        if not tensor.isfinite().all():
             count = int((~tensor.isfinite()).sum())
             raise MdftError(
                 f"task {task.name!r}: head {key!r} must be finite, got {count} of "
@@ -153,14 +153,14 @@ def features_of(backbone: nn.Module, example: Batch) -> int | None:
 
     Args:
         backbone: the encoder.
-        example: a batch of its inputs on the meta device, see :func:`example_input`.
+        example: a batch on the meta device, see :func:`~mdft_fast.checkpoints.example_input`.
     """
     state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     on_meta = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-    inputs, named = ((), dict(example)) if isinstance(example, Mapping) else ((example,), {})
+    args, kwargs = arguments_of(example)
     try:
         with torch.no_grad():
-            features = torch.func.functional_call(backbone, on_meta, inputs, named)
+            features = torch.func.functional_call(backbone, on_meta, args, kwargs)
     except Exception:  # whatever a user's forward raises without data is no fault of the pool
         return None
     known = isinstance(features, Tensor) and features.dim() == 2
