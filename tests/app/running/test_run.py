@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from mdft_fast import MdftError, Pool, load, run
 from mdft_fast.app.opening import pack
 from mdft_fast.app.recipe import Recipe
+from mdft_fast.app.report import COMPARED
 from mdft_fast.app.running import check_finished
 from mdft_fast.app.running.measurement import worse_than_base
 from mdft_fast.app.running.run_folder import RunFolder
@@ -40,6 +41,8 @@ def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
     assert set(result["accuracy"]) == {
         "pretrained", "individual", "task_arithmetic", "meta", "specialized", "control",
     }  # fmt: skip
+    rows = {row["name"]: row["label"] for row in result["compared"]}
+    assert rows == {model.name: model.label for model in COMPARED}
     for by_task in result["accuracy"].values():
         assert all(0 <= accuracy <= 1 for accuracy in by_task.values())
     assert set(result["comparisons"]) == {"meta-task_arithmetic", "specialized-control"}

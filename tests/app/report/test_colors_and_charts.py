@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's colors: contrast in both schemes."""
+"""The page's colors: contrast in both schemes; its charts: round ticks."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mdft_fast.app import report
+from mdft_fast.app.report.charts import Axis
 from mdft_fast.app.report.colors import DIVERGING, SCALES, contrast, stylesheet
 
 
@@ -48,3 +50,18 @@ def test_the_middle_of_the_scale_is_the_page_and_the_ends_stand_out() -> None:
 def test_contrast_is_wcags() -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "count", "whole", "ticks"),
+    [
+        (0.06, 0.19, 4, False, [0.1, 0.15]),
+        (-5.3, 5.3, 4, False, [-5, 0, 5]),
+        (0, 100, 4, True, [0, 50, 100]),
+        (0, 3, 4, True, [0, 1, 2, 3]),
+        (7, 7, 2, False, [5, 10]),
+        (1e-9, 9e-9, 5, False, [2e-9, 4e-9, 6e-9, 8e-9]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, count: int, whole: bool, ticks: Any) -> None:
+    assert Axis(low, high, 0, 1).values(count, whole=whole) == pytest.approx(ticks)
