@@ -30,9 +30,9 @@ from mdft_fast.pool import Pool
 def apply(pool: Pool, methods: Sequence[Method], *, codec: str | None = None) -> Pool:
     """Returns the pool that methods make of a pool, one after the other.
 
-    Each tensor's K vectors are decoded, changed by all methods, and encoded again; a vector that
-    they leave as it is keeps its codes, bit for bit. Equal inputs give equal bits: the vectors
-    come in the pool's order, and so do their sums.
+    Each tensor's K vectors are decoded, changed by all methods, and encoded again, which gives the
+    same codes where nothing changed. Equal inputs give equal bits: the vectors come in the pool's
+    order, and so do their sums.
 
     Args:
         pool: read, never changed; its files may be mapped.
@@ -65,16 +65,16 @@ def apply(pool: Pool, methods: Sequence[Method], *, codec: str | None = None) ->
         digests,
         vector_names=stream.names,
         methods=(*pool.methods, *applied),
-        notes=(*pool.notes, *_notes(pool, applied)),
+        notes=(*pool.notes, *_notes(pool, applied, stream.names)),
         errors={} if target == "fp32" else errors,
     )
 
 
-def _notes(pool: Pool, applied: Sequence[str]) -> list[str]:
-    notes = [
-        f"the task vectors went through {', '.join(applied)}: a task's own model, the teacher too, "
-        f"is the base plus its vector after that"
-    ]
+def _notes(pool: Pool, applied: Sequence[str], names: Sequence[str]) -> list[str]:
+    left = "a task's own model, the teacher too, is the base plus its vector after that"
+    if tuple(names) != pool.vector_names:
+        left = f"one vector is left, {names[0]!r}, and no task's own model"
+    notes = [f"the task vectors went through {', '.join(applied)}: {left}"]
     if pool.codec != "fp32":
         notes.append(
             f"the task vectors were rounded to codec {pool.codec!r} before {applied[0]}: that "
@@ -90,14 +90,9 @@ def _store(stream: Stream, slot: Slot, vectors: TaskVectors) -> CodecError:
     made = F.pad(made, (0, last - first - slot.numel))
     check_finite(made, slot, stream.owners)
     encoder = Encoder(vectors.codec, Layout.of({slot.name: slot.shape}))
-    old, new = (_cut(whole, first, last) for whole in (stream.pool.vectors, vectors))
-    same_form = (old.codec, old.K) == (new.codec, new.K)
-    kept = (made == old.decode()).all(1).tolist() if same_form else [False] * new.K
-    sources, targets = list(rows_of(old)), list(rows_of(new))
-    for k, owner in enumerate(stream.owners):
-        if not kept[k]:
-            row = encoder.encode(TaskVectors(made[k : k + 1]), owner)
-        copy_row(sources[k] if kept[k] else row, targets[k])
+    for k, (owner, place) in enumerate(zip(stream.owners, rows_of(vectors), strict=True)):
+        row = encoder.encode(TaskVectors(made[k : k + 1]), owner)
+        copy_row(row, _cut(place, first, last))
     return encoder.errors.get(slot.name, CodecError(0.0, 0.0))
 
 

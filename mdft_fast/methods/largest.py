@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _HIGH, _LOW = 16, 15  # bits of a float32 without its sign
 
@@ -53,7 +54,7 @@ def _count(numbers: Iterable[Tensor], bins: int) -> Tensor:
 
 def _find(counts: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the bin that holds each row's element of a rank from above, and its rank there."""
-    from_above = counts.flip(1).cumsum(1)
-    passed = (from_above < rank.reshape(-1, 1)).sum(1)  # bins wholly above the element
-    above = from_above.gather(1, (passed - 1).clamp(min=0)[:, None])[:, 0].where(passed > 0, 0)
+    from_above = F.pad(counts.flip(1).cumsum(1), (1, 0))  # how many lie in the uppermost bins
+    passed = (from_above[:, 1:] < rank.reshape(-1, 1)).sum(1)  # bins wholly above the element
+    above = from_above.gather(1, passed[:, None])[:, 0]
     return counts.shape[1] - 1 - passed, rank - above

@@ -70,7 +70,11 @@ def test_another_codec_is_encoded_once(codec: Codec) -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_what_methods_leave_as_it_is_keeps_its_bits(codec: Codec) -> None:
-    pool = make_pool(draw(3), codec)  # int4 of a decoded group can have another scale
+    deltas = draw(3)
+    # Groups of many scales: each must come out of its decoded elements as it went in.
+    sizes = torch.randn(3, 2000, 1, generator=torch.Generator().manual_seed(1)).mul(2).exp()
+    wide = draw(3, shapes={"w": (2000, 128)})["w"] * sizes
+    pool = make_pool({**deltas, "blocks.3.wide": wide}, codec)
     same = apply(pool, [Lines(alpha=1.0, beta=0.0)])
     assert same.checksum == pool.checksum
     one = apply(pool, [Bent(lambda deltas: torch.stack([deltas[0], 2 * deltas[1], deltas[2]]))])
@@ -136,6 +140,7 @@ def test_a_merge_makes_one_vector(codec: Codec) -> None:
     assert (merged.K, merged.vector_names, merged.names) == (1, ("mean",), pool.names)
     scaled = apply(pool, [Lines(), Mean(), Lines(2.0, 0.0)])
     assert (scaled.K, scaled.vector_names) == (1, ("mean",))
+    assert "one vector is left, 'mean', and no task's own model" in merged.notes[0]
 
 
 @pytest.mark.parametrize("codec", CODECS)
