@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.shapes import CLASSES
+from benchmarks.machine import status_bytes
+from benchmarks.shapes import CLASSES, ENCODERS
 from mdft_fast.app.forecast import Subject, forecast
 from mdft_fast.arena import CODECS
 from mdft_fast.checkpoints import Entry, write_tensors
@@ -29,16 +30,7 @@ from mdft_fast.pool import Head, Pool, take_inventory
 
 STEP = Path(__file__).parent / "memory_step.py"
 K = 8
-MODELS: dict[str, dict[str, Any]] = {
-    "ViT-Tiny 64x64": {
-        "library": "timm",
-        "name": "vit_tiny_patch16_224",
-        "kwargs": {"img_size": 64, "num_classes": 0},
-    },
-    "CLIP ViT-B/32": {"library": "open_clip", "name": "ViT-B-32", "kwargs": {}},
-    "CLIP ViT-L/14": {"library": "open_clip", "name": "ViT-L-14", "kwargs": {}},
-}
-SIZE = {"ViT-Tiny 64x64": 64}
+MODELS = ("ViT-Tiny 64x64", "CLIP ViT-B/32", "CLIP ViT-L/14")  # of ENCODERS
 
 
 class Named:
@@ -57,7 +49,7 @@ def write_models(model: str, folder: Path, dtype: torch.dtype = torch.float16) -
     Returns:
         The arguments of :meth:`Pool.pack` but for its folder.
     """
-    spec, size = MODELS[model], SIZE.get(model, 224)
+    spec, size, _ = ENCODERS[model]
     torch.manual_seed(0)
     backbone = build_backbone(spec)
     merged = take_inventory(backbone).merged
@@ -120,13 +112,8 @@ def watch(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def resident(pid: int) -> tuple[int, int] | None:
     """Returns a process's anonymous and file-backed resident bytes."""
-    try:
-        rows = dict(
-            line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-        )
-        return tuple(1024 * int(rows[key].split()[0]) for key in ("RssAnon", "RssFile"))
-    except (OSError, KeyError):
-        return None
+    anonymous, mapped = (status_bytes(key, f"/proc/{pid}/status") for key in ("RssAnon", "RssFile"))
+    return None if anonymous is None or mapped is None else (anonymous, mapped)
 
 
 def run(
@@ -176,8 +163,8 @@ def _rows(
     model: str, pools: Mapping[str, Path], samples: int, checkpointing: bool
 ) -> Iterator[dict[str, Any]]:
     with torch.device("meta"):
-        backbone = build_backbone(MODELS[model])
-    side = SIZE.get(model, 224)
+        backbone = build_backbone(ENCODERS[model].spec)
+    side = ENCODERS[model].size
     subject = Subject(backbone, CLASSES["CLIP's eight"], (side, side))
     predicted = {
         (row.mode, row.codec, row.checkpointing): row
@@ -185,7 +172,7 @@ def _rows(
     }
     given = {
         "samples": samples, "threads": torch.get_num_threads(), "checkpointing": checkpointing,
-        "precision": "fp32", "library": MODELS[model]["library"],
+        "precision": "fp32", "library": ENCODERS[model].spec["library"],
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
     ways = [("plain", "fp32"), ("peers", "fp32")]

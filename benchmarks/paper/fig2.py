@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from benchmarks.markdown import mean, number, table
 from benchmarks.paper.analysis import OUTPUT, LayerReader, linear_cka
-from benchmarks.paper.form import Item, Results, number, table
-from benchmarks.paper.study import Study, mean
+from benchmarks.paper.form import Item, Results
+from benchmarks.paper.study import Study
 from benchmarks.pictures import BLUE, GRAY, ORANGE, VERMILION, bare, heading, new_figure
 from mdft_fast import MetaModel
 from mdft_fast.data import Samples, load_samples

@@ -187,9 +187,3 @@ def timed() -> Iterator[dict[str, float]]:
 def accuracy(correct: Correct) -> dict[str, float]:
     """Returns task -> top-1 accuracy."""
     return {name: float(hits.double().mean()) for name, hits in correct.items()}
-
-
-def mean(values: Mapping[str, float] | Sequence[float]) -> float:
-    """Returns the mean of at least one number."""
-    numbers = list(values.values() if isinstance(values, Mapping) else values)
-    return sum(numbers) / len(numbers)

@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from benchmarks.markdown import mean, number, percent, table
 from benchmarks.paper.analysis import accuracy_drop, entropy_and_loss, spearman
-from benchmarks.paper.form import Item, Results, number, percent, table
+from benchmarks.paper.form import Item, Results
 from benchmarks.paper.published import TABLE1
-from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy, mean
+from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy
 from benchmarks.pictures import BLUE, GRAY, ORANGE, VERMILION, heading, new_figure
 
 if TYPE_CHECKING:

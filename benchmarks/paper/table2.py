@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.paper.form import Item, Results, percent, spread, table
+from benchmarks.markdown import mean, percent, spread, table
+from benchmarks.paper.form import Item, Results
 from benchmarks.paper.published import TABLE2
-from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy, mean
+from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy
 from benchmarks.pictures import (
     BLUE,
     FAINT,

@@ -8,7 +8,8 @@ import dataclasses
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.paper.form import Item, Results, table
+from benchmarks.markdown import table
+from benchmarks.paper.form import Item, Results
 from benchmarks.paper.published import TABLE3, TRAINABLE
 from benchmarks.paper.study import Study, timed
 from benchmarks.paper.table2 import MULTI_TASK, read_baselines

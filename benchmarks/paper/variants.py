@@ -8,8 +8,9 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from benchmarks.paper.form import Item, Results, percent, spread, table
-from benchmarks.paper.study import TASK_ARITHMETIC, Changes, Study, accuracy, mean
+from benchmarks.markdown import mean, percent, spread, table
+from benchmarks.paper.form import Item, Results
+from benchmarks.paper.study import TASK_ARITHMETIC, Changes, Study, accuracy
 from benchmarks.pictures import BLUE, FAINT, INK, ORANGE, VERMILION, heading, new_figure
 from mdft_fast.app.recipe import PRESETS
 from mdft_fast.evaluation import difference_interval
