@@ -82,10 +82,10 @@ def _made(
     yield value.to(dtype)
 
 
-def watch(given: Mapping[str, Any]) -> dict[str, Any]:
+def watch(options: Mapping[str, Any]) -> dict[str, Any]:
     """Takes one step in a process of its own and watches its memory, some 500 times a second."""
     process = subprocess.Popen(
-        [sys.executable, str(STEP), json.dumps(given)],
+        [sys.executable, str(STEP), json.dumps(options)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdin is not None
@@ -104,10 +104,10 @@ def watch(given: Mapping[str, Any]) -> dict[str, Any]:
             mapped = max(mapped, now[1] - bare[1])
         time.sleep(0.002)
     out, errors = process.stdout.read(), process.stderr.read()
-    found = {"anonymous_mb": anonymous / 1e6, "mapped_mb": mapped / 1e6}
+    peaks = {"anonymous_mb": anonymous / 1e6, "mapped_mb": mapped / 1e6}
     if process.returncode != 0:
-        return found | {"failed": errors.strip().splitlines()[-1][:300] if errors else "killed"}
-    return found | json.loads(out)
+        return peaks | {"failed": errors.strip().splitlines()[-1][:300] if errors else "killed"}
+    return peaks | json.loads(out)
 
 
 def resident(pid: int) -> tuple[int, int] | None:
@@ -150,8 +150,8 @@ def _pools(folder: Path, model: str, codecs: Sequence[str]) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     if not pools["fp32"].exists():
         print(f"making {K} models of {model}", flush=True)
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            Pool.pack(pools["fp32"], **write_models(model, Path(place)))
+        with tempfile.TemporaryDirectory(dir=folder) as models:
+            Pool.pack(pools["fp32"], **write_models(model, Path(models)))
     for codec, path in pools.items():
         if not path.exists():
             print(f"packing them in {codec}", flush=True)
@@ -170,7 +170,7 @@ def _rows(
         (row.mode, row.codec, row.checkpointing): row
         for row in forecast(subject, samples, mapped=CODECS)
     }
-    given = {
+    options = {
         "samples": samples, "threads": torch.get_num_threads(), "checkpointing": checkpointing,
         "precision": "fp32", "library": ENCODERS[model].spec["library"],
     }  # fmt: skip
@@ -180,7 +180,7 @@ def _rows(
     for way, codec in ways:
         row = {"model": model, "way": way, "codec": codec, "samples": samples,
                "checkpointing": checkpointing}  # fmt: skip
-        row |= watch({**given, "way": way, "pool": str(pools[codec])})
+        row |= watch({**options, "way": way, "pool": str(pools[codec])})
         if (way, codec, checkpointing) in predicted:
             row["predicted_mb"] = predicted[way, codec, checkpointing].peak / 1e6
         rows.append(row)
@@ -191,7 +191,7 @@ def _rows(
     for way, codec in ((least["way"], least["codec"]), ("plain", "fp32")):
         row = {"model": model, "way": way, "codec": codec, "samples": samples,
                "checkpointing": checkpointing, "limit_mb": limit / 1e6}  # fmt: skip
-        yield row | watch({**given, "way": way, "pool": str(pools[codec]), "limit": limit})
+        yield row | watch({**options, "way": way, "pool": str(pools[codec]), "limit": limit})
 
 
 def table(row: Mapping[str, Any]) -> str:

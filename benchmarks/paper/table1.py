@@ -84,8 +84,8 @@ def draw(results: Results) -> Figure:
     rows = range(len(names))
     tasks = [results["tasks"][name] for name in names]
     for model, color, label in (("start", ORANGE, "λ = 0.3"), ("individual", BLUE, "individual")):
-        found = [(t["spearman"][model], y) for y, t in enumerate(tasks)]
-        points = [(x, y) for x, y in found if x is not None]
+        rhos = ((t["spearman"][model], y) for y, t in enumerate(tasks))
+        points = [(rho, y) for rho, y in rhos if rho is not None]
         left.plot(*zip(*points, strict=True), "o", color=color, label=label)
     left.set_xlabel("Spearman's ρ of entropy and true loss")
     for way, color, shift in (("layer-wise", VERMILION, -0.18), ("task-wise", GRAY, 0.18)):

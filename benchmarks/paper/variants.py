@@ -94,8 +94,8 @@ def markdown(results: Results, *, words: str) -> str:
             f"{percent(gap['difference'])} [{percent(gap['low'])}, {percent(gap['high'])}]",
         ]
         if two:
-            own = one.get("stage 2")
-            cells.append(spread([mean(r) for r in own]) if own else "none")
+            runs = one.get("stage 2")
+            cells.append(spread([mean(run) for run in runs]) if runs else "none")
         rows.append(cells)
     by_task = [
         [name, *(percent(mean([run[t] for run in one["stage 1"]])) for t in results["individual"])]

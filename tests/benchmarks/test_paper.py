@@ -75,14 +75,14 @@ def results(made: Path, item: str) -> Any:
 def test_an_item_is_json_markdown_and_a_picture(made: Path, item: str) -> None:
     content = json.loads((made / f"{item}.json").read_text())
     assert {"date", "command", "commit", "device", "threads", "versions", "seeds"} <= set(content)
-    text = (made / f"{item}.md").read_text()
-    assert text == command.page(content)
-    assert f"]({item}.png)" in text
-    assert "The paper's numbers are of CLIP" in text
-    assert "labels serve evaluation alone" in text
+    markdown = (made / f"{item}.md").read_text()
+    assert markdown == command.page(content)
+    assert f"]({item}.png)" in markdown
+    assert "The paper's numbers are of CLIP" in markdown
+    assert "labels serve evaluation alone" in markdown
     assert (made / f"{item}.png").read_bytes().startswith(b"\x89PNG")
-    assert str(ROOT) not in text + json.dumps(content)
-    assert str(made.parent) not in text + json.dumps(content)
+    assert str(ROOT) not in markdown + json.dumps(content)
+    assert str(made.parent) not in markdown + json.dumps(content)
 
 
 def test_table1_is_what_it_says(made: Path, opened: Study) -> None:
@@ -102,16 +102,17 @@ def test_table1_is_what_it_says(made: Path, opened: Study) -> None:
 
 
 def test_table2_has_every_method_and_the_supervised_ones_marked(made: Path, opened: Study) -> None:
-    found = results(made, "table2")["accuracy"]
-    assert set(found) == set(table2.METHODS)
-    assert found["multi_task"] == [dict.fromkeys(CLASSES, 0.625)]
-    assert found["finetuned"] == [dict.fromkeys(CLASSES, 0.75)]
-    assert [len(found[m]) for m in ("pretrained", "meta", "specialized")] == [1, 2, 2]
+    accuracies = results(made, "table2")["accuracy"]
+    assert set(accuracies) == set(table2.METHODS)
+    assert accuracies["multi_task"] == [dict.fromkeys(CLASSES, 0.625)]
+    assert accuracies["finetuned"] == [dict.fromkeys(CLASSES, 0.75)]
+    assert [len(accuracies[m]) for m in ("pretrained", "meta", "specialized")] == [1, 2, 2]
     with opened.meta().using(opened.first(1)[-1]):
-        assert found["meta"][1] == pytest.approx(evaluate(opened.meta(), opened.tests).accuracy)
-    text = (made / "table2.md").read_text()
-    assert "multi-task, supervised" in text
-    assert "not run" not in text
+        meta = evaluate(opened.meta(), opened.tests).accuracy
+    assert accuracies["meta"][1] == pytest.approx(meta)
+    markdown = (made / "table2.md").read_text()
+    assert "multi-task, supervised" in markdown
+    assert "not run" not in markdown
 
 
 def test_without_baselines_the_supervised_columns_are_not_run(made: Path) -> None:
@@ -132,8 +133,8 @@ def test_baselines_of_another_base_are_refused(
     (tmp_path / "baselines.json").write_text(json.dumps(content))
     options = ["--recipe", str(recipe), "--out", str(tmp_path / "out"), *QUICK]
     for folder, message in ((tmp_path, "of the recipe's own base"), (recipe, "no such file")):
-        given = [*options, "--work", str(recipe.parent / "work"), "--baselines", str(folder)]
-        assert command.main(["table3", *given]) == 1
+        arguments = [*options, "--work", str(recipe.parent / "work"), "--baselines", str(folder)]
+        assert command.main(["table3", *arguments]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -145,9 +146,9 @@ def test_table3_counts_what_is_learned_and_divides_the_times(made: Path, opened:
     assert content["images"] == {"stage 1": 2 * 4 * K, "stage 2": 2 * 4 * K}
     content["runs"] = [{phase: {"cpu_seconds": 0.5, "seconds": 9.0} for phase in run}
                        for run in content["runs"]]  # fmt: skip
-    text = ITEMS["table3"].markdown(content)
-    assert f"**{K * L:,}** numbers" in text
-    assert "took 6.00 times the CPU time of learning λ alone, 3.00 times that of all" in text
+    markdown = ITEMS["table3"].markdown(content)
+    assert f"**{K * L:,}** numbers" in markdown
+    assert "took 6.00 times the CPU time of learning λ alone, 3.00 times that of all" in markdown
 
 
 def test_fig2_of_a_model_with_itself_is_one(made: Path, opened: Study) -> None:
@@ -181,12 +182,12 @@ def test_fig3_follows_the_path(made: Path, opened: Study) -> None:
 
 
 def test_variants_change_what_their_names_say(opened: Study) -> None:
-    said = {}
+    objectives = {}
     for name, changes in {**variants.FILTER_VARIANTS, **variants.LOSS_VARIANTS}.items():
         c = opened.load(*changes).construct
-        said[name] = (c.objective.alpha, c.objective.entropy, c.filter.enabled,
+        objectives[name] = (c.objective.alpha, c.objective.entropy, c.filter.enabled,
                       c.objective.reweight)  # fmt: skip
-    assert said == {
+    assert objectives == {
         "filter and weights (the paper's)": (1, True, True, "as_written"),
         "filter alone": (1, True, True, "off"),
         "weights alone": (1, True, False, "as_written"),

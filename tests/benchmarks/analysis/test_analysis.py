@@ -28,8 +28,8 @@ def test_entropy_and_loss_are_those_of_each_sample(world: World) -> None:
     logits = meta(test.samples.batch(torch.arange(40)), test.task.name).detach().double()
     q = logits.softmax(-1)
     torch.testing.assert_close(entropy.double(), -(q * q.log()).sum(-1), rtol=1e-4, atol=1e-5)
-    wanted = F.cross_entropy(logits, test.labels, reduction="none")
-    torch.testing.assert_close(loss.double(), wanted, rtol=1e-4, atol=1e-5)
+    expected = F.cross_entropy(logits, test.labels, reduction="none")
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(MdftError, match=r"labels must be \[40\], got \[39\]"):
         entropy_and_loss(meta, test.task.name, test.samples, test.labels[1:])
 
@@ -42,8 +42,8 @@ def ranks(values: list[float]) -> Tensor:
 
 def test_spearman_is_the_correlation_of_ranks_and_knows_ties() -> None:
     a, b = [0.1, 5.0, 5.0, 2.0, -3.0], [1.0, 2.0, 9.0, 9.0, 0.0]
-    wanted = float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1])
-    assert spearman(torch.tensor(a), torch.tensor(b)) == pytest.approx(wanted)
+    expected = float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1])
+    assert spearman(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected)
     x = torch.linspace(-3, 3, 50)
     assert spearman(x, x.exp()) == pytest.approx(1)
     assert spearman(x, -(x**3)) == pytest.approx(-1)
