@@ -62,19 +62,15 @@ def test_a_wrong_marker_is_an_error(text: str, complaint: str, tmp_path: Path) -
 
 
 def test_results_of_made_up_files(tmp_path: Path) -> None:
-    tasks = [{"name": "a", "classes": 3}, {"name": "b", "classes": 5}]
     runs = [
         {
             "seed": seed, "preset": "default", "created": "2026-01-02T03:04:05", "commit": "c" * 40,
-            "device": "a CPU", "threads": 2, "trainable": 4, "pool": {"tasks": tasks},
-            "accuracy": {
-                "pretrained": {"a": 0.5, "b": 0.25},
-                "specialized": {"a": 0.75 + seed / 100, "b": 0.5},
-            },
+            "device": "a CPU", "threads": 2, "trainable": 4,
+            "pool": {"tasks": [{"name": "a", "classes": 3}, {"name": "b", "classes": 5}]},
+            "accuracy": {"pretrained": {"a": 0.5, "b": 0.25},
+                         "specialized": {"a": 0.75 + seed / 100, "b": 0.5}},
             "intervals": {"average": {"difference": -0.01, "low": -0.03, "high": 0.015}},
-            "comparisons": {
-                "specialized-control": {"difference": 0.002, "low": -0.01, "high": 0.013}
-            },
+            "comparisons": {"specialized-control": {"difference": 0.0, "low": -0.1, "high": 0.1}},
             "phases": [{"name": "stage 1", "seconds": 3.0 + seed, "peak_mb": None}],
         }
         for seed in (0, 2)
@@ -85,21 +81,19 @@ def test_results_of_made_up_files(tmp_path: Path) -> None:
         "loop": {"median_ms": 1.9, "share_of_copy": 0.9, "over_ours": 0.95},
     }
     rates = {"decoding": 1234.5, "cached batches": 20_000.4, "encoder, forward": 99.5}
-    loaded = {
-        "case": "tiny", "threads": 1, "images": 2048, "batch": 128, "images_per_s": rates,
-        "batches_over_forward": 201.0, "load_average": 2.34,
+    packed = {"s": 6.54, "over_copy": 1.777, "written_mb": 1078.0, "anonymous_mb": 44.0}
+    rows = {
+        "kernels_cpu": {"op": "merge", "contestants": contestants},
+        "data_cpu": {"threads": 1, "images": 2048, "batch": 128, "images_per_s": rates,
+                     "batches_over_forward": 201.0, "load_average": 2.34},
+        "pack_cpu": {"model_mb": 22.0, "ways": {"pack, int8": packed}},
     }  # fmt: skip
-    ways = {
-        "pack, int8": {"s": 6.54, "over_copy": 1.777, "written_mb": 1078.0, "anonymous_mb": 44.0}
-    }
-    bench = {"date": "2026-01-02", "device": "a CPU", "busy": True}
-    for name, row in (
-        ("kernels_cpu", {"op": "merge", "case": "tiny", "contestants": contestants}),
-        ("data_cpu", loaded),
-        ("pack_cpu", {"case": "tiny", "model_mb": 22.0, "ways": ways}),
-    ):
-        (tmp_path / f"{name}.json").write_text(json.dumps(bench | {"results": [row]}))
-    (tmp_path / "real_pool.json").write_text(json.dumps({"runs": runs, "command": "mdft run x"}))
+    made = {"real_pool": {"runs": runs, "command": "mdft run x"}}
+    for name, row in rows.items():
+        made[name] = {"date": "2026-01-02", "device": "a CPU", "busy": True,
+                      "results": [{"case": "tiny", **row}]}  # fmt: skip
+    for name, content in made.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
     readme, page = BLOCKS["readme"](tmp_path), BLOCKS["results"](tmp_path)
     assert "| pre-trained (λ = 0) | 37.5 (37.5 to 37.5) |" in readme
     assert "| specialized models, stage 2 | 63.0 (62.5 to 63.5) |" in readme
