@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from benchmarks.paper.form import Item, Results, percent, spread, table
+from benchmarks.markdown import mean, percent, spread, table
+from benchmarks.paper.form import Item, Results
 from benchmarks.paper.published import CONVERGED
-from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy, mean
+from benchmarks.paper.study import Study, accuracy
 from benchmarks.pictures import BLUE, GRAY, INK, ORANGE, VERMILION, WINE, heading, new_figure
+from mdft_fast.model import TASK_ARITHMETIC
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
