@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 
 class MdftError(Exception):
@@ -19,3 +21,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Returns ``; did you mean 'x'?`` for the known name nearest to ``name``, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def need(module: str, extra: str = "", *, who: str = "") -> ModuleType:
+    """Imports a package that not everyone has.
+
+    Args:
+        module: its dotted name, such as ``torchvision.datasets``.
+        extra: of this package, the one that brings it; "": it comes with this package itself.
+        who: what cannot do without it, for the error.
+
+    Raises:
+        MdftError: if it cannot be imported; it says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MdftError(
+            f"{who}{': ' * bool(who)}needs {module.partition('.')[0]}; "
+            f"pip install 'mdft_fast{f'[{extra}]' * bool(extra)}' ({error})"
+        ) from error

@@ -1,23 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: arguments in, one call, a few lines out."""
+"""The commands: arguments in, one action, a few lines out."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from mdft_fast.app.cli.checkpoint_commands import convert, inspect
-from mdft_fast.app.cli.console import (
-    Group,
-    check_free,
-    complain,
-    say,
-    show_codec_errors,
-    show_table,
-)
+from mdft_fast.app.cli.console import STOPPED, complain, say, show_codec_errors, show_table
+from mdft_fast.errors import MdftError
+from mdft_fast.late_imports import LateModule
+from mdft_fast.version import __version__
+
+if TYPE_CHECKING:
+    from mdft_fast.app.cli import doctor as installation
+    from mdft_fast.app.cli import file_actions, run_actions
+else:  # They load torch, which `--help`, a wrong option and a missing file do not need.
+    installation = LateModule("mdft_fast.app.cli.doctor")
+    file_actions = LateModule("mdft_fast.app.cli.file_actions")
+    run_actions = LateModule("mdft_fast.app.cli.run_actions")
+
+
+class Group(TyperGroup):
+    """Ends a command that raises with one line on standard error, no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; ``MDFT_DEBUG=1`` lets errors through as they are."""
+        try:
+            return super().invoke(ctx)
+        except MdftError as error:
+            if os.environ.get("MDFT_DEBUG") == "1":
+                raise
+            complain(f"error: {error}")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            complain("stopped")
+            raise typer.Exit(STOPPED) from None
+
+
+def _readable(path: Path) -> Path:
+    """Refuses a file that is not there, in a recipe's words, before anything is loaded for it."""
+    try:
+        if not path.is_dir():
+            path.open("rb").close()
+    except OSError as error:
+        raise MdftError(f"{path}: not readable: {error.strerror}") from None
+    return path
+
 
 app = typer.Typer(
     cls=Group,
@@ -27,7 +60,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", callback=_readable, help="The recipe, a YAML file."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -48,10 +84,8 @@ def main() -> None:
     app()
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from mdft_fast import __version__
-
+def _version(asked: bool) -> None:
+    if asked:
         say(f"mdft_fast {__version__}")
         raise typer.Exit
 
@@ -89,17 +123,11 @@ def init(
 
     Example: mdft init checkpoints/
     """
-    from mdft_fast.app.recipe import UNKNOWN, draft, parse, unknown_keys
-    from mdft_fast.files import write_text
-
     target = output or folder / "recipe.yaml"
-    check_free(target, overwrite)
-    text = draft(folder, target)
-    write_text(target, text)
+    unknown = file_actions.draft_recipe(folder, target, overwrite)
     say(f"wrote {target}")
-    count = len(list(unknown_keys(parse(text), "")))
-    if count:
-        say(f"look for {UNKNOWN} in it, {count} times; then: mdft run {target}")
+    if unknown:
+        say(f"look for CHANGE_ME in it, {unknown} times; then: mdft run {target}")
     else:
         say(f"next: mdft run {target}")
 
@@ -123,21 +151,16 @@ def plan(
 
     Example: mdft plan recipe.yaml --set memory.budget=4GB
     """
-    from mdft_fast.app.cli.console import show_plan
-    from mdft_fast.app.forecast import plan as forecast
-    from mdft_fast.app.recipe import Recipe
-    from mdft_fast.errors import MdftError
-
-    planned = forecast(Recipe.load(recipe, assignments or []))
-    show_plan(planned, every_codec=codecs)
-    if not planned.fits:
-        raise MdftError(planned.advice())
+    run_actions.plan_recipe(recipe, assignments or (), codecs)
 
 
 @app.command()
 def pack(
     source: Annotated[
-        Path, typer.Argument(metavar="RECIPE|POOL", help="A recipe, or a packed pool's folder.")
+        Path,
+        typer.Argument(
+            metavar="RECIPE|POOL", callback=_readable, help="A recipe, or a packed pool's folder."
+        ),
     ],
     folder: Annotated[Path, typer.Argument(help="The pool's new folder.")],
     codec: Annotated[
@@ -163,16 +186,49 @@ def pack(
 
     Example: mdft pack packed/ smaller/ --codec int4
     """
-    from mdft_fast.app.cli.actions import pack_pool
-
-    pool = pack_pool(source, folder, codec, overwrite, assignments or ())
+    pool = file_actions.pack_pool(source, folder, codec, overwrite, assignments or ())
     say(pool.describe())
     show_codec_errors(pool.errors, all_tensors)
     say(f"wrote {folder}")
 
 
-app.command()(inspect)
-app.command()(convert)
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint, head, adapter or packed pool.")],
+    every: Annotated[bool, typer.Option("--all", help="Lists every tensor.")] = False,
+) -> None:
+    """Tells what a file or folder is.
+
+    Format, tensors, dtypes, bytes, a prefix of all names, what it says about activation and image
+    size, and what would be left out, with why. Nothing that the file holds is executed.
+
+    Example: mdft inspect checkpoints/ViT-B-32/zeroshot.pt
+    """
+    say(file_actions.describe_file(path, every))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint, head or LoRA adapter.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The new .safetensors file.")],
+    base: Annotated[
+        Path | None, typer.Option(help="The pre-trained model that an adapter is added to.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Writes a checkpoint as one safetensors file.
+
+    Reads whatever `mdft inspect` knows: torch files, whole pickled modules, shards, folders of
+    transformers and open_clip, LoRA adapters with --base, heads. Names stay as they are, and what
+    the source says about its activation and preprocessing is kept.
+
+    Example: mdft convert checkpoints/ViT-B-32/MNIST/finetuned.pt models/mnist.safetensors
+    """
+    state = file_actions.convert_file(source, target, base, overwrite)
+    say(f"{state.format}: {len(state.tensors)} tensors")
+    for name, why in state.left_out.items():
+        say(f"left out: {name}: {why}")
+    say(f"wrote {target}")
 
 
 @app.command()
@@ -193,9 +249,7 @@ def run(
 
     Example: mdft run recipe.yaml --set construct.steps=50 --output runs/short
     """
-    from mdft_fast.app.cli.actions import run_recipe
-
-    run_recipe(recipe, assignments or (), output, resume, quiet)
+    run_actions.run_recipe(recipe, assignments or (), output, resume, quiet)
 
 
 @app.command(name="eval")
@@ -210,9 +264,7 @@ def evaluate(
 
     Example: mdft eval runs/real/specialized/mnist/card.json recipe.yaml
     """
-    from mdft_fast.app.cli.actions import measure_model
-
-    accuracy = measure_model(model, recipe, assignments or ())
+    accuracy = run_actions.measure_model(model, recipe, assignments or ())
     body = [[name, f"{100 * value:.1f}"] for name, value in accuracy.items()]
     if len(body) > 1:
         body.append(["average", f"{100 * sum(accuracy.values()) / len(accuracy):.1f}"])
@@ -233,9 +285,7 @@ def specialize(
 
     Example: mdft specialize runs/real --task mnist --set specialize.steps=40
     """
-    from mdft_fast.app.cli.actions import specialize_run
-
-    card = specialize_run(folder, task, assignments or (), overwrite)
+    card = run_actions.specialize_run(folder, task, assignments or (), overwrite)
     say(f"wrote {card}")
     measure = shlex.join(["mdft", "eval", str(card), str(folder / "recipe.yaml")])
     say(f"the run's report shows the run as it was; this measures the new card: {measure}")
@@ -260,9 +310,7 @@ def export(
 
     Example: mdft export runs/real --task mnist --to mnist.safetensors
     """
-    from mdft_fast.app.cli.actions import export_model
-
-    export_model(source, to, task, recipe, overwrite)
+    run_actions.export_model(source, to, task, recipe, overwrite)
     say(f"wrote {to}")
 
 
@@ -275,9 +323,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run fol
 
     Example: mdft report runs/real
     """
-    from mdft_fast.app.cli.actions import report_run
-
-    written = report_run(folder)
+    written = run_actions.report_run(folder)
     say(f"report: {written}")
     say(f"page:   {written.with_suffix('.html')}")
 
@@ -289,11 +335,9 @@ def doctor() -> None:
     Versions, kernels, devices, extras, folders, and a self-test of one second. Writes nothing.
     Ends with code 1 if the operators' answers are wrong.
     """
-    from mdft_fast.app.cli.doctor import findings, self_test
-
-    for name, value in findings().items():
+    for name, value in installation.findings().items():
         say(f"{name:<12} {value}")
-    good, words = self_test()
+    good, words = installation.self_test()
     say(f"{'self-test':<12} {words}")
     raise typer.Exit(0 if good else 1)
 
@@ -313,10 +357,4 @@ def demo(
 
     Example: mdft demo --set construct.steps=50
     """
-    from mdft_fast.app.cli.actions import free_name, run_recipe
-    from mdft_fast.app.demo import default_folder, ensure_pool, is_finished
-
-    if not quiet and not is_finished(default_folder()):
-        complain("building the demo's pool, once")
-    pool = ensure_pool(progress=None if quiet else complain)
-    run_recipe(pool / "recipe.yaml", assignments or (), free_name(output), False, quiet)
+    run_actions.run_demo(assignments or (), output, quiet)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mdft_fast.app.demo.demo_tasks import DemoTask
 from mdft_fast.app.demo.glyphs import SIZE
-from mdft_fast.app.demo.tasks import DemoTask
 from mdft_fast.errors import MdftError
 
 STAMP = "demo.json"  # builder, sizes, measured accuracies, and the length of every other file

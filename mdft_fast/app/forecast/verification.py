@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -21,14 +21,10 @@ from mdft_fast.app.opening import (
     spec_of,
     tasks_of,
 )
+from mdft_fast.app.recipe import Recipe
 from mdft_fast.checkpoints import as_preprocess, check_activation
 from mdft_fast.model import check_shapes
 from mdft_fast.pool import Packing, Pool, features_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mdft_fast.app.recipe import Recipe
 
 
 def verify(recipe: Recipe) -> Subject:
@@ -56,13 +52,15 @@ def verify(recipe: Recipe) -> Subject:
         backbone = shapes_alone(spec_of(recipe) or {})
         size = as_preprocess(preprocess_of(recipe))["size"]
         tasks = tasks_of(recipe, _shapes_of_heads(backbone, size))
-        given = pool_arguments(recipe, tasks)
-        del given["backbone_spec"]
-        Packing(**given)
+        arguments = pool_arguments(recipe, tasks)
+        del arguments["backbone_spec"]
+        Packing(**arguments)
         classes = [task.head.classes for task in tasks]
     return Subject(backbone, classes, (size[0], size[1]), recipe.memory.blocks)
 
 
 def _shapes_of_heads(backbone: nn.Module, size: Sequence[int]) -> MakeHead:
-    known = functools.cache(lambda: features_of(backbone, size) or 1)
-    return lambda given, packed, names, sources: shape_of_head(given, packed, known, names, sources)
+    features = functools.cache(lambda: features_of(backbone, size) or 1)
+    return lambda task, packed, names, sources: shape_of_head(
+        task, packed, features, names, sources
+    )

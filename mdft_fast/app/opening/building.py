@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,16 +21,15 @@ from mdft_fast.app.opening.pool_sources import (
     preprocess_of,
     spec_of,
 )
+from mdft_fast.app.opening.sample_loading import Listener, LoadedData, load_data
 from mdft_fast.app.opening.sample_sources import Sources, sources_of
 from mdft_fast.app.opening.task_heads import Base, head_of
 from mdft_fast.app.opening.tasks import MakeHead, check_heads, tasks_of
+from mdft_fast.app.recipe import Optimizer, Recipe, TaskRecipe
 from mdft_fast.data import Samples, Task, load_test_images
 from mdft_fast.learning import ConstructConfig, OptimizerConfig, SpecializeConfig
 from mdft_fast.model import MetaModel, Mode
 from mdft_fast.pool import Head, Pool
-
-if TYPE_CHECKING:
-    from mdft_fast.app.recipe import Optimizer, Recipe, TaskRecipe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,6 +75,17 @@ class Built:
             device=self.device,
         )
 
+    def load_data(self, progress: Listener, *, only: str | None = None) -> LoadedData:
+        """Returns the samples, as the recipe wants them: see :func:`load_data`."""
+        return load_data(
+            self.tasks,
+            self.pool.preprocess,
+            transductive=self.recipe.transductive,
+            shown=progress,
+            drop=self.recipe.duplicates == "drop",
+            only=only,
+        )
+
 
 def build(recipe: Recipe) -> Built:
     """Opens everything a recipe names.
@@ -98,12 +107,12 @@ def build(recipe: Recipe) -> Built:
     # The stages read the pool's heads: a recipe's own go over them, and their class names.
     heads = {**pool.heads, **{task.name: task.head for task in tasks}}
     names = {task.name: task.class_names for task in tasks}
-    known = tuple(
+    named = tuple(
         dataclasses.replace(task, class_names=names.get(task.name, task.class_names))
         for task in pool.tasks
     )
-    over = without_notes_of((task.name for task in recipe.tasks if task.head), pool.notes)
-    pool = dataclasses.replace(pool, heads=heads, tasks=known, notes=(*notes, *over))
+    still_true = without_notes_of((task.name for task in recipe.tasks if task.head), pool.notes)
+    pool = dataclasses.replace(pool, heads=heads, tasks=named, notes=(*notes, *still_true))
     return Built(recipe, backbone, pool, tasks, choose_device(recipe.device))
 
 
@@ -113,8 +122,8 @@ def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: boo
     if recipe.pool.folder is not None:
         made = any(task.head is not None for task in recipe.tasks)  # heads that go over the pool's
         pool = build(recipe).pool if made else Pool.open(recipe.pool.folder)
-        own = recipe.memory.codec if recipe.memory.codec != "fp32" else None
-        pool.save(path, codec or own, overwrite=overwrite)
+        of_recipe = recipe.memory.codec if recipe.memory.codec != "fp32" else None
+        pool.save(path, codec or of_recipe, overwrite=overwrite)
         return Pool.open(path)
     notes: list[str] = []
     arguments = pool_arguments(recipe, _tasks(recipe, notes))
@@ -135,22 +144,17 @@ def _heads(recipe: Recipe, base: Base, notes: list[str]) -> MakeHead:
 
     @functools.cache
     def tests() -> dict[str, Samples]:
-        sources = {
-            task.name: sources_of(task, transductive=recipe.transductive).evaluate
-            for task in recipe.tasks
-        }
-        return {
-            name: load_test_images(source, base.preprocess)
-            for name, source in sources.items()
-            if source is not None
-        }
+        samples = {}
+        for task in recipe.tasks:
+            source = sources_of(task, transductive=recipe.transductive).evaluate
+            if source is not None:
+                samples[task.name] = load_test_images(source, base.preprocess)
+        return samples
 
     def make(
-        given: TaskRecipe, packed: Head | None, names: tuple[str, ...] | None, sources: Sources
+        task: TaskRecipe, packed: Head | None, names: tuple[str, ...] | None, sources: Sources
     ) -> Head:
-        return head_of(
-            given, packed, base, names, sources, tests=tests, drop=drop, say=notes.append
-        )
+        return head_of(task, packed, base, names, sources, tests=tests, drop=drop, say=notes.append)
 
     return make
 

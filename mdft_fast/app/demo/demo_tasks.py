@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from mdft_fast.app.demo import drawings
 from mdft_fast.app.demo.drawings import Draw
 from mdft_fast.app.demo.glyphs import SIZE, Pose, Style
+from mdft_fast.errors import need
 
 PLAIN = Style((0.7, 1.0), 0.1, 0.02, 0, 0.04)  # of the base's mixture
 PLAIN_POSE = Pose((0.85, 1.05), 5, 0.05)
@@ -141,9 +142,7 @@ def _seeded(task: DemoTask, split: str) -> Generator:
 
 def sklearn_digits() -> tuple[Tensor, Tensor]:
     """Returns scikit-learn's 1,797 digits, enlarged to ``[1797, S, S, 3]`` uint8, and labels."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
+    bunch = need("sklearn.datasets", "demo").load_digits()
     small = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
     large = F.interpolate(small, (SIZE, SIZE), mode="bilinear", align_corners=False)[:, 0]
     images = (large.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -7,7 +7,6 @@ models and of task arithmetic alone, never by a run of learned merging.
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import tempfile
@@ -19,18 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 
 from mdft_fast.app.demo import pool_files as files
 from mdft_fast.app.demo import training as train
+from mdft_fast.app.demo.demo_tasks import TASKS, DemoTask, draw_plain, split_images
 from mdft_fast.app.demo.glyphs import SIZE
-from mdft_fast.app.demo.tasks import TASKS, DemoTask, draw_plain, split_images
-from mdft_fast.errors import MdftError
+from mdft_fast.errors import MdftError, need
 from mdft_fast.files import cache_folder
 
 VERSION = 1  # raise it with every change of what is built: the folder's name and stamp hold it
 TASK_ARITHMETIC = 0.3  # the usual coefficient of the baseline
-_MODULES = ("open_clip", "sklearn", "matplotlib", "safetensors")
+_MODULES = ("open_clip", "sklearn", "matplotlib")
 
 Progress = Callable[[str], None]
 
@@ -54,9 +54,9 @@ class DemoSizes:
 
     def __post_init__(self) -> None:
         """Refuses sizes that cannot be built."""
-        known = {task.name for task in TASKS}
-        if not self.tasks or not known.issuperset(self.tasks):
-            raise MdftError(f"demo: tasks must be among {sorted(known)}, got {list(self.tasks)}")
+        names = {task.name for task in TASKS}
+        if not self.tasks or not names.issuperset(self.tasks):
+            raise MdftError(f"demo: tasks must be among {sorted(names)}, got {list(self.tasks)}")
         if not 0 < self.unlabelled <= min(self.train, 1797 - self.test):
             raise MdftError(f"demo: unlabelled must be a part of train, got {self.unlabelled}")
         name, most = max(((t.name, len(t.class_names)) for t in TASKS), key=lambda pair: pair[1])
@@ -79,8 +79,8 @@ def default_folder() -> Path:
 
 def stamp(sizes: DemoSizes) -> dict[str, Any]:
     """Returns what tells one builder's pool from another's, as JSON reads it back."""
-    found: dict[str, Any] = json.loads(json.dumps({"version": VERSION, "sizes": asdict(sizes)}))
-    return found
+    content: dict[str, Any] = json.loads(json.dumps({"version": VERSION, "sizes": asdict(sizes)}))
+    return content
 
 
 def is_finished(folder: Path, sizes: DemoSizes | None = None) -> bool:
@@ -118,7 +118,8 @@ def ensure_pool(
     if is_finished(folder, sizes):
         return folder
     files.refuse_foreign(folder)
-    _require_modules()
+    for module in _MODULES:  # all of them, before anything is drawn
+        need(module, "demo", who="demo")
     folder.parent.mkdir(parents=True, exist_ok=True)
     files.remove_strays(folder)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.building-", dir=folder.parent))
@@ -130,16 +131,6 @@ def ensure_pool(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
-
-
-def _require_modules() -> None:
-    for module in _MODULES:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise MdftError(
-                f'demo: needs {module}, which is not installed: pip install "mdft_fast[demo]"'
-            ) from error
 
 
 @contextmanager
@@ -168,8 +159,8 @@ def _train_base(sizes: DemoSizes, progress: Progress) -> dict[str, Tensor]:
     steps, size = sizes.base_steps, sizes.base_batch
     batches = train.epochs(images, labels, batch=size, steps=steps, generator=generator)
     train.fit(tower, weight, batches, train.muon(tower, weight), steps=steps)
-    seen = train.accuracy(tower, weight.detach(), images[:1000], labels[:1000])
-    progress(f"base: {100 * seen:.1f} % on its mixture after {steps} steps")
+    right = train.accuracy(tower, weight.detach(), images[:1000], labels[:1000])
+    progress(f"base: {100 * right:.1f} % on its mixture after {steps} steps")
     return train.rounded(tower)
 
 
@@ -205,8 +196,6 @@ def _averages(base: nn.Module, parts: list[files.TaskFiles]) -> dict[str, float]
 
 
 def _build(folder: Path, sizes: DemoSizes, progress: Progress) -> None:
-    from safetensors.torch import save_file
-
     folder.mkdir()
     weights = _train_base(sizes, progress)
     save_file(weights, folder / "base.safetensors")

@@ -1,41 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts about the machine and the process that a result must carry."""
+"""What is measured and set around a run's phases: time, memory, torch's deterministic mode."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-
-import mdft_fast
-from mdft_fast.ops import kernels
-
-_PACKAGES = (
-    "torch", "numpy", "safetensors", "timm", "open_clip_torch", "torchvision", "transformers",
-    "peft",
-)  # fmt: skip
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Returns versions, device, threads, commit and the kernels that run, as JSON values."""
-    return {
-        "versions": {
-            "mdft_fast": mdft_fast.__version__,
-            "python": platform.python_version(),
-            **{name: version for name in _PACKAGES if (version := _version(name))},
-        },
-        "commit": _commit(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "kernels": kernels(),
-    }
 
 
 class Phases:
@@ -79,9 +54,9 @@ class Phases:
 
 
 @contextlib.contextmanager
-def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
+def deterministic(asked: bool, device: torch.device) -> Iterator[None]:
     """Turns torch's deterministic algorithms on for a run on CUDA, and back as they were."""
-    if not wanted or device.type != "cuda":
+    if not asked or device.type != "cuda":
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
@@ -95,26 +70,3 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         if workspace is None:
             del os.environ["CUBLAS_WORKSPACE_CONFIG"]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    try:
-        from mdft_fast import _native
-    except ImportError:
-        return None
-    commit: str | None = _native.build_info().get("commit")
-    return commit
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        rows = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(r for r in rows if r.startswith("model name")).partition(": ")[2]
-    return platform.processor() or platform.machine()
