@@ -15,9 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from mdft_fast import __version__
-from mdft_fast.app import demo, running
-from mdft_fast.app.cli import actions as work
-from mdft_fast.app.cli import app
+from mdft_fast.app.cli import app, doctor, run_actions
 from mdft_fast.app.recipe import Recipe, RecipeError
 from mdft_fast.errors import MdftError
 from tests.app.report.conftest import make_metrics, make_result
@@ -66,7 +64,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Recipe, b
         }
         return types.SimpleNamespace(folder=tmp_path, result=result, report=tmp_path / "report.md")
 
-    monkeypatch.setattr(running, "run", run)
+    monkeypatch.setattr(run_actions, "run", run)
     return calls
 
 
@@ -172,7 +170,7 @@ def test_a_stopped_run_says_how_to_go_on(
             (wanted.output / "splits.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "run", stop)
+    monkeypatch.setattr(run_actions, "run", stop)
     again = f"mdft run {recipe} --set 'start=[0.2]' --output {tmp_path / 'out'}"
     arguments = "run", recipe, "--set", "start=[0.2]", "-o", tmp_path / "out"
     shown = call(*arguments)
@@ -188,7 +186,7 @@ def test_ctrl_c_elsewhere(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(work, "measure_model", stop)
+    monkeypatch.setattr(run_actions, "measure_model", stop)
     shown = call("eval", "card.json", recipe)
     assert (shown.exit_code, shown.stderr) == (130, "stopped\n")
 
@@ -278,10 +276,8 @@ def test_doctor() -> None:
 
 
 def test_doctor_notices_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    import mdft_fast.ops
-
-    right = mdft_fast.ops._merge
-    monkeypatch.setattr(mdft_fast.ops, "merge", lambda *a: right(*a) * (1 + 1e-5))
+    right = doctor.merge
+    monkeypatch.setattr(doctor, "merge", lambda *a: right(*a) * (1 + 1e-5))
     shown = call("doctor")
     assert shown.exit_code == 1
     assert "merge gives WRONG numbers" in shown.output
@@ -314,25 +310,25 @@ def test_specialize_names_the_command_that_measures(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = recipe.parent / "specialized" / "mnist" / "card.json"
-    monkeypatch.setattr(work, "specialize_run", lambda *_: card)
+    monkeypatch.setattr(run_actions, "specialize_run", lambda *_: card)
     shown = call("specialize", recipe.parent, "--task", "mnist")
     assert shown.stdout.endswith(f"measures the new card: mdft eval {card} {recipe}\n")
 
 
 def test_a_free_name(tmp_path: Path) -> None:
-    assert work.free_name(tmp_path / "demo") == tmp_path / "demo"
+    assert run_actions.free_name(tmp_path / "demo") == tmp_path / "demo"
     (tmp_path / "demo").mkdir()
-    assert work.free_name(tmp_path / "demo") == tmp_path / "demo"
+    assert run_actions.free_name(tmp_path / "demo") == tmp_path / "demo"
     (tmp_path / "demo" / "recipe.yaml").touch()
     (tmp_path / "demo-2").touch()
-    assert work.free_name(tmp_path / "demo") == tmp_path / "demo-3"
+    assert run_actions.free_name(tmp_path / "demo") == tmp_path / "demo-3"
 
 
 def test_demo_runs_the_pool_that_was_built(
     recipe: Path, ran: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr(demo, "ensure_pool", lambda progress: recipe.parent)
+    monkeypatch.setattr(run_actions, "ensure_pool", lambda progress: recipe.parent)
     monkeypatch.chdir(tmp_path)
     assert call("demo", "--set", "construct.steps=2").exit_code == 0
     assert ran[0][0].output == tmp_path / "mdft-demo"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mdft_fast.app.cli.actions import export_model
+from mdft_fast.app.cli.run_actions import export_model
 from safetensors.torch import load_file
 
 from mdft_fast.app.opening import open_pool, pack

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mdft_fast.app.cli.actions import specialize_run
+from mdft_fast.app.cli.run_actions import specialize_run
 from safetensors.torch import load_file, save_file
 
 from mdft_fast.app.opening import build, pack
