@@ -39,5 +39,5 @@ def need(module: str, extra: str = "", *, who: str = "") -> ModuleType:
     except ImportError as error:
         raise MdftError(
             f"{who}{': ' * bool(who)}needs {module.partition('.')[0]}; "
-            f"pip install 'mdft_fast{f'[{extra}]' * bool(extra)}' ({error})"
+            f"pip install 'mdft-fast{f'[{extra}]' * bool(extra)}' ({error})"
         ) from error

@@ -33,7 +33,7 @@ from mdft_fast.data.cache_folder import TRIES, put_in_place, work_folder
 from mdft_fast.data.images.decoding import fit
 from mdft_fast.data.images.listing import Listing, Opened
 from mdft_fast.data.images.sources import Array
-from mdft_fast.errors import MdftError
+from mdft_fast.errors import MdftError, need
 from mdft_fast.files import cache_folder, replacing, write_json
 
 Watch = Callable[[str, int, int], None]  # what is done, how many of how many
@@ -267,10 +267,8 @@ def _shown(watch: Watch | None, words: str, total: int) -> Iterator[Callable[[in
 
         yield tell
         return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    console = need("rich.console").Console(stderr=True)
+    with need("rich.progress").Progress(console=console, transient=True) as bars:
         bar = bars.add_task(words, total=total)
         yield lambda count: bars.advance(bar, count)
 

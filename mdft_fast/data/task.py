@@ -12,7 +12,7 @@ from torch import Tensor
 from mdft_fast.data.images.sources import LabelledSource, Source
 from mdft_fast.data.samples import Samples, load_samples
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import Head
+from mdft_fast.pool import Head, check_task_name
 
 
 @dataclasses.dataclass(frozen=True, init=False, eq=False)
@@ -49,7 +49,11 @@ class Task:
             head: a :class:`Head`, or the weight ``[C, D]`` of a plain linear one.
             adapt: unlabelled samples.
             evaluate: labelled samples, read by evaluation alone.
+
+        Raises:
+            MdftError: if the name, a class name or the head's number of rows is wrong.
         """
+        check_task_name(name)
         if isinstance(class_names, str):
             raise MdftError(
                 f"task {name!r}: class_names must be one name a class, got {class_names!r}"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from types import ModuleType
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from mdft_fast.checkpoints import open_state
-from mdft_fast.errors import MdftError, nearest
+from mdft_fast.errors import MdftError, nearest, need
 from mdft_fast.model import without_alarm
 from mdft_fast.pool import check_fits
 
@@ -24,12 +23,7 @@ _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 
 def open_clip() -> ModuleType:
     """Returns the library, or says how to get it."""
-    try:
-        return importlib.import_module("open_clip")
-    except ImportError as error:
-        raise MdftError(
-            f"zero-shot head: open_clip is not installed; pip install 'mdft_fast[clip]' ({error})"
-        ) from error
+    return need("open_clip", "clip", who="zero-shot head")
 
 
 def clip_config(name: str) -> dict[str, Any]:

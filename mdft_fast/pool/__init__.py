@@ -7,9 +7,19 @@ from mdft_fast.pool.inventory import take_inventory
 from mdft_fast.pool.manifest import read_manifest
 from mdft_fast.pool.packing import Packing
 from mdft_fast.pool.pool import Pool
-from mdft_fast.pool.tasks import TaskInfo, TaskLike, check_features, check_tasks, features_of
+from mdft_fast.pool.tasks import (
+    TASK_NAME_FORM,
+    TaskInfo,
+    TaskLike,
+    check_features,
+    check_task_name,
+    check_tasks,
+    features_of,
+    is_task_name,
+)
 
 __all__ = [
+    "TASK_NAME_FORM",
     "Head",
     "Packing",
     "Pool",
@@ -17,9 +27,11 @@ __all__ = [
     "TaskLike",
     "check_features",
     "check_fits",
+    "check_task_name",
     "check_tasks",
     "features_of",
     "fit",
+    "is_task_name",
     "read_manifest",
     "take_inventory",
 ]

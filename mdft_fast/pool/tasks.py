@@ -15,7 +15,7 @@ from mdft_fast.checkpoints import StateSource
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.pool.head import Head
 
-_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # also a file name, on any system
+TASK_NAME_FORM = "letters, digits, '_', '-', '+' or '.', and begin with a letter or digit"
 
 
 class TaskLike(Protocol):
@@ -55,6 +55,17 @@ class TaskInfo:
         return len(self.class_names)
 
 
+def is_task_name(name: object) -> bool:
+    """Returns whether ``name`` can be a task's: text that is safe as a file's and a folder's."""
+    return isinstance(name, str) and bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name))
+
+
+def check_task_name(name: object) -> None:
+    """Refuses what cannot be a task's name; see :func:`is_task_name`."""
+    if not is_task_name(name):
+        raise MdftError(f"task {name!r}: a name must be {TASK_NAME_FORM}")
+
+
 def check_tasks(tasks: Sequence[TaskLike]) -> None:
     """Checks names, class names and heads against each other."""
     check_names([task.name for task in tasks])
@@ -68,11 +79,7 @@ def check_names(names: Sequence[str]) -> None:
     if not names:
         raise MdftError("pool: tasks must name at least one task, got none")
     for i, name in enumerate(names):
-        if not _TASK_NAME.fullmatch(name):
-            raise MdftError(
-                f"task {name!r}: a name must be letters, digits, '_', '-', '+' or '.', and "
-                f"begin with a letter or digit"
-            )
+        check_task_name(name)
         if name.lower() in [other.lower() for other in names[:i]]:
             raise MdftError(f"pool: task names must differ, got {name!r} twice in {list(names)}")
 

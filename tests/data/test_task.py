@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 import pytest
 import torch
 
+from mdft_fast.app.recipe.value_types import TaskName
 from mdft_fast.data import NpzSource, Task, load_labelled, read_class_names
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Head, Pool
@@ -46,6 +49,18 @@ def test_mistakes_are_named() -> None:
         Task("t", "ab", Head(torch.ones(2, 3)), [])
     with pytest.raises(MdftError, match=r"head: weight must be floating \[C, D\], got \[3\]"):
         Task("t", ["a"], torch.ones(3), [])
+
+
+@pytest.mark.parametrize("name", ["a+b", "0.5_x-y", "+a", "a b", "a/b", "é", "", "a\n", "../a"])
+def test_task_and_recipe_take_the_same_names(name: str) -> None:
+    recipe = pydantic.TypeAdapter(TaskName)
+    if name in ("a+b", "0.5_x-y"):
+        assert Task(name, ["a"], torch.ones(1, 3), []).name == recipe.validate_python(name) == name
+        return
+    with pytest.raises(MdftError, match=re.escape(f"task {name!r}: a name must be letters")):
+        Task(name, ["a"], torch.ones(1, 3), [])
+    with pytest.raises(pydantic.ValidationError, match="must be text of letters"):
+        recipe.validate_python(name)
 
 
 def _accuracy(backbone: Any, arena: torch.Tensor, pool: Pool, task: Task) -> float:

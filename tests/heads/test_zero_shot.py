@@ -256,7 +256,7 @@ def test_without_open_clip_it_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ImportError):
         importlib.import_module("open_clip")
-    with pytest.raises(MdftError, match=r"pip install 'mdft_fast\[clip\]'"):
+    with pytest.raises(MdftError, match=r"pip install 'mdft-fast\[clip\]'"):
         zero_shot_head(*clip, NAMES, TEMPLATES)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mdft_fast.app.demo.demo_tasks import DemoTask
@@ -54,8 +55,6 @@ class TaskFiles:
 
 def write_task(folder: Path, part: TaskFiles) -> None:
     """Writes one task's model, head and images below ``folder``."""
-    from safetensors.torch import save_file
-
     name = part.task.name
     for kind in ("models", "heads", "data"):
         (folder / kind).mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from mdft_fast.errors import nearest
+from mdft_fast.pool import TASK_NAME_FORM, is_task_name
 
 
 class Section(BaseModel):
@@ -22,7 +23,6 @@ class Section(BaseModel):
 
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes a folder and a file name
 
 
 def shown(value: object) -> str:
@@ -89,10 +89,9 @@ def _device(value: Any) -> Any:
 def _task_name(value: Any) -> Any:
     if value == "average":
         raise problem("'average' is the mean over tasks in every result; choose another name")
-    if isinstance(value, str) and _TASK_NAME.fullmatch(value):
+    if is_task_name(value):
         return value
-    wanted = "text of letters, digits, '.', '_' and '-' (quote a bare number)"
-    raise wrong(wanted, value)
+    raise wrong(f"text of {TASK_NAME_FORM} (quote a bare number)", value)
 
 
 def _which_tasks(value: Any) -> Any:

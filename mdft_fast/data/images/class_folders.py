@@ -11,7 +11,7 @@ from typing import Any
 
 from mdft_fast.data.images.decoding import EXTENSIONS
 from mdft_fast.data.images.listing import ListedSource, Listing, Role, of_files
-from mdft_fast.errors import MdftError
+from mdft_fast.errors import MdftError, need
 from mdft_fast.learning import split as random_split
 
 SPLITS = ("train", "val", "test")
@@ -121,10 +121,9 @@ def listed(source: object) -> ListedSource | None:
     kind = type(source)
     if f"{kind.__module__}.{kind.__name__}" != "torchvision.datasets.folder.ImageFolder":
         return None
-    from torchvision.datasets.folder import default_loader
-
+    folder = need("torchvision.datasets.folder", "data")  # it is there: the source is its class's
     changes = (getattr(source, key) for key in ("transform", "target_transform", "transforms"))
-    plain = getattr(source, "loader", None) is default_loader
+    plain = getattr(source, "loader", None) is folder.default_loader
     return ImageFolderSource(source) if plain and all(c is None for c in changes) else None
 
 

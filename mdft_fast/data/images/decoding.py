@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from mdft_fast.checkpoints import Preprocess, edges_before_crop
-from mdft_fast.errors import MdftError
+from mdft_fast.errors import MdftError, need
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,16 +46,16 @@ def decode(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image:
     Raises:
         MdftError: if its content is of none of :data:`FORMATS`, or is damaged or cut off.
     """
-    from PIL import Image, UnidentifiedImageError
-
+    pil = need("PIL.Image", "data", who=str(name or file))
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            return image.convert("RGB")
-    except UnidentifiedImageError:
+        with pil.open(file, formats=FORMATS) as image:
+            decoded: Image = image.convert("RGB")
+            return decoded
+    except pil.UnidentifiedImageError:
         wanted = ", ".join(FORMATS)
         raise MdftError(f"{name or file}: not a readable image; must be one of {wanted}") from None
     # PIL raises SyntaxError for some broken files, DecompressionBombError for enormous ones.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, pil.DecompressionBombError) as error:
         raise MdftError(f"{name or file}: not a readable image: {error}") from None
 
 
@@ -73,11 +73,10 @@ def fit(image: Image, preprocess: Preprocess, channels: int = 3) -> Array:
         both is torchvision's ``Resize`` and ``CenterCrop``; with ``crop_pct`` it is timm's
         evaluation transform.
     """
-    from PIL import Image
-
+    resampling = need("PIL.Image", "data").Resampling
     image = image.convert("RGB" if channels == 3 else "L")
     height, width = preprocess["size"]
-    method = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    method = {"bicubic": resampling.BICUBIC, "bilinear": resampling.BILINEAR}
     # Where nothing is to be done PIL does nothing.
     image = image.resize(_resized(image, preprocess), method[preprocess["interpolation"]])
     left = round((image.width - width) / 2)

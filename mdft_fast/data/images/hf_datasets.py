@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import io
 import os
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdft_fast.data.images.decoding import decode, is_pil
 from mdft_fast.data.images.listing import ListedSource, Listing, Opened, Role
-from mdft_fast.errors import MdftError, nearest
+from mdft_fast.errors import MdftError, nearest, need
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,10 +56,7 @@ class HfSource(ListedSource):
         )
 
     def _load(self, path: Path, role: Role) -> tuple[Any, str | None, tuple[Path, ...]]:
-        try:
-            datasets: Any = importlib.import_module("datasets")
-        except ImportError:
-            raise MdftError(f"{path}: needs datasets; pip install 'mdft-fast[hf]'") from None
+        datasets = need("datasets", "hf", who=str(path))
         try:
             if path.is_file() or not _is_saved(path):
                 files, chosen = self._parquet(path, role)
@@ -103,7 +99,7 @@ class HfSource(ListedSource):
             )
 
     def _opened(self, dataset: Any, path: Path) -> Opened:
-        datasets: Any = importlib.import_module("datasets")
+        datasets = need("datasets", "hf", who=str(path))
         images = dataset.select_columns([self.image])  # no other column is ever read
         if isinstance(dataset.features[self.image], datasets.Image):
             # Undecoded: `datasets` would turn images by their EXIF orientation.

@@ -16,7 +16,7 @@ from typing import Any
 
 from mdft_fast.data.images.class_folders import SPLIT_SEED, FolderSource
 from mdft_fast.data.images.listing import ListedSource, Listing, Opened, Role, of_files
-from mdft_fast.errors import MdftError, nearest
+from mdft_fast.errors import MdftError, nearest, need
 from mdft_fast.learning import split as random_split
 
 # A part of EuroSAT each: of 27,000 images 2,700, as in the literature.
@@ -97,14 +97,16 @@ def _guarded(read: Callable[[], Any], name: str) -> Any:
         return read()
     except MdftError:
         raise
-    except ImportError as error:
-        package = error.name or "torchvision"
-        raise MdftError(f"{name}: needs {package}; pip install 'mdft-fast[data]'") from None
     except Exception as error:
         text = str(error) or type(error).__name__
         if "scipy" in text.lower():
-            raise MdftError(f"{name}: needs scipy; pip install 'mdft-fast[data]'") from None
+            need("scipy", "data", who=name)
         raise MdftError(f"{name}: not readable: {text}") from None
+
+
+def _dataset(name: str) -> Any:
+    """Returns torchvision's class of a data set."""
+    return getattr(need("torchvision.datasets", "data", who=name), name)
 
 
 def _paths(dataset: Any, label_files: tuple[Path, ...] = ()) -> _Found:
@@ -138,23 +140,17 @@ def _sun397_list(chosen: str) -> str:
 
 
 def _cars(root: Path, chosen: str) -> _Found:
-    from torchvision.datasets import StanfordCars
-
-    dataset = StanfordCars(str(root), split=chosen, loader=str)
+    dataset = _dataset("StanfordCars")(str(root), split=chosen, loader=str)
     return _paths(dataset, tuple(root / path for path in _cars_needs(chosen)[:2]))
 
 
 def _dtd(root: Path, chosen: str) -> _Found:
-    from torchvision.datasets import DTD
-
-    dataset = DTD(str(root), split=chosen, loader=str)
+    dataset = _dataset("DTD")(str(root), split=chosen, loader=str)
     return _paths(dataset)
 
 
 def _gtsrb(root: Path, chosen: str) -> _Found:
-    from torchvision.datasets import GTSRB
-
-    samples = GTSRB(str(root), split=chosen)._samples
+    samples = _dataset("GTSRB")(str(root), split=chosen)._samples
     files = tuple(Path(path) for path, _ in samples)
     opened = of_files(files, lambda: [int(label) for _, label in samples])
     answers = (root / _gtsrb_needs(chosen)[1],) if chosen == "test" else ()
@@ -176,9 +172,7 @@ def _eurosat(root: Path, chosen: str) -> _Found:
 
 
 def _svhn(root: Path, chosen: str) -> _Found:
-    from torchvision.datasets import SVHN
-
-    class Unchecked(SVHN):  # type: ignore[misc]
+    class Unchecked(_dataset("SVHN")):  # type: ignore[misc]
         def _check_integrity(self) -> bool:  # the md5 of the published file; ours may be a part
             return True
 
@@ -193,16 +187,16 @@ def _svhn(root: Path, chosen: str) -> _Found:
 
 
 def _mnist(root: Path, chosen: str) -> _Found:
-    from torchvision.datasets import MNIST
+    mnist = _dataset("MNIST")
 
     def opened() -> Opened:
-        dataset = _guarded(lambda: MNIST(str(root), train=chosen == "train"), f"MNIST in {root}")
+        dataset = _guarded(lambda: mnist(str(root), train=chosen == "train"), f"MNIST in {root}")
         return Opened(
             len(dataset), lambda i: dataset[i][0], lambda: [int(y) for y in dataset.targets]
         )
 
     images, labels = (root / "MNIST" / "raw" / name for name in _mnist_files(chosen))
-    return _Found((images,), tuple(MNIST.classes), opened, channels=1, label_files=(labels,))
+    return _Found((images,), tuple(mnist.classes), opened, channels=1, label_files=(labels,))
 
 
 def _mnist_files(chosen: str) -> tuple[str, str]:

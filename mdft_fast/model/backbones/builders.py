@@ -8,18 +8,16 @@ pickles, folders and the net. So only plain arguments pass, and none that names 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from mdft_fast.errors import MdftError, nearest
+from mdft_fast.errors import MdftError, nearest, need
 from mdft_fast.model.backbones import transformers_encoders
 
 _PLACE = re.compile(r"[/\\:~\x00]")  # in a path, an address or a scheme such as "hf-hub:"
@@ -124,12 +122,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _timm(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    module: nn.Module = load_library("timm", "timm").create_model(name, pretrained=False, **kwargs)
+    library = need("timm", "timm", who="backbone")
+    module: nn.Module = library.create_model(name, pretrained=False, **kwargs)
     return module
 
 
 def _open_clip(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    library = load_library("open_clip", "clip")
+    library = need("open_clip", "clip", who="backbone")
     if name == "VisionTransformer":
         if kwargs.pop("quick_gelu", False):  # as in a CLIP model's configuration
             kwargs["act_layer"] = library.transformer.QuickGELU
@@ -151,7 +150,8 @@ def _open_clip(name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _transformers(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    return transformers_encoders.build(load_library("transformers", "transformers"), name, kwargs)
+    library = need("transformers", "transformers", who="backbone")
+    return transformers_encoders.build(library, name, kwargs)
 
 
 _BUILDERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
@@ -174,13 +174,3 @@ def without_alarm() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(harmless)
-
-
-def load_library(module: str, extra: str) -> ModuleType:
-    """Imports a library, or says which extra of this package brings it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MdftError(
-            f"backbone: {module} is not installed; pip install 'mdft_fast[{extra}]' ({error})"
-        ) from error

@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from mdft_fast.checkpoints import CLIP_CONFIG, CONFIG, State, read_json
-from mdft_fast.errors import MdftError
-from mdft_fast.model.backbones.builders import load_library
+from mdft_fast.errors import MdftError, need
 
 # Keys of a transformers config that decide what an encoder computes in eval mode.
 _CONFIG_KEYS = (
@@ -132,7 +131,7 @@ def _tower(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
 def _named(tower: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields open_clip's models whose vision tower has these shapes, and their activation."""
     try:
-        library = load_library("open_clip", "clip")
+        library = need("open_clip", "clip")
     except MdftError:  # a run needs it, a draft does not
         return
     for name in library.list_models():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.errors import MdftError, nearest
+from mdft_fast.errors import MdftError, nearest, need
 
 # Model -> its config's class, and the field of its output that is the feature.
 FEATURES = {
@@ -93,14 +93,14 @@ def _file_names(module: nn.Module) -> dict[str, str]:
     Its own conversion is asked, with a number in place of each tensor.
     """
     try:
-        from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:  # before version 5 no name was changed
+        revert = need("transformers.core_model_loading", "transformers").revert_weight_conversion
+    except MdftError:  # before version 5 no name was changed
         return {}
     own = list(module.state_dict())
     with torch.device("cpu"):
         numbered = {name: torch.tensor(float(i)) for i, name in enumerate(own)}
         try:
-            written = revert_weight_conversion(module, numbered)
+            written = revert(module, numbered)
             files = {own[int(number)]: name for name, number in written.items()}
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             raise MdftError(
