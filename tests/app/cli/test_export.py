@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mdft_fast.app.cli.run_actions import export_model
 from safetensors.torch import load_file
 
+from mdft_fast.app.cli import export_model
 from mdft_fast.app.opening import open_pool, pack
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.report import write_report

@@ -17,7 +17,7 @@ pytest.importorskip("sklearn", reason="the demo's digits are scikit-learn's")
 from safetensors.torch import load_file
 
 from mdft_fast.app import demo
-from mdft_fast.app.demo import building as build
+from mdft_fast.app.demo import demo_pool as build
 from mdft_fast.app.demo import glyphs as images
 from mdft_fast.app.demo import pool_files as files
 from mdft_fast.app.demo import training as train

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mdft_fast.app.cli.actions import specialize_run
 
+from mdft_fast.app.cli import specialize_run
 from mdft_fast.app.opening import LoadedData, build, load_data
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running import Progress, run

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mdft_fast.app.cli.run_actions import specialize_run
 from safetensors.torch import load_file, save_file
 
+from mdft_fast.app.cli import specialize_run
 from mdft_fast.app.opening import build, pack
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running import run
