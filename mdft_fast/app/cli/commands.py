@@ -17,12 +17,13 @@ from mdft_fast.late_imports import LateModule
 from mdft_fast.version import __version__
 
 if TYPE_CHECKING:
+    from mdft_fast import checkpoints
+    from mdft_fast.app.cli import actions
     from mdft_fast.app.cli import doctor as installation
-    from mdft_fast.app.cli import file_actions, run_actions
 else:  # They load torch, which `--help`, a wrong option and a missing file do not need.
+    checkpoints = LateModule("mdft_fast.checkpoints")
+    actions = LateModule("mdft_fast.app.cli.actions")
     installation = LateModule("mdft_fast.app.cli.doctor")
-    file_actions = LateModule("mdft_fast.app.cli.file_actions")
-    run_actions = LateModule("mdft_fast.app.cli.run_actions")
 
 
 class Group(TyperGroup):
@@ -52,6 +53,14 @@ def _readable(path: Path) -> Path:
     return path
 
 
+def _check_free(target: Path, overwrite: bool) -> None:
+    """Refuses a folder as the name of a file to write, and a file that is there already."""
+    if target.is_dir():
+        raise MdftError(f"{target}: must be a file to write, got a folder")
+    if target.exists() and not overwrite:
+        raise MdftError(f"{target}: must not exist, got a file; --overwrite replaces it")
+
+
 app = typer.Typer(
     cls=Group,
     add_completion=False,
@@ -75,6 +84,7 @@ Overrides = Annotated[
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="The run folder, in place of the recipe's.")
 ]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no tables.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replaces what is there.")]
 
@@ -124,7 +134,8 @@ def init(
     Example: mdft init checkpoints/
     """
     target = output or folder / "recipe.yaml"
-    unknown = file_actions.draft_recipe(folder, target, overwrite)
+    _check_free(target, overwrite)
+    unknown = actions.draft_recipe(folder, target)
     say(f"wrote {target}")
     if unknown:
         say(f"look for CHANGE_ME in it, {unknown} times; then: mdft run {target}")
@@ -151,7 +162,7 @@ def plan(
 
     Example: mdft plan recipe.yaml --set memory.budget=4GB
     """
-    run_actions.plan_recipe(recipe, assignments or (), codecs)
+    actions.plan_recipe(recipe, assignments or (), codecs)
 
 
 @app.command()
@@ -186,7 +197,7 @@ def pack(
 
     Example: mdft pack packed/ smaller/ --codec int4
     """
-    pool = file_actions.pack_pool(source, folder, codec, overwrite, assignments or ())
+    pool = actions.pack_pool(source, folder, codec, overwrite, assignments or ())
     say(pool.describe())
     show_codec_errors(pool.errors, all_tensors)
     say(f"wrote {folder}")
@@ -204,7 +215,7 @@ def inspect(
 
     Example: mdft inspect checkpoints/ViT-B-32/zeroshot.pt
     """
-    say(file_actions.describe_file(path, every))
+    say(actions.describe_file(path, every))
 
 
 @app.command()
@@ -224,7 +235,8 @@ def convert(
 
     Example: mdft convert checkpoints/ViT-B-32/MNIST/finetuned.pt models/mnist.safetensors
     """
-    state = file_actions.convert_file(source, target, base, overwrite)
+    _check_free(target, overwrite)
+    state = checkpoints.convert(source, target, base=base, overwrite=overwrite)
     say(f"{state.format}: {len(state.tensors)} tensors")
     for name, why in state.left_out.items():
         say(f"left out: {name}: {why}")
@@ -249,7 +261,7 @@ def run(
 
     Example: mdft run recipe.yaml --set construct.steps=50 --output runs/short
     """
-    run_actions.run_recipe(recipe, assignments or (), output, resume, quiet)
+    actions.run_recipe(recipe, assignments or (), output, resume, quiet)
 
 
 @app.command(name="eval")
@@ -264,7 +276,7 @@ def evaluate(
 
     Example: mdft eval runs/real/specialized/mnist/card.json recipe.yaml
     """
-    accuracy = run_actions.measure_model(model, recipe, assignments or ())
+    accuracy = actions.measure_model(model, recipe, assignments or ())
     body = [[name, f"{100 * value:.1f}"] for name, value in accuracy.items()]
     if len(body) > 1:
         body.append(["average", f"{100 * sum(accuracy.values()) / len(accuracy):.1f}"])
@@ -273,7 +285,7 @@ def evaluate(
 
 @app.command()
 def specialize(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    folder: RunFolder,
     task: Annotated[str, typer.Option("--task", help="Which task to specialize for.")],
     assignments: Overrides = None,
     overwrite: Overwrite = False,
@@ -285,7 +297,9 @@ def specialize(
 
     Example: mdft specialize runs/real --task mnist --set specialize.steps=40
     """
-    card = run_actions.specialize_run(folder, task, assignments or (), overwrite)
+    card = folder / "specialized" / task / "card.json"
+    _check_free(card, overwrite)
+    actions.specialize_run(folder, task, assignments or (), card)
     say(f"wrote {card}")
     measure = shlex.join(["mdft", "eval", str(card), str(folder / "recipe.yaml")])
     say(f"the run's report shows the run as it was; this measures the new card: {measure}")
@@ -310,12 +324,15 @@ def export(
 
     Example: mdft export runs/real --task mnist --to mnist.safetensors
     """
-    run_actions.export_model(source, to, task, recipe, overwrite)
+    if to.suffix != ".safetensors":
+        raise MdftError(f"--to: must be a .safetensors file, got {to}")
+    _check_free(to, overwrite)
+    actions.export_model(source, to, task, recipe)
     say(f"wrote {to}")
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+def report(folder: RunFolder) -> None:
     """Writes a run's report again, from its results.
 
     Replaces RUN/report.md, RUN/pictures/ and RUN/report.html. Reads result.json, metrics.jsonl and
@@ -323,7 +340,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run fol
 
     Example: mdft report runs/real
     """
-    written = run_actions.report_run(folder)
+    written = actions.report_run(folder)
     say(f"report: {written}")
     say(f"page:   {written.with_suffix('.html')}")
 
@@ -357,4 +374,4 @@ def demo(
 
     Example: mdft demo --set construct.steps=50
     """
-    run_actions.run_demo(assignments or (), output, quiet)
+    actions.run_demo(assignments or (), output, quiet)

@@ -33,8 +33,8 @@ def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if i else "left", overflow="fold", no_wrap=True)
-    for i, line in enumerate(body):
-        last = i == len(body) - 1 and line[0] == "average"
+    for line in body:
+        last = line is body[-1] and line[0] == "average"
         if last:
             table.add_section()
         table.add_row(*line, style="bold" if last else None)

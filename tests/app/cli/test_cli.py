@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from mdft_fast import __version__
-from mdft_fast.app.cli import app, doctor, run_actions
+from mdft_fast.app.cli import actions, app, doctor
 from mdft_fast.app.recipe import Recipe, RecipeError
 from mdft_fast.errors import MdftError
 from tests.app.report.conftest import make_metrics, make_result
@@ -64,7 +64,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Recipe, b
         }
         return types.SimpleNamespace(folder=tmp_path, result=result, report=tmp_path / "report.md")
 
-    monkeypatch.setattr(run_actions, "run", run)
+    monkeypatch.setattr(actions, "run", run)
     return calls
 
 
@@ -170,7 +170,7 @@ def test_a_stopped_run_says_how_to_go_on(
             (wanted.output / "splits.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_actions, "run", stop)
+    monkeypatch.setattr(actions, "run", stop)
     again = f"mdft run {recipe} --set 'start=[0.2]' --output {tmp_path / 'out'}"
     arguments = "run", recipe, "--set", "start=[0.2]", "-o", tmp_path / "out"
     shown = call(*arguments)
@@ -186,7 +186,7 @@ def test_ctrl_c_elsewhere(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_actions, "measure_model", stop)
+    monkeypatch.setattr(actions, "measure_model", stop)
     shown = call("eval", "card.json", recipe)
     assert (shown.exit_code, shown.stderr) == (130, "stopped\n")
 
@@ -310,25 +310,25 @@ def test_specialize_names_the_command_that_measures(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = recipe.parent / "specialized" / "mnist" / "card.json"
-    monkeypatch.setattr(run_actions, "specialize_run", lambda *_: card)
+    monkeypatch.setattr(actions, "specialize_run", lambda *_: card)
     shown = call("specialize", recipe.parent, "--task", "mnist")
     assert shown.stdout.endswith(f"measures the new card: mdft eval {card} {recipe}\n")
 
 
 def test_a_free_name(tmp_path: Path) -> None:
-    assert run_actions.free_name(tmp_path / "demo") == tmp_path / "demo"
+    assert actions.free_name(tmp_path / "demo") == tmp_path / "demo"
     (tmp_path / "demo").mkdir()
-    assert run_actions.free_name(tmp_path / "demo") == tmp_path / "demo"
+    assert actions.free_name(tmp_path / "demo") == tmp_path / "demo"
     (tmp_path / "demo" / "recipe.yaml").touch()
     (tmp_path / "demo-2").touch()
-    assert run_actions.free_name(tmp_path / "demo") == tmp_path / "demo-3"
+    assert actions.free_name(tmp_path / "demo") == tmp_path / "demo-3"
 
 
 def test_demo_runs_the_pool_that_was_built(
     recipe: Path, ran: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr(run_actions, "ensure_pool", lambda progress: recipe.parent)
+    monkeypatch.setattr(actions, "ensure_pool", lambda progress: recipe.parent)
     monkeypatch.chdir(tmp_path)
     assert call("demo", "--set", "construct.steps=2").exit_code == 0
     assert ran[0][0].output == tmp_path / "mdft-demo"

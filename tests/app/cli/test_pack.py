@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from mdft_fast.app.cli import app, file_actions
+from mdft_fast.app.cli import actions, app
 from mdft_fast.arena import CODECS
 from mdft_fast.pool import Head, Pool
 
@@ -114,7 +114,7 @@ def test_a_recipe_gets_the_codec(
         asked.append((loaded.seed, path, options))
         return Pool.open(packed)
 
-    monkeypatch.setattr(file_actions, "pack", pack)
+    monkeypatch.setattr(actions, "pack", pack)
     shown = call(tmp_path / "recipe.yaml", tmp_path / "new", "--codec", "int4", "--set", "seed=5")
     assert shown.exit_code == 0, shown.output
     assert asked == [(5, tmp_path / "new", {"codec": "int4", "overwrite": False})]

@@ -227,7 +227,9 @@ def _instant_build(folder: Path, sizes: demo.DemoSizes, progress: build.Progress
 
 def test_missing_dependency_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_MODULES", ("no_such_module",))
-    with pytest.raises(MdftError, match=r"demo: needs no_such_module; pip install 'mdft-fast\[demo\]'"):
+    with pytest.raises(
+        MdftError, match=r"demo: needs no_such_module; pip install 'mdft-fast\[demo\]'"
+    ):
         demo.ensure_pool(tmp_path / "pool", sizes=TINY)
     assert list(tmp_path.iterdir()) == []
 

@@ -104,15 +104,17 @@ def test_stage_2_alone_wants_the_samples_of_the_run(
         "specialize.tasks=none", f"tasks[0].adapt.npz={data}", f"tasks[0].evaluate.npz={data}"
     )
     folder = run(recipe, progress=False).folder
-    assert specialize_run(folder, "shapes", (), overwrite=False).is_file()
+    card = tmp_path / "card.json"
+    specialize_run(folder, "shapes", (), card)
+    assert card.is_file()
     content["x_unlabelled"] = content["x_unlabelled"][::-1]
     np.savez(data, **content)
     with pytest.raises(MdftError, match="shapes: samples must be what the run was started with"):
-        specialize_run(folder, "shapes", (), overwrite=True)
+        specialize_run(folder, "shapes", (), card)
     content["x_unlabelled"] = content["x_test"]
     np.savez(data, **content)
     with pytest.raises(MdftError, match=r"unlabelled images are among the .* test images"):
-        specialize_run(folder, "shapes", (), overwrite=True)
+        specialize_run(folder, "shapes", (), card)
 
 
 def test_labels_of_test_images_make_no_head(make_recipe: Make, files: Path, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands do with runs: before, during and after. Importing this loads torch."""
+"""What the commands do: each a few calls of the package. Importing this loads torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import typer
 from torch import nn
 
 from mdft_fast.app.cli.console import STOPPED, complain, say, show_table, show_wide_table
-from mdft_fast.app.cli.file_actions import check_free, load_recipe
 from mdft_fast.app.demo import default_folder, ensure_pool, is_finished
 from mdft_fast.app.forecast import plan, size
-from mdft_fast.app.opening import build, choose_device, open_pool, spec_of, specialize_config
+from mdft_fast.app.opening import build, choose_device, open_pool, pack, spec_of, specialize_config
+from mdft_fast.app.recipe import Recipe, draft, parse, unknown_keys
 from mdft_fast.app.report import Method, rows, write_report
 from mdft_fast.app.running import check_finished, run, same_task
 from mdft_fast.cards import CoefficientCard, load, save_model
+from mdft_fast.checkpoints import describe, sniff
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.evaluation import evaluate
+from mdft_fast.files import write_text
 from mdft_fast.learning import specialize
 from mdft_fast.model import build_backbone
+from mdft_fast.pool import Pool
 
 _OF_STAGE_2 = ("specialize", "memory", "precision", "device", "deterministic", "seed")
 _SHORT: dict[Method, str] = {  # a table of all fits into 80 columns
@@ -33,6 +36,54 @@ _SHORT: dict[Method, str] = {  # a table of all fits into 80 columns
     "control": "control",
     "specialized": "specialized",
 }
+
+
+def load_recipe(path: Path, assignments: Sequence[str], output: Path | None = None) -> Recipe:
+    """Reads a recipe; ``output``, from the command line, starts at the working folder."""
+    if output is not None:
+        quoted = str(output.absolute()).replace("'", "''")  # YAML's own quotes
+        assignments = [*assignments, f"output='{quoted}'"]
+    return Recipe.load(path, assignments)
+
+
+def draft_recipe(folder: Path, target: Path) -> int:
+    """Writes a recipe for a folder of checkpoints; returns how often it says CHANGE_ME."""
+    text = draft(folder, target)
+    write_text(target, text)
+    return len(list(unknown_keys(parse(text), "")))
+
+
+def describe_file(path: Path, every: bool) -> str:
+    """Returns what a checkpoint, head, adapter or packed pool is."""
+    packed = sniff(path) == "pool"
+    return Pool.open(path).describe() if packed else describe(path, every=every)
+
+
+def pack_pool(
+    source: Path, folder: Path, codec: str | None, overwrite: bool, assignments: Sequence[str]
+) -> Pool:
+    """Packs a recipe's checkpoints, or a packed pool again; returns the new pool, mapped."""
+    if folder.exists() and not overwrite:
+        raise MdftError(f"{folder}: already exists; --overwrite replaces it")
+    if not source.is_dir():
+        recipe = load_recipe(source, assignments)
+        if recipe.pool.folder is not None:
+            _warn_of_rounding(Pool.open(recipe.pool.folder), codec)
+        return pack(recipe, folder, codec=codec, overwrite=overwrite)
+    if assignments:
+        raise MdftError(f"--set: is for a recipe, got {source}, a folder")
+    old = Pool.open(source, verify=True)  # a damaged pool must not come out with new checksums
+    _warn_of_rounding(old, codec)
+    old.save(folder, codec, overwrite=overwrite)
+    return Pool.open(folder)
+
+
+def _warn_of_rounding(old: Pool, codec: str | None) -> None:
+    if old.codec != "fp32" and codec not in (None, old.codec):
+        complain(
+            f"warning: the pool's task vectors are rounded to codec {old.codec!r} already, and "
+            f"that error stays; packing the checkpoints in {codec!r} is more accurate"
+        )
 
 
 def plan_recipe(path: Path, assignments: Sequence[str], every_codec: bool) -> None:
@@ -117,28 +168,23 @@ def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict
     return evaluate(module, tasks, preprocess=built.pool.preprocess).accuracy
 
 
-def specialize_run(folder: Path, task: str, assignments: Sequence[str], overwrite: bool) -> Path:
-    """Specializes a run's meta-model to a task; returns the card's path."""
+def specialize_run(folder: Path, task: str, assignments: Sequence[str], target: Path) -> None:
+    """Specializes a run's meta-model to a task, and writes the card."""
     for assignment in assignments:
         key = assignment.partition("=")[0].strip()
         if key.partition(".")[0] not in _OF_STAGE_2:
-            wanted = f"must be a key of {list(_OF_STAGE_2)}, got {key!r}; the rest is the run's"
-            raise MdftError(f"--set: {wanted}")
-    target = folder / "specialized" / task / "card.json"
-    check_free(target, overwrite)
+            must = f"must be a key of {list(_OF_STAGE_2)}, got {key!r}; the rest is the run's"
+            raise MdftError(f"--set: {must}")
     recipe = load_recipe(_inside(folder, "recipe.yaml"), assignments)
-    names = [known.name for known in recipe.tasks]
+    names = [one.name for one in recipe.tasks]
     if task not in names:
         raise MdftError(f"--task: must be one of {names}, got {task!r}{nearest(task, names)}")
     built = build(recipe)
     card = CoefficientCard.load(_inside(folder, "meta/card.json"))
     meta = card.meta_model(built.pool, built.backbone, built.device)
-    config = specialize_config(recipe)
-    taught = same_task(folder, built, meta, task)
-    specialize(meta, taught, config)
+    specialize(meta, same_task(folder, built, meta, task), specialize_config(recipe))
     about = {"stage": "specialize", "preset": recipe.preset, "seed": recipe.seed, "task": task}
     CoefficientCard.of(meta, about).save(target)
-    return target
 
 
 def report_run(folder: Path) -> Path:
@@ -147,13 +193,8 @@ def report_run(folder: Path) -> Path:
     return write_report(folder)
 
 
-def export_model(
-    source: Path, to: Path, task: str | None, recipe: Path | None, overwrite: bool
-) -> None:
+def export_model(source: Path, to: Path, task: str | None, recipe: Path | None) -> None:
     """Writes the merged weights of a card, or of a run's meta or specialized model."""
-    if to.suffix != ".safetensors":
-        raise MdftError(f"--to: must be a .safetensors file, got {to}")
-    check_free(to, overwrite)
     if source.is_dir():
         file = _inside(source, f"specialized/{task}/card.json" if task else "meta/card.json")
     elif task:
