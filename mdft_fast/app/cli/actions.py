@@ -16,7 +16,7 @@ from mdft_fast.app.demo import default_folder, ensure_pool, is_finished
 from mdft_fast.app.forecast import plan, size
 from mdft_fast.app.opening import build, choose_device, open_pool, pack, spec_of, specialize_config
 from mdft_fast.app.recipe import Recipe, draft, parse, unknown_keys
-from mdft_fast.app.report import Method, rows, write_report
+from mdft_fast.app.report import accuracy_table, write_report
 from mdft_fast.app.running import check_finished, run, same_task
 from mdft_fast.cards import CoefficientCard, load, save_model
 from mdft_fast.checkpoints import describe, sniff
@@ -28,14 +28,6 @@ from mdft_fast.model import build_backbone
 from mdft_fast.pool import Pool
 
 _OF_STAGE_2 = ("specialize", "memory", "precision", "device", "deterministic", "seed")
-_SHORT: dict[Method, str] = {  # a table of all fits into 80 columns
-    "pretrained": "base",
-    "task_arithmetic": "arithmetic",
-    "meta": "meta",
-    "individual": "individual",
-    "control": "control",
-    "specialized": "specialized",
-}
 
 
 def load_recipe(path: Path, assignments: Sequence[str], output: Path | None = None) -> Recipe:
@@ -142,14 +134,13 @@ def free_name(folder: Path) -> Path:
 
 def _show_accuracy(result: Mapping[str, Any]) -> None:
     """Prints a result's accuracy table; nothing where nothing was measured."""
-    lines = rows(result)  # type: ignore[arg-type]
-    methods = [m for m in _SHORT if any(m in values for _, values in lines)]
+    models, rows = accuracy_table(result)
     body = [
-        [name, *(f"{100 * values[m]:.1f}" if m in values else "-" for m in methods)]
-        for name, values in lines
+        [name, *(f"{100 * values[m.name]:.1f}" if m.name in values else "-" for m in models)]
+        for name, values in rows
     ]
     if body:
-        show_table(["top-1, %", *(_SHORT[m] for m in methods)], body)
+        show_table(["top-1, %", *(model.short for model in models)], body)
 
 
 def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict[str, float]:

@@ -255,8 +255,8 @@ def run(
 ) -> None:
     """Follows a recipe: learns, measures, writes a report.
 
-    The run folder gets recipe.yaml, metrics.jsonl, result.json, report.md with pictures/,
-    report.html, meta/ and specialized/<task>/. The state is saved after every step: after Ctrl-C
+    The run folder gets recipe.yaml, metrics.jsonl, result.json, report.md, report.html,
+    meta/ and specialized/<task>/. The state is saved after every step: after Ctrl-C
     or a crash, the same command with --resume goes on bit for bit.
 
     Example: mdft run recipe.yaml --set construct.steps=50 --output runs/short
@@ -335,7 +335,7 @@ def export(
 def report(folder: RunFolder) -> None:
     """Writes a run's report again, from its results.
 
-    Replaces RUN/report.md, RUN/pictures/ and RUN/report.html. Reads result.json, metrics.jsonl and
+    Replaces RUN/report.md and RUN/report.html. Reads result.json, metrics.jsonl and
     recipe.yaml, and nothing else.
 
     Example: mdft report runs/real

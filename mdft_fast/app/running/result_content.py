@@ -10,11 +10,11 @@ from typing import Any
 
 from mdft_fast.app.opening import Built, LoadedData
 from mdft_fast.app.recipe import Recipe
-from mdft_fast.app.running.learned import Learned
 from mdft_fast.app.running.measurement import Measured, worse_than_base
 from mdft_fast.app.running.phases import Phases
 from mdft_fast.app.running.provenance import environment
 from mdft_fast.app.running.run_folder import RunFolder
+from mdft_fast.app.running.stages import Learned
 from mdft_fast.learning import TaughtTask
 
 BINS = 40  # of the histogram: a bin is 0.025 of log C wide, so that common μ lie on an edge
@@ -60,6 +60,7 @@ def result_of(
                 name: result.coefficients.tolist() for name, result in learned.specialize.items()
             },
         },
+        "compared": measured.compared,
         "accuracy": measured.accuracy,
         "intervals": measured.intervals,
         "comparisons": measured.comparisons,

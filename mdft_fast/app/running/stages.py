@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import Tensor
 
 from mdft_fast.app.opening import (
@@ -12,9 +14,8 @@ from mdft_fast.app.opening import (
     images_at_once,
     specialize_config,
 )
+from mdft_fast.app.report import TASK_ARITHMETIC
 from mdft_fast.app.running.fingerprints import inputs_of, taught_tasks
-from mdft_fast.app.running.learned import Learned
-from mdft_fast.app.running.measurement import TASK_ARITHMETIC
 from mdft_fast.app.running.phases import Phases
 from mdft_fast.app.running.progress import Progress
 from mdft_fast.app.running.run_folder import RunFolder, state_name
@@ -29,6 +30,23 @@ from mdft_fast.learning import (
     specialize,
 )
 from mdft_fast.model import MetaModel
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learned:
+    """What the stages made.
+
+    Attributes:
+        construct: stage 1's result.
+        specialize: task -> stage 2's result, from stage 1's λ.
+        control: task -> stage 2's result from task arithmetic, without stage 1.
+        holdout: "start", "meta" -> teacher cross-entropy on held-out samples, mean over tasks.
+    """
+
+    construct: RunResult
+    specialize: dict[str, RunResult]
+    control: dict[str, RunResult]
+    holdout: dict[str, float]
 
 
 def learn(

@@ -11,13 +11,12 @@ from mdft_fast.app.forecast import MemoryPlan, explained, plan, size
 from mdft_fast.app.opening import Built, build, choose_device
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.report import write_report
-from mdft_fast.app.running.learned import Learned
 from mdft_fast.app.running.measurement import measure
 from mdft_fast.app.running.phases import Phases, deterministic
 from mdft_fast.app.running.progress import Progress
 from mdft_fast.app.running.result_content import result_of
 from mdft_fast.app.running.run_folder import RunFolder
-from mdft_fast.app.running.stages import learn
+from mdft_fast.app.running.stages import Learned, learn
 from mdft_fast.cards import CoefficientCard, save_model
 from mdft_fast.errors import MdftError
 from mdft_fast.files import write_json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One style for all pictures, drawn without matplotlib's global state."""
+"""One style for all pictures of benchmarks, drawn without matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 INK, GRAY, FAINT = "#222222", "#767676", "#d9d9d9"
 BLUE, SKY, GREEN = "#0072b2", "#56b4e9", "#009e73"
 ORANGE, VERMILION, WINE = "#e69f00", "#d55e00", "#882255"  # WINE: Tol's, darker than theirs
-DIVERGING = "PuOr"  # safe too; white in the middle
 
 DPI = 130
 RC: Any = {

@@ -7,35 +7,48 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mdft_fast.app.report.coefficient_pictures import groups
-from mdft_fast.app.report.html.colors import DIVERGING, level
-from mdft_fast.app.report.html.panels import number
+from mdft_fast.app.report.charts import number
+from mdft_fast.app.report.colors import DIVERGING, level
+from mdft_fast.app.report.compared_models import COMPARED
 from mdft_fast.app.report.schema import Result
+from mdft_fast.model import block_of
 
 ACROSS = 880  # pixels that the columns share
 NARROW, WIDE = 6, 56  # pixels of a column, least and most
 NUMBERED = 44  # pixels that a column needs to show its numbers
 
 
-def section(result: Result) -> dict[str, Any]:
-    """Returns what the template shows."""
+def coefficients_section(result: Result) -> dict[str, Any]:
+    """Returns what the page shows."""
     matrix, columns = result["coefficients"]["construct"], result["columns"]
     tasks = [task["name"] for task in result["pool"]["tasks"]]
     center, even = _center(result)
     reach = max((abs(v - center) for row in matrix for v in row), default=0.0) or 1.0
     cell = min(WIDE, max(NARROW, ACROSS // len(columns)))
+    blocks = column_blocks(columns)
     return {
         "columns": columns,
-        "groups": groups(columns),
-        "firsts": {first for _, first, _ in groups(columns)[1:]},
+        "blocks": blocks,
+        "firsts": {first for _, first, _ in blocks[1:]},
         "lines": _lines(tasks, matrix, center, reach, 3),
         "width": 130 + cell * len(columns),
         "numbered": cell >= NUMBERED,
         "center": number(center),
         "even": even,
-        "legend": _legend(center, reach),
+        "scale": _scale(center, reach),
         "mixture": _mixture(result, tasks),
     }
+
+
+def column_blocks(columns: list[str]) -> list[tuple[str, int, int]]:
+    """Returns (label, first column, one past the last) of each block, as ``stem 0 1 2 tail``."""
+    names = block_of([f"{column}." for column in columns])
+    blocks: list[tuple[str, int, int]] = []
+    for i, column in enumerate(columns):
+        label = "all" if columns == ["all"] else names[f"{column}."].rpartition(".")[2]
+        first = blocks.pop()[1] if blocks and blocks[-1][0] == label else i
+        blocks.append((label, first, i + 1))
+    return blocks
 
 
 def _center(result: Result) -> tuple[float, bool]:
@@ -62,23 +75,21 @@ def _lines(
     return [(name, [cell(v) for v in row]) for name, row in zip(names, matrix, strict=True)]
 
 
-def _legend(center: float, reach: float) -> list[tuple[str, str]]:
+def _scale(center: float, reach: float) -> list[tuple[str, str]]:
     """Returns class and text of the legend's fields, from the lowest value to the highest."""
-    shares = [i / 8 for i in range(9)]
-    texts = [
-        f"{center + (2 * s - 1) * reach:.2f}" if i % 2 == 0 else "" for i, s in enumerate(shares)
-    ]
-    return [
-        (level(DIVERGING, share), text.replace("-", "\N{MINUS SIGN}"))
-        for share, text in zip(shares, texts, strict=True)
-    ]
+    fields = []
+    for i in range(9):
+        text = f"{center + (i / 4 - 1) * reach:.2f}" if i % 2 == 0 else ""
+        fields.append((level(DIVERGING, i / 8), text.replace("-", "\N{MINUS SIGN}")))
+    return fields
 
 
 def _mixture(result: Result, tasks: Sequence[str]) -> dict[str, Any] | None:
     specialized = result["coefficients"]["specialize"]
     if not specialized:
         return None
-    models = {"meta (stage 1)": result["coefficients"]["construct"], **specialized}
+    (meta,) = (model.label for model in COMPARED if model.name == "meta")
+    models = {meta: result["coefficients"]["construct"], **specialized}
     means = [[math.fsum(row) / len(row) for row in matrix] for matrix in models.values()]
     reach = max(abs(v) for row in means for v in row) or 1.0
     return {"tasks": tasks, "lines": _lines(list(models), means, 0.0, reach, 2)}

@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
-
-from mdft_fast.app.report.series import Point
 
 WIDTH, HEIGHT = 280, 158
 LEFT, RIGHT, TOP, BOTTOM = 40, 266, 10, 132  # edges of the plot inside the panel
 DRAWN = 300  # points of a line; more would be closer than a pixel
 TOLD = 120  # places of a panel that tell their values
 
+Point = tuple[float, float]
 Tick = tuple[float, str]
 T = TypeVar("T")
 
@@ -38,26 +38,16 @@ class Bar(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A chart.
-
-    Attributes:
-        title: above it.
-        note: below it, in words.
-        x: ticks along the bottom, y: along the side; place and text.
-        lines: path data and class.
-        bars: of a histogram.
-        mark: x of a vertical line, its text, and which side of it the text stands on.
-        tips: x and what is told there.
-    """
+    """A chart; places are coordinates inside it."""
 
     title: str
-    note: str
+    note: str  # below the title, in words
     x: Sequence[Tick]
     y: Sequence[Tick]
-    lines: Sequence[tuple[str, str]] = ()
+    lines: Sequence[tuple[str, str]] = ()  # path data and class
     bars: Sequence[Bar] = ()
-    mark: tuple[float, str, str] | None = None
-    tips: Sequence[Tick] = ()
+    mark: tuple[float, str, str] | None = None  # vertical line: x, text, side the text is on
+    tips: Sequence[Tick] = ()  # x and what is told there
 
 
 class Axis:
@@ -75,14 +65,30 @@ class Axis:
 
     def values(self, count: int, *, whole: bool = False) -> list[float]:
         """Returns at most ``count`` + 1 round values in the range."""
-        from matplotlib.ticker import MaxNLocator
-
-        values = MaxNLocator(count, integer=whole).tick_values(self.low, self.high)
-        return [float(v) for v in values if self.low - 1e-9 <= v <= self.high + 1e-9]
+        rough = (self.high - self.low) / count
+        power = 10.0 ** math.floor(math.log10(rough))
+        factors = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+        step = power * next((f for f in factors if f * power >= rough), 20)
+        step = max(1.0, step) if whole else step
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
     def ticks(self, count: int, *, whole: bool = False) -> list[Tick]:
         """Returns places and texts of :meth:`values`."""
         return [(self.at(value), number(value)) for value in self.values(count, whole=whole)]
+
+
+def finite(x: Sequence[float], y: Sequence[float | None]) -> list[Point]:
+    """Returns the points that can be drawn."""
+    return [(a, b) for a, b in zip(x, y, strict=True) if b is not None and math.isfinite(b)]
+
+
+def smooth(points: Sequence[Point]) -> list[Point]:
+    """Returns running means over a tenth of the points; a short series as it is."""
+    half = len(points) // 20
+    windows = (points[max(0, i - half) : i + half + 1] for i in range(len(points)))
+    means = (math.fsum(y for _, y in window) / len(window) for window in windows)
+    return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
 
 
 def number(value: float) -> str:
