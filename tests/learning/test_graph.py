@@ -24,11 +24,9 @@ from mdft_fast import (
     construct,
     specialize,
 )
-from mdft_fast.learning import BatchOrder, Learner, StepRecord, construction, specialization
-from mdft_fast.learning import cuda_graph as graphs
+from mdft_fast.learning import BatchOrder, Learner, StepRecord, loop
 from mdft_fast.learning.cuda_graph import Run, StepGraph, check_capturable
-from mdft_fast.learning.learner import Losses
-from mdft_fast.learning.teachers import Inputs
+from mdft_fast.learning.objectives import Inputs, Losses
 from tests.world import World, make_world
 
 ADAM = OptimizerConfig(lr=0.01, schedule="cosine")
@@ -68,14 +66,13 @@ class Repeat:
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     Repeat.made.clear()
-    monkeypatch.setattr(graphs, "CudaCapture", Repeat)
+    monkeypatch.setattr(loop, "CudaCapture", Repeat)
 
 
 @pytest.fixture
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a stage that is told to record do so on the CPU."""
-    for module in (construction, specialization):
-        monkeypatch.setattr(module, "check_capturable", lambda meta: None)
+    monkeypatch.setattr(loop, "check_capturable", lambda meta: None)
 
 
 @pytest.fixture(scope="module")

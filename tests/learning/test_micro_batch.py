@@ -11,7 +11,7 @@ import torch
 
 from mdft_fast import ConstructConfig, MdftError, OptimizerConfig, SpecializeConfig, construct
 from mdft_fast.learning import Learner, StepRecord, specialize
-from mdft_fast.learning.learner import micro_batches
+from mdft_fast.learning.loop import micro_batches
 from tests.world import World, make_world
 
 CONFIG = ConstructConfig(steps=8, batch=8, mu=0.8, optimizer=OptimizerConfig("sgd", lr=0.02))

@@ -24,7 +24,9 @@ from mdft_fast.errors import MdftError, nearest
 from mdft_fast.evaluation import evaluate
 from mdft_fast.files import write_text
 from mdft_fast.learning import specialize
+from mdft_fast.methods import METHODS, describe_field, needs, summary
 from mdft_fast.model import build_backbone
+from mdft_fast.options import options
 from mdft_fast.pool import Pool
 
 _OF_STAGE_2 = ("specialize", "memory", "precision", "device", "deterministic", "seed")
@@ -68,6 +70,16 @@ def pack_pool(
     _warn_of_rounding(old, codec)
     old.save(folder, codec, overwrite=overwrite)
     return Pool.open(folder)
+
+
+def show_methods() -> None:
+    """Prints the table of methods."""
+    for name, method in METHODS.items():
+        say(f"{name:<12} {method.kind}: {summary(method)}.")
+        for option in options(method):
+            say(f"{'':<12} {describe_field(option)}")
+        extra = f"; needs {needs(method)}" if method.needs else ""
+        say(f"{'':<12} {method.source}{extra}")
 
 
 def _warn_of_rounding(old: Pool, codec: str | None) -> None:

@@ -244,6 +244,18 @@ def convert(
 
 
 @app.command()
+def methods() -> None:
+    """Lists what can be made of a pool without learning.
+
+    For each method its kind, what it does, what it needs, where it is from, and its fields with
+    their defaults. A recipe names transforms, which act in this order, before λ is learned:
+
+    transform: [{ties: {density: 0.2}}, lines]
+    """
+    actions.show_methods()
+
+
+@app.command()
 def run(
     recipe: RecipeFile,
     assignments: Overrides = None,

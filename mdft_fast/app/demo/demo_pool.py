@@ -25,9 +25,9 @@ from mdft_fast.app.demo import pool_files as files
 from mdft_fast.app.demo import training as train
 from mdft_fast.app.demo.demo_tasks import TASKS, DemoTask, draw_plain, split_images
 from mdft_fast.app.demo.glyphs import SIZE
-from mdft_fast.app.report import TASK_ARITHMETIC
 from mdft_fast.errors import MdftError, need
 from mdft_fast.files import cache_folder
+from mdft_fast.model import TASK_ARITHMETIC
 
 VERSION = 1  # raise it with every change of what is built: the folder's name and stamp hold it
 _MODULES = ("open_clip", "sklearn", "matplotlib")

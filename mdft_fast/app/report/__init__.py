@@ -2,14 +2,13 @@
 """The report: reads a run folder, changes no result, adds ``report.md`` and ``report.html``."""
 
 from mdft_fast.app.report.accuracies import accuracy_table
-from mdft_fast.app.report.compared_models import COMPARED, TASK_ARITHMETIC, ComparedModel
+from mdft_fast.app.report.compared_models import COMPARED, ComparedModel
 from mdft_fast.app.report.rendering import page, write_report
 from mdft_fast.app.report.schema import Metric, Result, read_metrics, read_result
 from mdft_fast.app.report.verdict import verdict
 
 __all__ = [
     "COMPARED",
-    "TASK_ARITHMETIC",
     "ComparedModel",
     "Metric",
     "Result",

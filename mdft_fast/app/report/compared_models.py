@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-TASK_ARITHMETIC = 0.3  # the usual λ of task arithmetic, and the control's start
+from mdft_fast.model import TASK_ARITHMETIC
 
 
 @dataclasses.dataclass(frozen=True)

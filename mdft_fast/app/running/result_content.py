@@ -46,6 +46,7 @@ def result_of(
             "parameters": pool.parameters,
             "tensors": len(pool.layout.slots),
             "left_out": dict(pool.left_out),
+            **({"methods": list(pool.methods)} if pool.methods else {}),
             "tasks": [
                 _sample_counts(task, recipe, measured.tests.get(task.name, 0), folder)
                 for task in taught

@@ -14,7 +14,6 @@ from mdft_fast.app.opening import (
     images_at_once,
     specialize_config,
 )
-from mdft_fast.app.report import TASK_ARITHMETIC
 from mdft_fast.app.running.fingerprints import inputs_of, taught_tasks
 from mdft_fast.app.running.phases import Phases
 from mdft_fast.app.running.progress import Progress
@@ -29,7 +28,7 @@ from mdft_fast.learning import (
     holdout_cross_entropy,
     specialize,
 )
-from mdft_fast.model import MetaModel
+from mdft_fast.model import TASK_ARITHMETIC, MetaModel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
