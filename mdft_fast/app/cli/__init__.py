@@ -7,6 +7,8 @@ __getattr__, __dir__, __all__ = late_names(
     __name__,
     {
         "mdft_fast.app.cli.commands": ("app", "main"),
-        "mdft_fast.app.cli.actions": ("export_model", "measure_model", "specialize_run"),
+        "mdft_fast.app.cli.actions": (
+            *("export_model", "measure_model", "show_accuracy", "specialize_run"),
+        ),
     },
 )

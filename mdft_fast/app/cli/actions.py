@@ -121,7 +121,7 @@ def run_recipe(
             complain("stopped before the first step. Begin again with: " + shlex.join(again))
         raise typer.Exit(STOPPED) from None
     if not quiet:
-        _show_accuracy(summary.result)
+        show_accuracy(summary.result)
         for line in summary.result.get("warnings", ()):
             complain(f"warning: {line}")
     say(f"report: {summary.report}")
@@ -144,7 +144,7 @@ def free_name(folder: Path) -> Path:
     return tried
 
 
-def _show_accuracy(result: Mapping[str, Any]) -> None:
+def show_accuracy(result: Mapping[str, Any]) -> None:
     """Prints a result's accuracy table; nothing where nothing was measured."""
     models, rows = accuracy_table(result)
     body = [

@@ -13,8 +13,7 @@ from torch import nn
 
 from benchmarks import bench_memory
 from mdft_fast import MdftError, Pool, plan
-from mdft_fast.app.forecast import Subject, explained, forecast
-from mdft_fast.app.forecast.live_bytes import LiveBytes
+from mdft_fast.app.forecast import LiveBytes, Subject, explained, forecast
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running import run
 from tests.app.conftest import call

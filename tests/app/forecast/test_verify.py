@@ -19,7 +19,6 @@ from mdft_fast.app.opening import build, open_pool, pack
 from mdft_fast.app.recipe import Recipe, RecipeError
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Packing, Pool
-from mdft_fast.pool import storage as folder
 from tests.data.on_disk import write_folders
 
 Make = Callable[..., Recipe]
@@ -222,6 +221,7 @@ def test_a_pool_without_heads_is_refused_before_it_is_written(
     make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, pool = open_pool(make_recipe())
-    monkeypatch.setattr(folder, "write_tensors", lambda *_: pytest.fail("something was written"))
+    written = "mdft_fast.pool.storage.write_tensors"
+    monkeypatch.setattr(written, lambda *_: pytest.fail("something was written"))
     with pytest.raises(MdftError, match="must have heads to be saved, got none"):
         pool.save(tmp_path / "packed", "int8")

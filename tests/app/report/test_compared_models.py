@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mdft_fast.app.cli import console
+from mdft_fast.app.cli import show_accuracy
 from mdft_fast.app.report import COMPARED, ComparedModel, page, verdict, write_report
 from mdft_fast.app.report.compared_models import compared_models
 
@@ -41,7 +41,7 @@ def test_a_seventh_row_costs_one_line(
     html = page(result, [])
     assert '<a class="word" href="#word-calibrated">calibrated (stage 3)</a></th>' in html
     assert html.count('<path class="dot triangle green"') == 1 + 9
-    console.show_accuracy(result)
+    show_accuracy(result)
     head = capsys.readouterr().out.split("\n")[1].split()
     assert head[2:7] == ["base", "arithmetic", "meta", "calibrated", "individual"]
 
