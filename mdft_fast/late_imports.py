@@ -30,7 +30,7 @@ def late_names(
     Returns:
         The package's ``__getattr__``, ``__dir__`` and ``__all__``.
     """
-    origin = {name: LateModule(module) for module, given in names.items() for name in given}
+    origin = {name: LateModule(module) for module, gives in names.items() for name in gives}
 
     def load(name: str) -> Any:
         content = vars(sys.modules[package])
@@ -49,5 +49,5 @@ def late_names(
 
 
 def _modules_of(package: str) -> list[str]:
-    found = pkgutil.iter_modules(sys.modules[package].__path__)
-    return [module.name for module in found if not module.name.startswith("_")]
+    modules = pkgutil.iter_modules(sys.modules[package].__path__)
+    return [module.name for module in modules if not module.name.startswith("_")]

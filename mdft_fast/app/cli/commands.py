@@ -3,15 +3,24 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from mdft_fast.app.cli.console import STOPPED, complain, say, show_codec_errors, show_table
+from mdft_fast.app.cli.arguments import (
+    Group,
+    Output,
+    Overrides,
+    Overwrite,
+    Quiet,
+    RecipeFile,
+    RunFolder,
+    check_free,
+    readable,
+)
+from mdft_fast.app.cli.console import say, show_codec_errors, show_table
 from mdft_fast.errors import MdftError
 from mdft_fast.late_imports import LateModule
 from mdft_fast.version import __version__
@@ -26,41 +35,6 @@ else:  # They load torch, which `--help`, a wrong option and a missing file do n
     installation = LateModule("mdft_fast.app.cli.doctor")
 
 
-class Group(TyperGroup):
-    """Ends a command that raises with one line on standard error, no traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Runs the command; ``MDFT_DEBUG=1`` lets errors through as they are."""
-        try:
-            return super().invoke(ctx)
-        except MdftError as error:
-            if os.environ.get("MDFT_DEBUG") == "1":
-                raise
-            complain(f"error: {error}")
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            complain("stopped")
-            raise typer.Exit(STOPPED) from None
-
-
-def _readable(path: Path) -> Path:
-    """Refuses a file that is not there, in a recipe's words, before anything is loaded for it."""
-    try:
-        if not path.is_dir():
-            path.open("rb").close()
-    except OSError as error:
-        raise MdftError(f"{path}: not readable: {error.strerror}") from None
-    return path
-
-
-def _check_free(target: Path, overwrite: bool) -> None:
-    """Refuses a folder as the name of a file to write, and a file that is there already."""
-    if target.is_dir():
-        raise MdftError(f"{target}: must be a file to write, got a folder")
-    if target.exists() and not overwrite:
-        raise MdftError(f"{target}: must not exist, got a file; --overwrite replaces it")
-
-
 app = typer.Typer(
     cls=Group,
     add_completion=False,
@@ -69,24 +43,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-RecipeFile = Annotated[
-    Path,
-    typer.Argument(metavar="RECIPE", callback=_readable, help="The recipe, a YAML file."),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Changes a key of the recipe, as in --set construct.steps=50. Repeatable.",
-    ),
-]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="The run folder, in place of the recipe's.")
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no tables.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replaces what is there.")]
 
 
 def main() -> None:
@@ -134,7 +90,7 @@ def init(
     Example: mdft init checkpoints/
     """
     target = output or folder / "recipe.yaml"
-    _check_free(target, overwrite)
+    check_free(target, overwrite)
     unknown = actions.draft_recipe(folder, target)
     say(f"wrote {target}")
     if unknown:
@@ -170,7 +126,7 @@ def pack(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="RECIPE|POOL", callback=_readable, help="A recipe, or a packed pool's folder."
+            metavar="RECIPE|POOL", callback=readable, help="A recipe, or a packed pool's folder."
         ),
     ],
     folder: Annotated[Path, typer.Argument(help="The pool's new folder.")],
@@ -235,7 +191,7 @@ def convert(
 
     Example: mdft convert checkpoints/ViT-B-32/MNIST/finetuned.pt models/mnist.safetensors
     """
-    _check_free(target, overwrite)
+    check_free(target, overwrite)
     state = checkpoints.convert(source, target, base=base, overwrite=overwrite)
     say(f"{state.format}: {len(state.tensors)} tensors")
     for name, why in state.left_out.items():
@@ -310,7 +266,7 @@ def specialize(
     Example: mdft specialize runs/real --task mnist --set specialize.steps=40
     """
     card = folder / "specialized" / task / "card.json"
-    _check_free(card, overwrite)
+    check_free(card, overwrite)
     actions.specialize_run(folder, task, assignments or (), card)
     say(f"wrote {card}")
     measure = shlex.join(["mdft", "eval", str(card), str(folder / "recipe.yaml")])
@@ -338,7 +294,7 @@ def export(
     """
     if to.suffix != ".safetensors":
         raise MdftError(f"--to: must be a .safetensors file, got {to}")
-    _check_free(to, overwrite)
+    check_free(to, overwrite)
     actions.export_model(source, to, task, recipe)
     say(f"wrote {to}")
 

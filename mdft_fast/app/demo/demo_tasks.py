@@ -156,9 +156,9 @@ def draw_plain(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
     for task in TASKS:
         if task.draw is None or not task.mixture_share:
             continue
-        own = balanced_labels(round(n * task.mixture_share), len(task.class_names), generator)
-        images.append(task.images(own, PLAIN, PLAIN_POSE, generator))
-        labels.append(own + first)
+        drawn = balanced_labels(round(n * task.mixture_share), len(task.class_names), generator)
+        images.append(task.images(drawn, PLAIN, PLAIN_POSE, generator))
+        labels.append(drawn + first)
         first += len(task.class_names)
     order = torch.randperm(sum(map(len, labels)), generator=generator)
     return torch.cat(images)[order], torch.cat(labels)[order]

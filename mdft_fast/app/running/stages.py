@@ -74,28 +74,23 @@ def learn(
         end = holdout_cross_entropy(meta, taught, batch=batch)
     holdout = {"start": _mean(start), "meta": _mean(end)} if start else {}
 
-    def second(stage: str, origin: Tensor | float) -> dict[str, RunResult]:
-        results = {}
-        for task in taught:
-            if task.name in recipe.specialized:
+    origins: dict[str, Tensor | float] = {"specialize": first.coefficients}
+    if recipe.specialize.control and recipe.specialized:
+        origins["control"] = TASK_ARITHMETIC
+    results: dict[str, dict[str, RunResult]] = {"specialize": {}, "control": {}}
+    for stage, origin in origins.items():
+        with phases.phase("stage 2" if stage == "specialize" else stage):
+            for task in (task for task in taught if task.name in recipe.specialized):
                 meta.set_coefficients(origin)
-                results[task.name] = specialize(
+                results[stage][task.name] = specialize(
                     meta,
                     task,
                     specialize_config(recipe),
                     callbacks=[_keep(folder, progress, stage)],
                     resume=folder.load_state(state_name(stage, task.name)),
                 )
-        return results
-
-    with phases.phase("stage 2"):
-        specialized = second("specialize", first.coefficients)
-    control: dict[str, RunResult] = {}
-    if recipe.specialize.control and recipe.specialized:
-        with phases.phase("control"):
-            control = second("control", TASK_ARITHMETIC)
     meta.set_coefficients(first.coefficients)
-    return Learned(first, specialized, control, holdout), taught
+    return Learned(first, results["specialize"], results["control"], holdout), taught
 
 
 def _keep(folder: RunFolder, progress: Progress, stage: str) -> Callback:

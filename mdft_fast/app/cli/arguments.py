@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands take, what is checked before anything is loaded, and how they end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mdft_fast.app.cli.console import STOPPED, complain
+from mdft_fast.errors import MdftError
+
+
+class Group(TyperGroup):
+    """Ends a command that raises with one line on standard error, no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; ``MDFT_DEBUG=1`` lets errors through as they are."""
+        try:
+            return super().invoke(ctx)
+        except MdftError as error:
+            if os.environ.get("MDFT_DEBUG") == "1":
+                raise
+            complain(f"error: {error}")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            complain("stopped")
+            raise typer.Exit(STOPPED) from None
+
+
+def readable(path: Path) -> Path:
+    """Refuses a file that is not there, in a recipe's words, before anything is loaded for it."""
+    try:
+        if not path.is_dir():
+            path.open("rb").close()
+    except OSError as error:
+        raise MdftError(f"{path}: not readable: {error.strerror}") from None
+    return path
+
+
+def check_free(target: Path, overwrite: bool) -> None:
+    """Refuses a folder as the name of a file to write, and a file that is there already."""
+    if target.is_dir():
+        raise MdftError(f"{target}: must be a file to write, got a folder")
+    if target.exists() and not overwrite:
+        raise MdftError(f"{target}: must not exist, got a file; --overwrite replaces it")
+
+
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", callback=readable, help="The recipe, a YAML file."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Changes a key of the recipe, as in --set construct.steps=50. Repeatable.",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The run folder, in place of the recipe's.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no tables.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replaces what is there.")]
