@@ -19,14 +19,14 @@ from tests.methods.made_pools import draw, make_pool, tensors
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
+def blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+
+
 @pytest.fixture(scope="module")
 def sign(tmp_path_factory: pytest.TempPathFactory) -> type[Method]:
     """The page's example, as the file that it says it is."""
-    (code,) = (
-        block
-        for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
-        if "class " in block
-    )
+    _, code = blocks()
     file = tmp_path_factory.mktemp("methods") / "sign.py"
     file.write_text(code)
     spec = importlib.util.spec_from_file_location("sign_of_the_page", file)
@@ -44,6 +44,12 @@ def sign(tmp_path_factory: pytest.TempPathFactory) -> type[Method]:
 def test_the_page_is_made_of_the_table() -> None:
     content = PAGE.read_text(encoding="utf-8")
     assert page(content, METHODS) == content, "python -m mdft_fast.methods docs/methods.md"
+
+
+def test_the_pages_first_lines_run() -> None:
+    names: dict[str, Any] = {"pool": make_pool(draw(2))}
+    exec(blocks()[0], names)
+    assert names["pool"].methods == (str(Ties()), str(Lines()))
 
 
 def test_the_pages_example_is_a_method(sign: Any) -> None:
