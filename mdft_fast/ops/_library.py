@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mdft_fast.errors import MdftError, MdftFallbackWarning
+from mdft_fast.errors import MdftError, MdftFallbackWarning, need
 
 _FOLDER = Path(__file__).parent.parent / "lib"
 _warned: set[tuple[str, str, str]] = set()
@@ -75,9 +75,7 @@ def kernels() -> dict[str, str]:
 
 def _cpu_loops() -> str:
     """Returns the loops that csrc/common/isa/features.h chooses."""
-    from mdft_fast import _native
-
-    features = _native.cpu_features()
+    features = need("mdft_fast._native").cpu_features()
     avx2 = all(features.get(name) for name in ("avx2", "fma", "f16c"))
     return "avx2" if avx2 and os.environ.get("MDFT_CPU") != "portable" else "portable"
 

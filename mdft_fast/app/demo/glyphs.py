@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from mdft_fast.errors import need
+
 SIZE = 32  # pixels a side: 4 x 4 patches of 8
 _BANK_SIZE = 48  # glyphs are drawn larger and scaled down when they are placed
 _GLYPH_EXTENT = 38  # longer side of a glyph inside its bank cell
@@ -81,13 +83,10 @@ def glyph_bank(characters: Sequence[str], fonts: Sequence[str]) -> Tensor:
         ``[fonts, characters, 48, 48]`` coverage in 0..1, each glyph centered and scaled so that
         its longer side is 38 pixels.
     """
-    from matplotlib import get_data_path
-    from matplotlib.ft2font import FT2Font
-
-    folder = Path(get_data_path()) / "fonts" / "ttf"
+    folder = Path(need("matplotlib", "demo").get_data_path()) / "fonts" / "ttf"
     bank = torch.zeros(len(fonts), len(characters), _BANK_SIZE, _BANK_SIZE)
     for row, name in enumerate(fonts):
-        font = FT2Font(str(folder / f"{name}.ttf"))
+        font = need("matplotlib.ft2font", "demo").FT2Font(str(folder / f"{name}.ttf"))
         font.set_size(64, 72)  # points, dots per inch
         for column, character in enumerate(characters):
             if font.get_char_index(ord(character)) == 0:

@@ -47,7 +47,8 @@ def sources_of(task: TaskRecipe, *, transductive: bool) -> Sources:
     if isinstance(test, FolderSource) and test in (adapt, shots) and not transductive:
         whole = test
         if whole.split is None and not whole.brings_splits():
-            test, rest = (dataclasses.replace(whole, split=name) for name in ("test", "train"))
+            test = dataclasses.replace(whole, split="test")
+            rest = dataclasses.replace(whole, split="train")
             adapt = rest if adapt == whole else adapt
             shots = rest if shots == whole else shots
     return Sources(adapt, test, shots)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipe: one YAML file that says what a run reads, does and writes."""
 
+from mdft_fast.app.recipe.document import construct_config, specialize_config
 from mdft_fast.app.recipe.drafting import draft
 from mdft_fast.app.recipe.error_lines import RecipeError
 from mdft_fast.app.recipe.presets import PRESETS
@@ -20,8 +21,6 @@ from mdft_fast.app.recipe.stage_sections import (
     Objective,
     Optimizer,
     Specialize,
-    construct_config,
-    specialize_config,
 )
 from mdft_fast.app.recipe.yaml_text import parse
 

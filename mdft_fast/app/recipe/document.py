@@ -24,13 +24,11 @@ from mdft_fast.app.recipe.sections import (
 from mdft_fast.app.recipe.stage_sections import (
     Construct,
     Specialize,
-    construct_config,
-    specialize_config,
 )
 from mdft_fast.app.recipe.transforms import Transforms
 from mdft_fast.app.recipe.value_types import Device, FilePath, PerVector, Section, choice
 from mdft_fast.errors import MdftError, nearest
-from mdft_fast.learning import StageConfig, check_capturable_mode
+from mdft_fast.learning import ConstructConfig, SpecializeConfig, StageConfig, check_capturable_mode
 from mdft_fast.model import Precision
 from mdft_fast.options import words_of
 
@@ -175,3 +173,24 @@ def _complaint(check: Callable[[Keys], Any], recipe: Keys) -> Iterator[str]:
         check(recipe)
     except MdftError as error:
         yield str(error)
+
+
+def construct_config(recipe: Keys) -> ConstructConfig:
+    """Returns stage 1's configuration."""
+    stage = recipe.construct
+    config: ConstructConfig = stage.build(
+        **stage.objective.arguments(), **stage.filter.arguments(), **_shared(recipe)
+    )
+    return config
+
+
+def specialize_config(recipe: Keys) -> SpecializeConfig:
+    """Returns stage 2's configuration."""
+    config: SpecializeConfig = recipe.specialize.build(
+        holdout=recipe.construct.holdout, **_shared(recipe)
+    )
+    return config
+
+
+def _shared(recipe: Keys) -> dict[str, object]:
+    return {"seed": recipe.seed, **recipe.memory.arguments()}

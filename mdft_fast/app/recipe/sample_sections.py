@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -18,6 +18,7 @@ from mdft_fast.data import (
     ListedSource,
     NpzSource,
     Role,
+    Split,
     TorchvisionSource,
     check_npz_keys,
 )
@@ -70,7 +71,7 @@ class AdaptData(Section):
     npz: FilePath | None = None
     x: Text = "x"
     folder: FilePath | None = None
-    split: Literal["train", "val", "test"] | None = None
+    split: Split | None = None
     torchvision: TorchvisionData | None = None
     hf: HfData | None = None
     _role: ClassVar[Role] = "train"

@@ -3,14 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mdft_fast.app.recipe.dataclass_sections import DataclassSection, filled_from
 from mdft_fast.app.recipe.value_types import WhichTasks
 from mdft_fast.learning import ConstructConfig, OptimizerConfig, SpecializeConfig
-
-if TYPE_CHECKING:
-    from mdft_fast.app.recipe.document import Keys
 
 
 @filled_from(OptimizerConfig)
@@ -69,24 +64,3 @@ class Specialize(DataclassSection):
     representation: str
     optimizer: Optimizer
     control: bool = True
-
-
-def construct_config(recipe: Keys) -> ConstructConfig:
-    """Returns stage 1's configuration."""
-    stage = recipe.construct
-    config: ConstructConfig = stage.build(
-        **stage.objective.arguments(), **stage.filter.arguments(), **_shared(recipe)
-    )
-    return config
-
-
-def specialize_config(recipe: Keys) -> SpecializeConfig:
-    """Returns stage 2's configuration."""
-    config: SpecializeConfig = recipe.specialize.build(
-        holdout=recipe.construct.holdout, **_shared(recipe)
-    )
-    return config
-
-
-def _shared(recipe: Keys) -> dict[str, object]:
-    return {"seed": recipe.seed, **recipe.memory.arguments()}

@@ -13,7 +13,7 @@ from mdft_fast.app.report.compared_models import compared_models
 from mdft_fast.app.report.confusion_maps import confusion_section
 from mdft_fast.app.report.course import samples_section, stage_1_section, stage_2_section
 from mdft_fast.app.report.schema import Metric, Result
-from mdft_fast.app.report.verdict import title, verdict
+from mdft_fast.app.report.verdicts import title, verdict
 
 
 class Word(NamedTuple):

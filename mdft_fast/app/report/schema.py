@@ -17,6 +17,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from mdft_fast.app.report.compared_models import ComparedModel, compared_models
 from mdft_fast.errors import MdftError
+from mdft_fast.reference import EntropyOf
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class Filter(TypedDict):
 
     enabled: bool
     mu: float  # kept are samples whose entropy, as a share of log C, is below this
-    entropy_of: Literal["teacher", "meta"]
+    entropy_of: EntropyOf
 
 
 class Confusion(TypedDict):

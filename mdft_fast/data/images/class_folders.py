@@ -7,14 +7,15 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mdft_fast.data.images.decoding import EXTENSIONS
 from mdft_fast.data.images.listing import ListedSource, Listing, Role, of_files
 from mdft_fast.errors import MdftError, need
 from mdft_fast.learning import split as random_split
 
-SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 _SPLIT_NAMES = (*SPLITS, "valid", "validation")  # no class folders, where they stand together
 TEST_SHARE = 0.2  # of a folder that brings no split of its own
 SPLIT_SEED = 0  # one split for every run, so that runs of different seeds are comparable
@@ -88,7 +89,7 @@ class FolderSource(ListedSource):
         """Tells whether the folder itself says what is for training and what for testing."""
         root = Path(self.path)
         return all(
-            (root / name).is_dir() or (root / f"{name}.txt").is_file() for name in ("train", "test")
+            (root / name).is_dir() or (root / f"{name}.txt").is_file() for name in get_args(Role)
         )
 
 

@@ -13,9 +13,9 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from mdft_fast.data.images.class_folders import SPLIT_SEED, FolderSource
+from mdft_fast.data.images.class_folders import SPLIT_SEED, SPLITS, FolderSource
 from mdft_fast.data.images.listing import ListedSource, Listing, Opened, Role, of_files
 from mdft_fast.errors import MdftError, nearest, need
 from mdft_fast.learning import split as random_split
@@ -213,8 +213,8 @@ def _gtsrb_needs(chosen: str) -> tuple[str, ...]:
     return ("gtsrb/GTSRB/Final_Test/Images", "gtsrb/GT-final_test.csv")
 
 
-_BOTH = ("train", "test")
-_THREE = ("train", "val", "test")
+_BOTH = get_args(Role)
+_THREE = SPLITS
 _LAYOUTS = {
     "SUN397": _Layout(
         _BOTH, lambda chosen: ("SUN397/ClassName.txt", f"SUN397/{_sun397_list(chosen)}"), _sun397

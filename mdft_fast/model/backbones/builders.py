@@ -39,7 +39,7 @@ _CLIP_ARGUMENTS = (
 
 
 def build_backbone(spec: Mapping[str, Any]) -> nn.Module:
-    """Builds the image encoder that a pool's or a recipe's ``backbone`` names.
+    """Builds the encoder that a pool's or a recipe's ``backbone`` names.
 
     Args:
         spec: ``library`` (``timm``, ``open_clip`` or ``transformers``), ``name`` and ``kwargs``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image encoders of transformers that give one tensor, built of a config: no hub, no files."""
+"""Encoders of transformers that give one tensor, built of a config: no hub, no files."""
 
 from __future__ import annotations
 

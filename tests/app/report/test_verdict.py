@@ -8,7 +8,7 @@ import pytest
 
 from mdft_fast.app.report import verdict
 from mdft_fast.app.report.accuracies import average, compare, points
-from mdft_fast.app.report.verdict import title
+from mdft_fast.app.report.verdicts import title
 
 Result = Any
 
