@@ -77,7 +77,7 @@ def read_adapter(
     makers = {name: _from(base, name) for name in base.tensors} | made | kept
     return State(
         str(folder),
-        LazyTensors(makers),
+        LazyTensors(makers, lambda make: make()),
         f"PEFT LoRA adapter of {len(pairs)} weights, {adapter.format}",
         {**base.left_out, **left_out},
         base.facts,
@@ -90,12 +90,11 @@ def to_base_dtype(state: State, base: State | None) -> State:
     if base is None or not state.formed:
         return state
 
-    def maker(name: str) -> Callable[[], Tensor]:
-        if name not in state.formed:
-            return lambda: state.tensors[name]
-        return lambda: state.tensors[name].to(base.tensors[name].dtype)
+    def read(name: str) -> Tensor:
+        tensor = state.tensors[name]
+        return tensor.to(base.tensors[name].dtype) if name in state.formed else tensor
 
-    return replace(state, tensors=LazyTensors({n: maker(n) for n in state.tensors}))
+    return replace(state, tensors=LazyTensors({name: name for name in state.tensors}, read))
 
 
 def describe_adapter(folder: Path, read: Callable[[Path], State]) -> str:

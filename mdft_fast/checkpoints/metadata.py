@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mdft_fast.checkpoints.preprocess import LEAST_CROP, edges_before_crop
+from mdft_fast.checkpoints.preprocess import CHOICES, LEAST_CROP, edges_before_crop
 from mdft_fast.errors import MdftError
 
 # Two spellings of one number agree within this: 0.4815 is 0.48145466. A step of uint8 is 4e-3.
@@ -65,8 +65,8 @@ class SourceFacts:
             size=_size(values.get("size")),
             mean=_channels(values.get("mean")),
             std=_channels(values.get("std")),
-            resize=_one_of(values.get("resize"), _CHOICES["resize"]),
-            interpolation=_one_of(values.get("interpolation"), _CHOICES["interpolation"]),
+            resize=_one_of(values.get("resize"), CHOICES["resize"]),
+            interpolation=_one_of(values.get("interpolation"), CHOICES["interpolation"]),
             crop_pct=_share(values.get("crop_pct")),
         )
 
@@ -110,7 +110,7 @@ def check_preprocess(
     for key, wanted in facts.preprocess().items():
         if wanted == OTHER:
             if preprocess.get(key, OTHER) == OTHER:
-                choices = " or ".join(repr(value) for value in _CHOICES[key])
+                choices = " or ".join(repr(value) for value in CHOICES[key])
                 raise MdftError(
                     f"preprocess: {key!r} must be given, {choices}, as {who[key]} says another "
                     f"that is not known here; write preprocess.{key} with what is nearest to it"
@@ -155,9 +155,6 @@ def resizing(edges: Sequence[int], crop: Sequence[int]) -> dict[str, Any]:
         if LEAST_CROP <= share <= 1 and edges_before_crop(crop, share) == whole:
             return {"resize": "squash" if squash else "shortest", "crop_pct": share}
     return {"resize": OTHER}
-
-
-_CHOICES = {"resize": ("shortest", "squash"), "interpolation": ("bicubic", "bilinear")}
 
 
 def _word(value: Any) -> str | None:

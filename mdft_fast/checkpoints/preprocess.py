@@ -19,11 +19,11 @@ Batch = Tensor | Mapping[str, Tensor]  # what an encoder takes: a tensor, or key
 LEAST_CROP = 0.1  # a smaller share is a mistake, and the image before the crop takes all memory
 _NEEDED = ("size", "mean", "std")
 # What CLIP's own evaluation does. Pools from before these keys existed mean the same.
-_CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "resize": get_args(Resize),
     "interpolation": get_args(Interpolation),
 }
-_KEYS = (*_NEEDED, *_CHOICES, "crop_pct")
+_KEYS = (*_NEEDED, *CHOICES, "crop_pct")
 
 
 class Preprocess(TypedDict):
@@ -112,7 +112,7 @@ def describe_preprocess(preprocess: Preprocess) -> str:
 
 
 def _choice(given: Mapping[str, Any], key: str) -> str:
-    known = _CHOICES[key]
+    known = CHOICES[key]
     value = given.get(key, known[0])
     if value not in known:
         hint = nearest(str(value), known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,17 @@ def read_safetensors(path: Path) -> State:
             f"{error}"
         ) from None
 
-    def maker(name: str) -> Callable[[], Tensor]:
-        return lambda: _read(file, name, path)
-
     metadata = file.metadata() or {}
     return State(
         str(path),
-        LazyTensors({name: maker(name) for name in file.keys()}),  # noqa: SIM118 - no dict
+        LazyTensors({name: name for name in file.keys()}, partial(_read, path, file)),  # noqa: SIM118 - no dict
         "safetensors",
         facts=SourceFacts.of_text(metadata.get(FACTS, "")),
         normalize={"true": True, "false": False}.get(metadata.get(NORMALIZE, "")),
     )
 
 
-def _read(file: Any, name: str, path: Path) -> Tensor:
+def _read(path: Path, file: Any, name: str) -> Tensor:
     try:
         tensor: Tensor = file.get_tensor(name)
     except (SafetensorError, AttributeError, ValueError) as error:  # a dtype torch has not
@@ -85,9 +83,6 @@ def read_index(path: Path, content: Any, read: Callable[[Path], State]) -> State
             if where.get(name) != file:
                 raise MdftError(f"{path}: knows nothing of tensor {name!r} in {file!r}")
     kinds = sorted({shard.format for shard in shards.values()})
-
-    def maker(name: str, file: str) -> Callable[[], Tensor]:
-        return lambda: shards[file].tensors[name]
-
-    tensors = LazyTensors({name: maker(name, file) for name, file in where.items()})
+    places = {name: (file, name) for name, file in where.items()}
+    tensors = LazyTensors(places, lambda place: shards[place[0]].tensors[place[1]])
     return State(str(path), tensors, f"{len(shards)} shards ({', '.join(kinds)})")

@@ -6,12 +6,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 
 from mdft_fast.arena import digest
 from mdft_fast.checkpoints.metadata import SourceFacts
 
+Place = TypeVar("Place")
 StateSource = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
 
@@ -43,34 +45,30 @@ class State:
         return digest(*(self.tensors[name] for name in sorted(self.tensors)))
 
 
-class LazyTensors(Mapping[str, Tensor]):
-    """Tensors by name, each made when it is asked for."""
+class LazyTensors(Mapping[str, Tensor], Generic[Place]):
+    """Tensors by name, each read when it is asked for.
 
-    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
-        """Keeps the makers; calls none."""
-        self._makers = dict(makers)
+    Args:
+        places: name -> where its tensor is.
+        read: reads one.
+    """
+
+    def __init__(self, places: Mapping[str, Place], read: Callable[[Place], Tensor]) -> None:
+        self._places, self._read = dict(places), read
 
     def __getitem__(self, name: str) -> Tensor:
-        """Returns one tensor, made now."""
-        return self._makers[name]()
+        return self._read(self._places[name])
 
-    def __contains__(self, name: object) -> bool:
-        """Says whether there is such a name; makes nothing."""
-        return name in self._makers
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self._places
 
     def __iter__(self) -> Iterator[str]:
-        """Iterates over the names."""
-        return iter(self._makers)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        """Returns the number of tensors."""
-        return len(self._makers)
+        return len(self._places)
 
 
-def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> LazyTensors:
+def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> LazyTensors[str]:
     """Returns the tensors under other names, as lazy as they were; ``names``: new -> old."""
-
-    def maker(old: str) -> Callable[[], Tensor]:
-        return lambda: tensors[old]
-
-    return LazyTensors({new: maker(old) for new, old in names.items()})
+    return LazyTensors(names, tensors.__getitem__)

@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from torch import Tensor
 
 from mdft_fast.checkpoints.metadata import SourceFacts
 from mdft_fast.checkpoints.pickle_machine import StandIn, kind_of, named
 from mdft_fast.checkpoints.pickled_metadata import facts_of
 from mdft_fast.checkpoints.state import LazyTensors, State
-from mdft_fast.checkpoints.torch_file import Elements, open_torch_legacy, open_torch_zip
+from mdft_fast.checkpoints.torch_file import open_torch_legacy, open_torch_zip
 from mdft_fast.checkpoints.torch_values import TensorRef
 from mdft_fast.errors import MdftError
 
@@ -67,7 +65,8 @@ def read_torch(path: Path, *, legacy: bool) -> State:
         normalize = said if isinstance(said, bool) else None
     if not found.tensors:
         raise MdftError(f"{path}: must hold tensors by name, got a {kind_of(root)} without any")
-    tensors = _lazy(found.tensors, elements)
+    refs = {new: found.tensors[old] for new, old in without_wrapper(found.tensors).items()}
+    tensors = LazyTensors(refs, lambda ref: ref.read(elements))
     return State(str(path), tensors, kind, found.left_out, facts, normalize=normalize)
 
 
@@ -83,15 +82,6 @@ def without_wrapper(names: Mapping[str, Any]) -> dict[str, str]:
         if new and all(name.startswith(prefix) for name in new):
             new = {name.removeprefix(prefix): old for name, old in new.items()}
     return new
-
-
-def _lazy(refs: Mapping[str, TensorRef], elements: Elements) -> LazyTensors:
-    names = without_wrapper(refs)
-
-    def maker(ref: TensorRef) -> Callable[[], Tensor]:
-        return lambda: ref.read(elements)
-
-    return LazyTensors({new: maker(refs[old]) for new, old in names.items()})
 
 
 def _find(path: Path, root: Any) -> Found:

@@ -47,7 +47,6 @@ class Samples:
     rows: Tensor | None = None
 
     def __len__(self) -> int:
-        """Returns the number of samples."""
         return self.x.shape[0] if self.rows is None else len(self.rows)
 
     def take(self, indices: Tensor) -> Samples:

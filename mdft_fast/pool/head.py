@@ -34,7 +34,6 @@ class Head:
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Checks the shapes."""
         if self.weight.dim() != 2 or not self.weight.is_floating_point():
             raise MdftError(f"head: weight must be floating [C, D], got {_form(self.weight)}")
         bias = self.bias

@@ -51,7 +51,6 @@ class PoolData:
     ties: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        """Returns one line."""
         return (
             f"Pool(K={self.K}, tensors={len(self.layout.slots)}, N={self.N}, "
             f"codec={self.codec!r}, checksum={self.checksum[:12]!r})"
