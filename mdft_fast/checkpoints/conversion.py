@@ -72,14 +72,14 @@ def describe(path: str | os.PathLike[str], *, every: bool = False) -> str:
 
 
 def _lines(state: State, every: bool) -> Iterator[str]:
-    shown = {name: state.tensors[name] for name in state.tensors}
-    bytes_ = sum(tensor.numel() * tensor.itemsize for tensor in shown.values())
-    elements = sum(tensor.numel() for tensor in shown.values())
-    dtypes = Counter(_dtype(tensor) for tensor in shown.values())
+    tensors = {name: state.tensors[name] for name in state.tensors}
+    bytes_ = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+    elements = sum(tensor.numel() for tensor in tensors.values())
+    dtypes = Counter(_dtype(tensor) for tensor in tensors.values())
     yield f"format    {state.format}"
-    yield f"tensors   {len(shown)}, {elements:,} elements, {bytes_ / 1e6:,.1f} MB"
+    yield f"tensors   {len(tensors)}, {elements:,} elements, {bytes_ / 1e6:,.1f} MB"
     yield f"dtypes    {', '.join(f'{name} ({count})' for name, count in sorted(dtypes.items()))}"
-    yield f"names     {_prefix(list(shown)) or 'no common prefix'}"
+    yield f"names     {_prefix(list(tensors)) or 'no common prefix'}"
     for key, value in state.facts.known().items():
         yield f"says      {key}: {value}"
     if state.normalize is not None:
@@ -88,7 +88,7 @@ def _lines(state: State, every: bool) -> Iterator[str]:
     yield from (f"  {name}: {why}" for name, why in state.left_out.items())
     if every:
         yield "all tensors"
-        yield from (f"  {name}  {list(t.shape)}  {_dtype(t)}" for name, t in shown.items())
+        yield from (f"  {name}  {list(t.shape)}  {_dtype(t)}" for name, t in tensors.items())
 
 
 def _prefix(names: list[str]) -> str:

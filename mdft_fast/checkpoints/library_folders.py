@@ -43,16 +43,16 @@ def read_transformers(folder: Path, read: Read) -> State:
     config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if isinstance(config.get("architecture"), str):
         words = f"timm folder ({config['architecture']}), {state.format}"
-        facts = SourceFacts.of(timm_facts(config))
-        return replace(state, label=str(folder), format=words, facts=facts)
-    said = dict(config_facts(config))
+        stated = SourceFacts.of(timm_facts(config))
+        return replace(state, label=str(folder), format=words, facts=stated)
+    facts = dict(config_facts(config))
     if (folder / _PREPROCESSOR).is_file():
-        given = read_json(folder / _PREPROCESSOR)
-        said |= processor_facts(given) if isinstance(given, dict) else {}
+        processor = read_json(folder / _PREPROCESSOR)
+        facts |= processor_facts(processor) if isinstance(processor, dict) else {}
     which = config.get("architectures")
     kind = which[0] if isinstance(which, list) and which else config.get("model_type", "?")
     words = f"transformers folder ({kind}), {state.format}"
-    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(said))
+    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(facts))
 
 
 def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,44 +90,44 @@ def timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def processor_facts(given: Mapping[str, Any]) -> dict[str, Any]:
+def processor_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a ``preprocessor_config.json`` says.
 
     Where images are resized in a way that is not done here, ``resize`` is "other".
     """
-    said: dict[str, Any] = _scale(given)
-    if type(given.get("resample")) is int:
-        said["interpolation"] = PIL_FILTERS.get(given["resample"], OTHER)
-    if not {"size", "crop_size", "do_resize", "do_center_crop"} & given.keys():
-        return said
-    kind = given.get("image_processor_type", given.get("feature_extractor_type"))
+    facts: dict[str, Any] = _scale(config)
+    if type(config.get("resample")) is int:
+        facts["interpolation"] = PIL_FILTERS.get(config["resample"], OTHER)
+    if not {"size", "crop_size", "do_resize", "do_center_crop"} & config.keys():
+        return facts
+    kind = config.get("image_processor_type", config.get("feature_extractor_type"))
     kind = _PROCESSOR.sub("", kind) if isinstance(kind, str) else ""
     way: dict[str, Any] = {"resize": OTHER}
-    if kind not in (*_SHORTEST, *_SQUASH) and "do_center_crop" not in given:
-        return said | way
-    edges, crop = given.get("size"), _edges(given.get("crop_size"))
+    if kind not in (*_SHORTEST, *_SQUASH) and "do_center_crop" not in config:
+        return facts | way
+    edges, crop = config.get("size"), _edges(config.get("crop_size"))
     both, shortest = _edges(edges), kind in _SHORTEST
     if isinstance(edges, dict):
         resized = _edges(edges.get("shortest_edge"))[:1] or both
     else:
         resized = both[:1] if shortest else both if kind in _SQUASH else []
-    cut = given.get("do_center_crop", shortest)
+    cut = config.get("do_center_crop", shortest)
     size = crop if cut else both
     if size:
-        said["size"] = size
+        facts["size"] = size
         way = resizing(resized, size) if cut or resized == both else way
-    return said | (way if given.get("do_resize", True) else {"resize": OTHER})
+    return facts | (way if config.get("do_resize", True) else {"resize": OTHER})
 
 
-def _scale(given: Mapping[str, Any]) -> dict[str, Any]:
+def _scale(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns mean and std on the scale [0, 1]; neither where pixels have another scale."""
-    factor = given.get("rescale_factor", 1 / 255)
+    factor = config.get("rescale_factor", 1 / 255)
     usual = type(factor) in (int, float) and abs(255 * factor - 1) < 1e-3
-    if not usual or not given.get("do_rescale", True):
+    if not usual or not config.get("do_rescale", True):
         return {}
-    if not given.get("do_normalize", True):
+    if not config.get("do_normalize", True):
         return {"mean": [0.0] * 3, "std": [1.0] * 3}
-    return {"mean": given.get("image_mean"), "std": given.get("image_std")}
+    return {"mean": config.get("image_mean"), "std": config.get("image_std")}
 
 
 def read_open_clip(folder: Path, read: Read) -> State:
@@ -138,7 +138,7 @@ def read_open_clip(folder: Path, read: Read) -> State:
     model, preprocess = (part if isinstance(part, dict) else {} for part in parts)
     vision = model.get("vision_cfg")
     vision = vision if isinstance(vision, dict) else {}
-    said = {
+    facts = {
         "size": preprocess.get("size", vision.get("image_size")),
         "mean": preprocess.get("mean"),
         "std": preprocess.get("std"),
@@ -146,9 +146,9 @@ def read_open_clip(folder: Path, read: Read) -> State:
         "interpolation": preprocess.get("interpolation"),
     }
     if model and "timm_model_name" not in vision:
-        said["activation"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
+        facts["activation"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
     words = f"open_clip folder, {state.format}"
-    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(said))
+    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(facts))
 
 
 def _edges(value: Any) -> list[int]:

@@ -86,18 +86,18 @@ def gather(sources: Iterable[tuple[str, SourceFacts]]) -> tuple[SourceFacts, dic
     Raises:
         MdftError: if two contradict each other; it names both.
     """
-    said: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     who: dict[str, str] = {}
     for label, facts in sources:
         for key, value in facts.known().items():
-            if key not in said:
-                said[key], who[key] = value, label
-            elif not agree(said[key], value):
+            if key not in values:
+                values[key], who[key] = value, label
+            elif not agree(values[key], value):
                 raise MdftError(
-                    f"{label}: {key} is {value!r}, but {who[key]} says {said[key]!r}; the models "
+                    f"{label}: {key} is {value!r}, but {who[key]} says {values[key]!r}; the models "
                     f"of a pool must share one"
                 )
-    return SourceFacts.of(said), who
+    return SourceFacts.of(values), who
 
 
 def check_preprocess(

@@ -50,17 +50,17 @@ def _transform(transform: StandIn) -> dict[str, Any]:
     }
     resize, crop = known.get("Resize"), known.get("CenterCrop")
     normalize = known.get("Normalize", {})
-    said: dict[str, Any] = {key: normalize.get(key) for key in ("mean", "std")}
+    facts: dict[str, Any] = {key: normalize.get(key) for key in ("mean", "std")}
     if resize is not None:
-        said["interpolation"] = _interpolation(resize.get("interpolation"))
+        facts["interpolation"] = _interpolation(resize.get("interpolation"))
     if crop is not None:
-        said["size"] = crop.get("size")
-        cut = _edges(said["size"])
-        said |= resizing(_edges(resize.get("size") if resize else None), cut * (3 - len(cut)))
+        facts["size"] = crop.get("size")
+        cut = _edges(facts["size"])
+        facts |= resizing(_edges(resize.get("size") if resize else None), cut * (3 - len(cut)))
     elif resize is not None:
         edges = _edges(resize.get("size"))
-        said |= {"size": edges, "resize": "squash"} if len(edges) == 2 else {"resize": OTHER}
-    return said
+        facts |= {"size": edges, "resize": "squash"} if len(edges) == 2 else {"resize": OTHER}
+    return facts
 
 
 def _edges(size: Any) -> list[int]:

@@ -48,37 +48,37 @@ class Preprocess(TypedDict):
     crop_pct: float
 
 
-def as_preprocess(given: Mapping[str, Any]) -> Preprocess:
+def as_preprocess(values: Mapping[str, Any]) -> Preprocess:
     """Returns every key of a preprocess in full, or says what is wrong with one.
 
     Args:
-        given: ``size``: one number or [H, W]; ``mean`` and ``std``: one number or three;
+        values: ``size``: one number or [H, W]; ``mean`` and ``std``: one number or three;
             ``resize``, ``interpolation`` and ``crop_pct``: see :class:`Preprocess`; may be left
             out.
     """
-    if not isinstance(given, Mapping):
-        raise MdftError(f"preprocess: must be a mapping with keys {list(_KEYS)}, got {given!r}")
-    for key in given:
+    if not isinstance(values, Mapping):
+        raise MdftError(f"preprocess: must be a mapping with keys {list(_KEYS)}, got {values!r}")
+    for key in values:
         if key not in _KEYS:
             raise MdftError(
                 f"preprocess: keys must be {list(_KEYS)}, got {key!r}{nearest(str(key), _KEYS)}"
             )
     for key in _NEEDED:
-        if key not in given:
-            raise MdftError(f"preprocess: {key!r} is missing, got {sorted(given)}")
-    size = _numbers(given["size"], 2, "size")
+        if key not in values:
+            raise MdftError(f"preprocess: {key!r} is missing, got {sorted(values)}")
+    size = _numbers(values["size"], 2, "size")
     if any(value < 1 or value != int(value) for value in size):
-        raise MdftError(f"preprocess: 'size' must be whole pixels above 0, got {given['size']!r}")
-    std = _numbers(given["std"], 3, "std")
+        raise MdftError(f"preprocess: 'size' must be whole pixels above 0, got {values['size']!r}")
+    std = _numbers(values["std"], 3, "std")
     if any(value <= 0 for value in std):
-        raise MdftError(f"preprocess: 'std' must be above 0, got {given['std']!r}")
-    mean = _numbers(given["mean"], 3, "mean")
-    resize: Any = _choice(given, "resize")
-    interpolation: Any = _choice(given, "interpolation")
-    (crop_pct,) = _numbers(given.get("crop_pct", 1.0), 1, "crop_pct")
+        raise MdftError(f"preprocess: 'std' must be above 0, got {values['std']!r}")
+    mean = _numbers(values["mean"], 3, "mean")
+    resize: Any = _choice(values, "resize")
+    interpolation: Any = _choice(values, "interpolation")
+    (crop_pct,) = _numbers(values.get("crop_pct", 1.0), 1, "crop_pct")
     if not LEAST_CROP <= crop_pct <= 1:
         raise MdftError(
-            f"preprocess: 'crop_pct' must be in [{LEAST_CROP}, 1], got {given['crop_pct']!r}"
+            f"preprocess: 'crop_pct' must be in [{LEAST_CROP}, 1], got {values['crop_pct']!r}"
         )
     return {
         "size": [int(value) for value in size],
@@ -111,9 +111,9 @@ def describe_preprocess(preprocess: Preprocess) -> str:
     return f"images {height} x {width}"
 
 
-def _choice(given: Mapping[str, Any], key: str) -> str:
+def _choice(values: Mapping[str, Any], key: str) -> str:
     known = CHOICES[key]
-    value = given.get(key, known[0])
+    value = values.get(key, known[0])
     if value not in known:
         hint = nearest(str(value), known)
         raise MdftError(f"preprocess: {key!r} must be one of {list(known)}, got {value!r}{hint}")

@@ -57,16 +57,16 @@ def cached_images(
         uint8 ``[n, H, W, c]``, mapped and read-only, and their digests uint8 ``[n, 16]``.
     """
     entry = cache_folder() / "images" / _key(listing, preprocess)
-    found = _read(entry, listing, preprocess)
+    cached = _read(entry, listing, preprocess)
     for _ in range(TRIES):
-        if found is not None:
-            return found
+        if cached is not None:
+            return cached
         with _writing(listing):
             _build(entry, listing, preprocess, watch)
-        found = _read(entry, listing, preprocess)
-    if found is None:
+        cached = _read(entry, listing, preprocess)
+    if cached is None:
         raise MdftError(f"{entry}: what was just written there does not read back; check the disk")
-    return found
+    return cached
 
 
 def cached_labels(listing: Listing) -> list[int]:
@@ -110,8 +110,8 @@ def digests_of(images: Array) -> Array:
 
     with ThreadPoolExecutor(threads()) as pool:
         parts = pool.map(rows, range(0, len(images), _ROWS))
-        found = b"".join(digest for part in parts for digest in part)
-    return np.frombuffer(found, np.uint8).reshape(-1, DIGEST_BYTES)
+        digests = b"".join(digest for part in parts for digest in part)
+    return np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def _key(listing: Listing, preprocess: Preprocess | None = None) -> str:
@@ -137,14 +137,14 @@ def _pixels(listing: Listing, preprocess: Preprocess) -> dict[str, Any]:
 
 
 def _state(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    found = []
+    states = []
     for file in files:
         try:
             status = file.stat()
         except OSError as error:
             raise MdftError(f"{file}: not readable: {error.strerror}") from None
-        found.append((str(file), status.st_size, status.st_mtime_ns))
-    return found
+        states.append((str(file), status.st_size, status.st_mtime_ns))
+    return states
 
 
 def _checksum(content: Any) -> str:

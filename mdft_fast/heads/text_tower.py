@@ -70,9 +70,9 @@ def load_clip(name: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, An
     """
     quick = bool(clip_config(name).get("quick_gelu"))
     library, opened = open_clip(), open_state(weights)
-    said = opened.facts.activation
-    if said is not None and quick != (said == "quick_gelu"):
-        raise MdftError(f"{weights}: its activation is {said!r}, and {name} has another")
+    activation = opened.facts.activation
+    if activation is not None and quick != (activation == "quick_gelu"):
+        raise MdftError(f"{weights}: its activation is {activation!r}, and {name} has another")
     state = {key: opened.tensors[key] for key in opened.tensors if key not in _NO_WEIGHTS}
     with torch.random.fork_rng(devices=[]), without_alarm():
         model: nn.Module = library.create_model(
@@ -80,11 +80,11 @@ def load_clip(name: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, An
         )
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = library.model.convert_to_custom_text_state_dict(state)
-    own = {key: t for key, t in model.state_dict().items() if not key.startswith("visual.")}
-    found = {key: t for key, t in state.items() if not key.startswith("visual.")}
-    for key in own.keys() & found.keys():
-        if own[key].numel() == found[key].numel() == 1:  # logit_scale: [] or [1]
-            found[key] = found[key].reshape(own[key].shape)
-    check_fits(weights, found, own, f"open_clip's {name} but for its image tower")
-    model.load_state_dict(found, strict=False)
+    expected = {key: t for key, t in model.state_dict().items() if not key.startswith("visual.")}
+    stored = {key: t for key, t in state.items() if not key.startswith("visual.")}
+    for key in expected.keys() & stored.keys():
+        if expected[key].numel() == stored[key].numel() == 1:  # logit_scale: [] or [1]
+            stored[key] = stored[key].reshape(expected[key].shape)
+    check_fits(weights, stored, expected, f"open_clip's {name} but for its image tower")
+    model.load_state_dict(stored, strict=False)
     return model.eval(), library.get_tokenizer(name)

@@ -106,10 +106,10 @@ def _check_lengths(tokenizer: Any, names: Sequence[str], prompts: Sequence[str])
             )
 
 
-def _texts(given: Iterable[str], what: str) -> tuple[str, ...]:
-    items = () if isinstance(given, str) else tuple(given)
+def _texts(texts: Iterable[str], what: str) -> tuple[str, ...]:
+    items = () if isinstance(texts, str) else tuple(texts)
     if not items or not all(isinstance(item, str) and item.strip() for item in items):
         raise MdftError(
-            f"zero-shot head: {what} must be a list of one or more texts, got {given!r}"
+            f"zero-shot head: {what} must be a list of one or more texts, got {texts!r}"
         )
     return items

@@ -81,8 +81,10 @@ def find_blocks(module: nn.Module, layout: Layout, named: Sequence[str] | None) 
         MdftError: if there is no such module, none at all, or one lies inside another.
     """
     if named is None:
-        found = block_of([slot.name for slot in layout.slots])
-        blocks = [name for name in dict.fromkeys(found.values()) if name not in ("stem", "tail")]
+        block_names = block_of([slot.name for slot in layout.slots])
+        blocks = [
+            name for name in dict.fromkeys(block_names.values()) if name not in ("stem", "tail")
+        ]
     else:
         blocks = [block for name in named for block in _members(module, name)]
     first: dict[int, str] = {}  # one module under several names is one block

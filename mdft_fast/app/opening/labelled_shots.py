@@ -62,8 +62,8 @@ def load_shots(
             f" {len(shared):,} of {len(samples):,} were test images, pixel for pixel, and were "
             "dropped."
         )
-        kept = torch.tensor([i for i in range(len(samples)) if i not in shared], dtype=torch.long)
-        samples, labels = samples.take(kept), labels[kept]
+        rest = torch.tensor([i for i in range(len(samples)) if i not in shared], dtype=torch.long)
+        samples, labels = samples.take(rest), labels[rest]
     untold = [other for other, both in common.items() if both is None]
     if untold:
         words += (

@@ -85,14 +85,14 @@ def preprocess_of(recipe: Recipe) -> dict[str, Any]:
     """Returns what a recipe's preprocess says, and where it is silent what its base says."""
     base = recipe.pool.base
     facts = SourceFacts() if base is None else open_state(base).facts
-    said = facts.preprocess()
+    stated = facts.preprocess()
     if recipe.preprocess is not None:
-        said |= recipe.preprocess.said()
-    missing = [key for key in ("size", "mean", "std") if key not in said]
+        stated |= recipe.preprocess.said()
+    missing = [key for key in ("size", "mean", "std") if key not in stated]
     if missing:
         raise MdftError(f"recipe: preprocess must be given, as {base} does not say {missing}")
-    check_preprocess(facts, dict.fromkeys(said, str(base)), said)
-    return said
+    check_preprocess(facts, dict.fromkeys(stated, str(base)), stated)
+    return stated
 
 
 def shapes_alone(spec: Mapping[str, Any]) -> nn.Module:
@@ -131,10 +131,10 @@ def spec_of(recipe: Recipe) -> dict[str, Any] | None:
 
 def agreed_backbone(recipe: Recipe, pool: Pool) -> dict[str, Any]:
     """Returns the backbone that recipe and pool name; a contradiction is an error."""
-    said, packed = spec_of(recipe), dict(pool.backbone_spec)
-    if said is not None and packed and said != packed:
-        raise MdftError(f"recipe: backbone must be the pool's {packed}, got {said}")
-    spec = said or packed
+    stated, packed = spec_of(recipe), dict(pool.backbone_spec)
+    if stated is not None and packed and stated != packed:
+        raise MdftError(f"recipe: backbone must be the pool's {packed}, got {stated}")
+    spec = stated or packed
     if not spec:
         raise MdftError("recipe: backbone must be given, got none in recipe or pool")
     return spec
@@ -144,9 +144,9 @@ def check_agrees(recipe: Recipe, pool: Pool) -> None:
     """Refuses a recipe's preprocess that is not the packed pool's."""
     if recipe.preprocess is None:
         return
-    said = as_preprocess({**pool.preprocess, **recipe.preprocess.said()})
-    if said != pool.preprocess:
-        raise MdftError(f"recipe: preprocess must be the pool's {pool.preprocess}, got {said}")
+    stated = as_preprocess({**pool.preprocess, **recipe.preprocess.said()})
+    if stated != pool.preprocess:
+        raise MdftError(f"recipe: preprocess must be the pool's {pool.preprocess}, got {stated}")
 
 
 def choose_device(name: str) -> torch.device:

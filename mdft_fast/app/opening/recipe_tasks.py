@@ -45,16 +45,16 @@ def tasks_of(recipe: Recipe, make: MakeHead, pool: Pool | None = None) -> tuple[
 
 
 def _task(
-    given: TaskRecipe,
+    task: TaskRecipe,
     make: MakeHead,
     transductive: bool,
     packed: Head | None,
     known: tuple[str, ...] | None,
 ) -> Task:
-    sources = sources_of(given, transductive=transductive)
-    names = class_names_of(given, sources, known)
-    head = make(given, packed, names, sources)
-    if names is None and given.head is not None and given.head.zero_shot is not None:
-        names = prompts_of(given, names)[0]
+    sources = sources_of(task, transductive=transductive)
+    names = class_names_of(task, sources, known)
+    head = make(task, packed, names, sources)
+    if names is None and task.head is not None and task.head.zero_shot is not None:
+        names = prompts_of(task, names)[0]
     names = names or tuple(str(c) for c in range(head.classes))
-    return Task(given.name, names, head, sources.adapt, sources.evaluate)
+    return Task(task.name, names, head, sources.adapt, sources.evaluate)

@@ -34,15 +34,15 @@ class Sources(NamedTuple):
     shots: OnDisk | None
 
 
-def sources_of(given: TaskRecipe, *, transductive: bool) -> Sources:
+def sources_of(task: TaskRecipe, *, transductive: bool) -> Sources:
     """Returns where a task's samples are; no image, no label is read.
 
     A folder that ``evaluate`` and ``adapt``, or a head's images, name without a split, and that
     brings none, is split: a fifth of it is for the evaluation, the rest for the others.
     """
-    made = given.head.prototypes if given.head else None
-    adapt = given.adapt.source()
-    test = given.evaluate.source() if given.evaluate else None
+    made = task.head.prototypes if task.head else None
+    adapt = task.adapt.source()
+    test = task.evaluate.source() if task.evaluate else None
     shots = made.source() if made else None
     if isinstance(test, FolderSource) and test in (adapt, shots) and not transductive:
         whole = test
@@ -54,12 +54,12 @@ def sources_of(given: TaskRecipe, *, transductive: bool) -> Sources:
 
 
 def class_names_of(
-    given: TaskRecipe, sources: Sources, packed: tuple[str, ...] | None = None
+    task: TaskRecipe, sources: Sources, packed: tuple[str, ...] | None = None
 ) -> tuple[str, ...] | None:
     """Returns a task's class names: the recipe's, the pool's or the data's; None: nobody says.
 
     Args:
-        given: the task.
+        task: the task.
         sources: its samples.
         packed: the class names of a packed pool; plain numbers say nothing.
 
@@ -80,13 +80,13 @@ def class_names_of(
         # Only the order of a source whose labels are read matters; else that of what there is.
         if known is None or (source is adapt and data is not None):
             continue
-        for whose, names in (("recipe", given.class_names), ("pool", packed), ("evaluate", data)):
+        for whose, names in (("recipe", task.class_names), ("pool", packed), ("evaluate", data)):
             if names is not None:
-                compare_class_names(known[1], known[0], names, f"task {given.name!r}: {whose}")
+                compare_class_names(known[1], known[0], names, f"task {task.name!r}: {whose}")
         data = known[1]
     if packed == tuple(str(c) for c in range(len(packed or ()))):  # nobody said when it was packed
         packed = None
-    return given.class_names or packed or data
+    return task.class_names or packed or data
 
 
 def _known_names(source: OnDisk | None, role: Role) -> tuple[str, tuple[str, ...]] | None:

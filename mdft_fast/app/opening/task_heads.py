@@ -93,7 +93,7 @@ def _identity(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> str:
 
 
 def head_of(
-    given: TaskRecipe,
+    task: TaskRecipe,
     packed: Head | None,
     base: Base,
     names: tuple[str, ...] | None,
@@ -105,7 +105,7 @@ def head_of(
     """Returns the head that a recipe's task names, or else the pool's.
 
     Args:
-        given: the task.
+        task: the task.
         packed: its head in a packed pool, if there is one.
         base: the pre-trained encoder.
         names: its class names, if anybody says them.
@@ -116,23 +116,23 @@ def head_of(
     Raises:
         MdftError: if the head cannot be made, or a test image is among those that make it.
     """
-    head = given.head
+    head = task.head
     if head is None or head.file is not None:
-        return _ready(given, packed)
-    with _of_task(given):
+        return _ready(task, packed)
+    with _of_task(task):
         if head.zero_shot:
-            return _zero_shot(given, head, names)
+            return _zero_shot(task, head, names)
         assert sources.shots is not None
         classes = _prototype_classes(sources.shots, names)
         samples, labels, note = load_shots(
-            given.name, sources.shots, base.preprocess, len(classes), tests(), drop=drop
+            task.name, sources.shots, base.preprocess, len(classes), tests(), drop=drop
         )
         made = _prototypes(head, base, classes, samples, labels)
     return dataclasses.replace(made, note=note)
 
 
 def shape_of_head(
-    given: TaskRecipe,
+    task: TaskRecipe,
     packed: Head | None,
     features: Callable[[], int],
     names: tuple[str, ...] | None,
@@ -141,18 +141,18 @@ def shape_of_head(
     """Returns what :func:`head_of` does, but zeros where a head is to be made by a model.
 
     Args:
-        given: as there.
+        task: as there.
         packed: as there.
         features: returns how many the backbone gives.
         names: as there.
         sources: as there; labels that make heads are counted.
     """
-    head = given.head
+    head = task.head
     if head is None or head.file is not None:
-        return _ready(given, packed)
-    with _of_task(given):
+        return _ready(task, packed)
+    with _of_task(task):
         if head.zero_shot:
-            classes, _ = prompts_of(given, names)
+            classes, _ = prompts_of(task, names)
             width = clip_config(head.zero_shot.model)["embed_dim"]
         else:
             assert sources.shots is not None
@@ -160,40 +160,40 @@ def shape_of_head(
     return Head(torch.zeros(()).expand(len(classes), width))
 
 
-def _ready(given: TaskRecipe, packed: Head | None) -> Head:
+def _ready(task: TaskRecipe, packed: Head | None) -> Head:
     """Returns a head that lies in a file, or in a packed pool."""
-    if given.head is not None:
-        return _file_head(given.name, given.head)
+    if task.head is not None:
+        return _file_head(task.name, task.head)
     if packed is None:
-        raise MdftError(f"task {given.name!r}: head must be given, got none in recipe or pool")
+        raise MdftError(f"task {task.name!r}: head must be given, got none in recipe or pool")
     return packed
 
 
 @contextlib.contextmanager
-def _of_task(given: TaskRecipe) -> Iterator[None]:
+def _of_task(task: TaskRecipe) -> Iterator[None]:
     """Puts the task's name before errors."""
     try:
         yield
     except MdftError as error:
-        raise MdftError(f"task {given.name!r}: {error}") from error
+        raise MdftError(f"task {task.name!r}: {error}") from error
 
 
 def prompts_of(
-    given: TaskRecipe, own: tuple[str, ...] | None
+    task: TaskRecipe, own: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns class names and templates of a zero-shot head.
 
     Args:
-        given: the task.
+        task: the task.
         own: its class names, if anybody says them.
 
     Raises:
         MdftError: if there are no names, or a data set's are in another order than the task's.
     """
-    assert given.head is not None
-    assert given.head.zero_shot is not None
-    wanted = given.head.zero_shot
-    chosen = wanted.classes or (given.name if is_dataset(given.name) else own)
+    assert task.head is not None
+    assert task.head.zero_shot is not None
+    wanted = task.head.zero_shot
+    chosen = wanted.classes or (task.name if is_dataset(task.name) else own)
     if chosen is None:
         raise MdftError(
             "head.zero_shot.classes must be a list of names or a data set's name, got none, and "
@@ -205,7 +205,7 @@ def prompts_of(
             check_order(chosen, {name: i for i, name in enumerate(own)})
         chosen, prompts = class_names(chosen), chosen
     elif own is not None and sorted(map(plain_name, own)) == sorted(map(plain_name, chosen)):
-        compare_class_names(own, f"task {given.name!r}", chosen, "head.zero_shot.classes")
+        compare_class_names(own, f"task {task.name!r}", chosen, "head.zero_shot.classes")
     prompts = wanted.templates or prompts
     return chosen, templates(prompts) if isinstance(prompts, str) else prompts
 
@@ -221,10 +221,10 @@ def _file_head(task: str, head: HeadSource) -> Head:
     return Head.from_file(head.file, normalize=head.normalize)
 
 
-def _zero_shot(given: TaskRecipe, head: HeadSource, own: tuple[str, ...] | None) -> Head:
+def _zero_shot(task: TaskRecipe, head: HeadSource, own: tuple[str, ...] | None) -> Head:
     wanted = head.zero_shot
     assert wanted is not None
-    names, prompts = prompts_of(given, own)
+    names, prompts = prompts_of(task, own)
     ingredients = {
         "kind": "zero_shot",
         "model": wanted.model,

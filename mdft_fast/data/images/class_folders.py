@@ -56,17 +56,17 @@ class FolderSource(ListedSource):
         classes = _classes(top)
         if top == root:
             _check_no_splits(root, classes, chosen)
-        found = [(path, i) for i, name in enumerate(classes) for path in _images(top / name)] or [
+        pairs = [(path, i) for i, name in enumerate(classes) for path in _images(top / name)] or [
             (path, -1) for path in sorted(top.iterdir()) if _is_image(path)
         ]
-        if not found:
+        if not pairs:
             raise MdftError(
                 f"{top}: must hold images as <class>/<image>, got none; images end in "
                 f"{', '.join(EXTENSIONS)}"
             )
         if chosen and top == root:
-            found = _part(root, chosen, found)
-        paths, labels = [path for path, _ in found], [label for _, label in found]
+            pairs = _part(root, chosen, pairs)
+        paths, labels = [path for path, _ in pairs], [label for _, label in pairs]
         name = f"{top}" if top != root or not chosen else f"{root}, {chosen}"
 
         def read_labels() -> Sequence[int]:
@@ -152,9 +152,9 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     above = {path for start in (folder.absolute(), folder.resolve()) for path in start.parents}
     seen = {_identity(path) for path in (folder, *above)}
     for where, folders, names in os.walk(folder, followlinks=True):
-        found = {name: _identity(Path(where, name)) for name in sorted(folders)}
+        identities = {name: _identity(Path(where, name)) for name in sorted(folders)}
         folders.clear()  # what stands here afterwards is walked
-        for name, identity in found.items():
+        for name, identity in identities.items():
             if identity not in seen:
                 seen.add(identity)
                 folders.append(name)
@@ -170,22 +170,22 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
-def _part(root: Path, chosen: str, found: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
+def _part(root: Path, chosen: str, pairs: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
     """Returns the images of a split that is no folder."""
     listed = root / f"{chosen}.txt"
     if listed.is_file():
-        return _listed(listed, root, found)
+        return _listed(listed, root, pairs)
     if chosen == "val":
         raise MdftError(f"{root}: split 'val' must be a folder val/ or a list val.txt, got neither")
-    found = sorted(found, key=lambda pair: pair[0].relative_to(root).as_posix())
-    rest, test = random_split(len(found), TEST_SHARE, SPLIT_SEED, "folder")
-    return [found[i] for i in (test if chosen == "test" else rest).tolist()]
+    pairs = sorted(pairs, key=lambda pair: pair[0].relative_to(root).as_posix())
+    rest, test = random_split(len(pairs), TEST_SHARE, SPLIT_SEED, "folder")
+    return [pairs[i] for i in (test if chosen == "test" else rest).tolist()]
 
 
-def _listed(file: Path, root: Path, found: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
-    by_name = {pair[0].name: pair for pair in found}
-    by_path = {pair[0].relative_to(root).as_posix(): pair for pair in found}
-    if len(by_name) < len(found):  # names that stand in two classes say nothing alone
+def _listed(file: Path, root: Path, pairs: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
+    by_name = {pair[0].name: pair for pair in pairs}
+    by_path = {pair[0].relative_to(root).as_posix(): pair for pair in pairs}
+    if len(by_name) < len(pairs):  # names that stand in two classes say nothing alone
         by_name = {}
     chosen = []
     for line in file.read_text(encoding="utf-8").splitlines():

@@ -111,10 +111,10 @@ class HfSource(ListedSource):
 
         def labels() -> Sequence[int]:
             self._check_column(dataset, self.label, path)
-            found = list(dataset.select_columns([self.label])[:][self.label])
-            if any(type(value) is not int for value in found):
+            values = list(dataset.select_columns([self.label])[:][self.label])
+            if any(type(value) is not int for value in values):
                 raise MdftError(f"{path}: column {self.label!r} must hold whole numbers")
-            return found
+            return values
 
         return Opened(len(dataset), image, labels)
 
@@ -125,14 +125,14 @@ def _is_saved(path: Path) -> bool:
 
 def _image(value: Any, name: str) -> Image:
     """Decodes what a row holds: bytes, a file's path, or both in a mapping."""
-    found: Any = value
+    content: Any = value
     if isinstance(value, dict):
-        found = value.get("bytes") or value.get("path")
-    if isinstance(found, bytes):
-        return decode(io.BytesIO(found), name)
-    if isinstance(found, str):
-        return decode(found)
-    if is_pil(found):
-        image: Image = found
+        content = value.get("bytes") or value.get("path")
+    if isinstance(content, bytes):
+        return decode(io.BytesIO(content), name)
+    if isinstance(content, str):
+        return decode(content)
+    if is_pil(content):
+        image: Image = content
         return image
     raise MdftError(f"{name}: must be an image, got {type(value).__name__}")

@@ -38,34 +38,36 @@ def build(library: Any, name: str, kwargs: Mapping[str, Any]) -> nn.Module:
         )
     config_name, field = FEATURES[name]
     config_class = getattr(library, config_name)
-    given = dict(kwargs)
-    pooling = given.pop(_POOLING, True)
-    own = {} if pooling is True else {_POOLING: False}
-    if type(pooling) is not bool or (own and name != "ViTModel"):
+    config_kwargs = dict(kwargs)
+    pooling = config_kwargs.pop(_POOLING, True)
+    module_kwargs = {} if pooling is True else {_POOLING: False}
+    if type(pooling) is not bool or (module_kwargs and name != "ViTModel"):
         raise MdftError(
             f"backbone: 'kwargs.{_POOLING}' must be true or false, and is ViTModel's, got "
             f"{pooling!r} of {name}"
         )
-    attention = given.pop("attn_implementation", "sdpa")
+    attention = config_kwargs.pop("attn_implementation", "sdpa")
     if attention not in _ATTENTION:
         raise MdftError(
             f"backbone: 'kwargs.attn_implementation' must be one of {list(_ATTENTION)}, got "
             f"{attention!r}"
         )
-    _check_arguments(config_class, given)
-    config = config_class(**given, attn_implementation=attention)
-    module: nn.Module = _encoder(library, name, None if own else field)(config, **own)
+    _check_arguments(config_class, config_kwargs)
+    config = config_class(**config_kwargs, attn_implementation=attention)
+    module: nn.Module = _encoder(library, name, None if module_kwargs else field)(
+        config, **module_kwargs
+    )
     module.__dict__["checkpoint_names"] = _file_names(module)
     return module
 
 
-def _check_arguments(config_class: Any, given: Mapping[str, Any]) -> None:
+def _check_arguments(config_class: Any, config_kwargs: Mapping[str, Any]) -> None:
     known = [
         name
         for name, parameter in inspect.signature(config_class.__init__).parameters.items()
         if parameter.kind == parameter.KEYWORD_ONLY and not name.startswith("_")
     ]
-    for key in given:
+    for key in config_kwargs:
         if key not in known:
             raise MdftError(
                 f"backbone: 'kwargs.{key}' must be one of {config_class.__name__}'s {known}"
@@ -96,12 +98,12 @@ def _file_names(module: nn.Module) -> dict[str, str]:
         revert = need("transformers.core_model_loading", "transformers").revert_weight_conversion
     except MdftError:  # before version 5 no name was changed
         return {}
-    own = list(module.state_dict())
+    names = list(module.state_dict())
     with torch.device("cpu"):
-        numbered = {name: torch.tensor(float(i)) for i, name in enumerate(own)}
+        numbered = {name: torch.tensor(float(i)) for i, name in enumerate(names)}
         try:
             written = revert(module, numbered)
-            files = {own[int(number)]: name for name, number in written.items()}
+            files = {names[int(number)]: name for name, number in written.items()}
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             raise MdftError(
                 f"backbone: transformers changes more than names in {type(module).__name__}'s "
