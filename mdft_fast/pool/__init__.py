@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints become a verified pool: packing, saving, opening."""
 
-from mdft_fast.pool.fit import check_fits, fit
 from mdft_fast.pool.head import Head, label_note
 from mdft_fast.pool.inventory import take_inventory
 from mdft_fast.pool.manifest import read_manifest
+from mdft_fast.pool.name_fitting import check_fits, fit
 from mdft_fast.pool.packing import Packing
 from mdft_fast.pool.pool import Pool
 from mdft_fast.pool.task_checks import (

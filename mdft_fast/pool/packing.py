@@ -35,8 +35,8 @@ from mdft_fast.checkpoints import (
 )
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.pool.finite import PIECE, describe_not_finite, largest
-from mdft_fast.pool.fit import fit, other_names
 from mdft_fast.pool.inventory import check_forms, differs, fetch, match_keys, take_inventory
+from mdft_fast.pool.name_fitting import fit, other_names
 from mdft_fast.pool.pool_data import PoolData, pool_checksum
 from mdft_fast.pool.task_checks import TaskInfo, TaskLike, align, check_features, check_tasks
 
