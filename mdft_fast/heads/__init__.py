@@ -15,18 +15,7 @@ from mdft_fast.heads.vocabulary import (
 from mdft_fast.heads.zero_shot import check_templates, zero_shot_head
 
 __all__ = [
-    "DATASETS",
-    "cached_head",
-    "check_order",
-    "check_templates",
-    "class_labels",
-    "class_names",
-    "clip_config",
-    "file_digest",
-    "head_digest",
-    "is_dataset",
-    "load_clip",
-    "prototype_head",
-    "templates",
-    "zero_shot_head",
-]
+    "DATASETS", "cached_head", "check_order", "check_templates", "class_labels", "class_names",
+    "clip_config", "file_digest", "head_digest", "is_dataset", "load_clip", "prototype_head",
+    "templates", "zero_shot_head",
+]  # fmt: skip

@@ -10,20 +10,7 @@ from mdft_fast.model.partition import find_blocks, names_of
 from mdft_fast.model.placeholders import check_shapes
 
 __all__ = [
-    "DTYPE_OF_PRECISION",
-    "MODES",
-    "Granularity",
-    "MetaModel",
-    "Mode",
-    "Precision",
-    "Recognized",
-    "block_of",
-    "build_backbone",
-    "check_shapes",
-    "find_blocks",
-    "group_columns",
-    "names_of",
-    "recognize",
-    "return_freed_memory",
-    "without_alarm",
-]
+    "DTYPE_OF_PRECISION", "MODES", "Granularity", "MetaModel", "Mode", "Precision", "Recognized",
+    "block_of", "build_backbone", "check_shapes", "find_blocks", "group_columns", "names_of",
+    "recognize", "return_freed_memory", "without_alarm",
+]  # fmt: skip

@@ -20,21 +20,7 @@ from mdft_fast.pool.task_checks import (
 )
 
 __all__ = [
-    "TASK_NAME_FORM",
-    "Head",
-    "Packing",
-    "Pool",
-    "TaskInfo",
-    "TaskLike",
-    "check_classes",
-    "check_features",
-    "check_fits",
-    "check_task_name",
-    "check_tasks",
-    "features_of",
-    "fit",
-    "is_task_name",
-    "label_note",
-    "read_manifest",
-    "take_inventory",
-]
+    "TASK_NAME_FORM", "Head", "Packing", "Pool", "TaskInfo", "TaskLike", "check_classes",
+    "check_features", "check_fits", "check_task_name", "check_tasks", "features_of", "fit",
+    "is_task_name", "label_note", "read_manifest", "take_inventory",
+]  # fmt: skip

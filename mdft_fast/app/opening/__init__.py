@@ -25,26 +25,8 @@ from mdft_fast.app.opening.sample_sources import sources_of
 from mdft_fast.app.opening.task_heads import prompts_of, shape_of_head
 
 __all__ = [
-    "Built",
-    "LoadedData",
-    "MakeHead",
-    "agreed_backbone",
-    "build",
-    "check_agrees",
-    "check_heads",
-    "choose_device",
-    "construct_config",
-    "images_at_once",
-    "load_data",
-    "open_pool",
-    "pack",
-    "pool_arguments",
-    "preprocess_of",
-    "prompts_of",
-    "shape_of_head",
-    "shapes_alone",
-    "sources_of",
-    "spec_of",
-    "specialize_config",
-    "tasks_of",
-]
+    "Built", "LoadedData", "MakeHead", "agreed_backbone", "build", "check_agrees", "check_heads",
+    "choose_device", "construct_config", "images_at_once", "load_data", "open_pool", "pack",
+    "pool_arguments", "preprocess_of", "prompts_of", "shape_of_head", "shapes_alone", "sources_of",
+    "spec_of", "specialize_config", "tasks_of",
+]  # fmt: skip
