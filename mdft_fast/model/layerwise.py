@@ -139,12 +139,7 @@ class Layerwise:
         return run
 
     def _run_block(
-        self,
-        this: _Pass,
-        number: int,
-        forward: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
+        self, this: _Pass, number: int, forward: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         following = (*self._blocks, self._outside)[number + 1]
         # In the recomputation of a checkpoint the way leads back.

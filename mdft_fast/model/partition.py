@@ -132,10 +132,7 @@ def cut(
             members[home][number] = tuple(place for place, at in places if at == home)
     pieces = [
         Piece(
-            name,
-            _ranges([layout.slots[number] for number in own]),
-            tuple(own),
-            tuple(own.values()),
+            name, _ranges([layout.slots[number] for number in own]), tuple(own), tuple(own.values())
         )
         for name, own in members.items()
     ]

@@ -117,10 +117,7 @@ def empty(file: Path) -> None:
 @pytest.mark.parametrize("name", ["images.npy", "digests.npy", "entry.json"])
 @pytest.mark.parametrize("damage", [flip, cut, empty, Path.unlink])
 def test_a_damaged_entry_is_made_again(
-    name: str,
-    damage: Callable[[Path], None],
-    folder: Path,
-    builds: list[str],
+    name: str, damage: Callable[[Path], None], folder: Path, builds: list[str]
 ) -> None:
     wanted = load(folder).x.clone()
     (entry,) = entries()

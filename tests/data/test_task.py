@@ -83,8 +83,7 @@ def eight(real: Parts, real_pool: Pool) -> tuple[Any, Pool, list[Task]]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [n if n == "dtd10" else pytest.param(n, marks=pytest.mark.slow) for n in INDIVIDUAL],
+    "name", [n if n == "dtd10" else pytest.param(n, marks=pytest.mark.slow) for n in INDIVIDUAL]
 )
 def test_a_real_models_accuracy_comes_out(name: str, eight: Any) -> None:
     backbone, pool, tasks = eight

@@ -201,10 +201,7 @@ def bad_files(state: dict[str, Any], folder: Path) -> dict[str, tuple[Callable[[
         ),
         "empty.pt": (lambda f: torch.save({}, f), "must hold tensors by name"),
         "words.pt": (lambda f: torch.save({"a": "b"}, f), "must hold tensors by name"),
-        "vision.pt": (
-            lambda f: torch.save({"visual.proj": torch.ones(2)}, f),
-            lacks,
-        ),
+        "vision.pt": (lambda f: torch.save({"visual.proj": torch.ones(2)}, f), lacks),
         "more.pt": (
             lambda f: torch.save({**text, "text_decoder.x": torch.ones(1)}, f),
             r"got a file that holds 'text_decoder.x' \(0 missing, 1 extra\)",

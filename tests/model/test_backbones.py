@@ -90,11 +90,7 @@ EVIL: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "clip argument of another day": (CLIP, {"resume": "evil.pt"}, "kwargs.resume"),
     "timm checkpoint": (TIMM, {"checkpoint_path": "evil.pt"}, "kwargs.checkpoint_path"),
     "timm pretrained": (TIMM, {"pretrained": True}, "kwargs.pretrained"),
-    "timm config": (
-        TIMM,
-        {"pretrained_cfg": {"file": "evil.pt"}},
-        "kwargs.pretrained_cfg",
-    ),
+    "timm config": (TIMM, {"pretrained_cfg": {"file": "evil.pt"}}, "kwargs.pretrained_cfg"),
     "timm overlay": (
         TIMM,
         {"pretrained_cfg_overlay": {"url": "evil.pt"}},

@@ -247,9 +247,7 @@ class Nested(nn.Module):
         return out
 
 
-def test_blocks_are_found_by_the_numbers_in_names(
-    made: dict[str, tuple[nn.Module, Pool]],
-) -> None:
+def test_blocks_are_found_by_the_numbers_in_names(made: dict[str, tuple[nn.Module, Pool]]) -> None:
     found = {
         name: MetaModel(*made[name], mode="layerwise")._blocks for name in ("timm", "open_clip")
     }
@@ -358,9 +356,7 @@ def test_blocks_that_do_not_work(made: dict[str, tuple[nn.Module, Pool]]) -> Non
     assert all(p is None for m in meta._backbone.modules() for p in m._parameters.values())
 
 
-def test_autocast_is_refused_outside_of_resident(
-    made: dict[str, tuple[nn.Module, Pool]],
-) -> None:
+def test_autocast_is_refused_outside_of_resident(made: dict[str, tuple[nn.Module, Pool]]) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         MetaModel(*made["timm"]).encode(images())
         with pytest.raises(MdftError, match="autocast must be off in mode 'layerwise', got it on"):

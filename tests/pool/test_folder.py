@@ -150,10 +150,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         edited(lambda c: c["tensors"][0].update(tile=False)),
         r"'tensors'\[0\]: key 'tile' must be int, got False",
     ),
-    "codec": (
-        edited(lambda c: c.update(codec="int3")),
-        r"key 'codec' must be one of .*got 'int3'",
-    ),
+    "codec": (edited(lambda c: c.update(codec="int3")), r"key 'codec' must be one of .*got 'int3'"),
     "other codec": (
         edited(lambda c: c.update(codec="bf16")),
         r"tau.safetensors: tensor 'codes' must be .*torch.bfloat16.*got .*torch.float32",
@@ -174,10 +171,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         edited(lambda c: c["tensors"].append(c["tensors"][0])),
         r"key 'tensors' must be one or more tensors of different names",
     ),
-    "tile size": (
-        edited(lambda c: c.update(tile_elements=512)),
-        r"'tile_elements' must be 1024",
-    ),
+    "tile size": (edited(lambda c: c.update(tile_elements=512)), r"'tile_elements' must be 1024"),
     "preprocess": (
         edited(lambda c: c["preprocess"].pop("std")),
         r"pool.json: preprocess: 'std' is missing",

@@ -79,11 +79,7 @@ def test_sources_of_every_kind_give_one_pool(parts: Any, files: Any) -> None:
     backbone = parts.options["backbone"]
     module = type(backbone)().half()
     module.load_state_dict(parts.models[1])
-    parts.models = {
-        "task2": parts.models[2],
-        "task1": module,
-        "task0": files.models["task0"],
-    }
+    parts.models = {"task2": parts.models[2], "task1": module, "task0": files.models["task0"]}
     parts.base["frozen"] = parts.base["frozen"].half()
     parts.base["shift"] = parts.base["shift"].half()
     for name in ("task2",):
@@ -148,10 +144,7 @@ def test_batch_norms_counter_may_differ_but_not_its_statistics() -> None:
     model["0.weight"] += 1
     model["1.num_batches_tracked"] += 5
     task = type("T", (), {"name": "t", "class_names": ("a",), "head": _head(1, 16)})()
-    options: dict[str, Any] = {
-        "backbone": backbone,
-        "preprocess": {"size": 2, "mean": 0, "std": 1},
-    }
+    options: dict[str, Any] = {"backbone": backbone, "preprocess": {"size": 2, "mean": 0, "std": 1}}
     assert Pool.from_checkpoints(base, [model], [task], **options).K == 1
     model["1.running_var"] += 1
     with pytest.raises(Exception, match=r"task 't'.*'1.running_var' \(buffer\) must equal base"):

@@ -86,10 +86,7 @@ def is_finished(folder: Path, sizes: DemoSizes | None = None) -> bool:
 
 
 def ensure_pool(
-    folder: Path | None = None,
-    *,
-    progress: Progress | None = None,
-    sizes: DemoSizes | None = None,
+    folder: Path | None = None, *, progress: Progress | None = None, sizes: DemoSizes | None = None
 ) -> Path:
     """Returns the folder of the finished demo pool, building it first if it is absent.
 

@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 # What torchvision's ImageFolder takes for an image.
-EXTENSIONS = (
-    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp"),
-    *(".pgm", ".tif", ".tiff", ".webp"),
-)
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # What is decoded, whatever a file's name says: EPS, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 

@@ -217,9 +217,7 @@ _BOTH = ("train", "test")
 _THREE = ("train", "val", "test")
 _LAYOUTS = {
     "SUN397": _Layout(
-        _BOTH,
-        lambda chosen: ("SUN397/ClassName.txt", f"SUN397/{_sun397_list(chosen)}"),
-        _sun397,
+        _BOTH, lambda chosen: ("SUN397/ClassName.txt", f"SUN397/{_sun397_list(chosen)}"), _sun397
     ),
     "StanfordCars": _Layout(_BOTH, _cars_needs, _cars),
     "EuroSAT": _Layout(_THREE, lambda chosen: ("eurosat/2750",), _eurosat),

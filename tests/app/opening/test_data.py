@@ -49,10 +49,7 @@ def on_folder(make_recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
 def loaded(recipe: Recipe) -> LoadedData:
     built = build(recipe)
     return load_data(
-        built.tasks,
-        built.pool.preprocess,
-        transductive=recipe.transductive,
-        shown=Progress(False),
+        built.tasks, built.pool.preprocess, transductive=recipe.transductive, shown=Progress(False)
     )
 
 

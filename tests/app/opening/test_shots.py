@@ -110,10 +110,7 @@ def test_floats_are_not_compared_and_the_note_says_so(
 
 
 def test_a_packed_pool_keeps_the_note(
-    make_recipe: Make,
-    write: Callable[..., str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    make_recipe: Make, write: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))

@@ -49,11 +49,7 @@ def zero_shot(weights: Path, **more: Any) -> str:
     return f"tasks[0].head={text}"
 
 
-def test_prototypes_are_the_bases(
-    make_recipe: Make,
-    files: Path,
-    shots: Path,
-) -> None:
+def test_prototypes_are_the_bases(make_recipe: Make, files: Path, shots: Path) -> None:
     built = build(make_recipe(SHOT.format(shots, ", scale: 15")))
     base = build_backbone(SPEC)
     base.load_state_dict({k: v.float() for k, v in read_state(files / "base.safetensors").items()})
@@ -176,9 +172,7 @@ def test_test_images_make_no_head_where_duplicates_are_dropped(
 
 
 def test_prototypes_of_a_packed_pool_are_the_same(
-    make_recipe: Make,
-    shots: Path,
-    tmp_path: Path,
+    make_recipe: Make, shots: Path, tmp_path: Path
 ) -> None:
     pack(make_recipe(), tmp_path / "packed")
     packed = [f"pool={{folder: {tmp_path / 'packed'}}}", "backbone=null", "preprocess=null"]
@@ -221,10 +215,7 @@ def test_labels_of_adapt_and_evaluate_are_never_opened(
 
 
 def test_zero_shot_heads(
-    make_recipe: Make,
-    clip: tuple[Any, Any],
-    weights: Path,
-    cache: Path,
+    make_recipe: Make, clip: tuple[Any, Any], weights: Path, cache: Path
 ) -> None:
     built = build(make_recipe(zero_shot(weights)))
     plain = zero_shot_head(*clip, ["c0", "c1", "c2"], ["a photo of a {}."])
@@ -239,9 +230,7 @@ def test_zero_shot_heads(
 
 
 def test_a_zero_shot_head_is_made_once(
-    make_recipe: Make,
-    weights: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    make_recipe: Make, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build(make_recipe(zero_shot(weights))).tasks[0].head
 
@@ -255,11 +244,7 @@ def test_a_zero_shot_head_is_made_once(
 
 
 def test_a_data_sets_vocabulary(
-    make_recipe: Make,
-    clip: tuple[Any, Any],
-    weights: Path,
-    files: Path,
-    tmp_path: Path,
+    make_recipe: Make, clip: tuple[Any, Any], weights: Path, files: Path, tmp_path: Path
 ) -> None:
     with np.load(files / "data" / "shapes.npz") as arrays:
         content = dict(arrays)
@@ -284,22 +269,14 @@ def test_a_data_sets_vocabulary(
         build(make_recipe(zero_shot(weights, classes="eurosat"), *turned))
 
 
-def test_the_plan_makes_no_head(
-    make_recipe: Make,
-    shots: Path,
-    weights: Path,
-    cache: Path,
-) -> None:
+def test_the_plan_makes_no_head(make_recipe: Make, shots: Path, weights: Path, cache: Path) -> None:
     wanted = plan(make_recipe(), every=False).chosen.peak
     for head in (SHOT.format(shots, ""), zero_shot(weights)):
         assert plan(make_recipe(head), every=False).chosen.peak == wanted
     assert not cache.exists()
 
 
-def test_a_report_says_which_labels_made_heads(
-    make_recipe: Make,
-    shots: Path,
-) -> None:
+def test_a_report_says_which_labels_made_heads(make_recipe: Make, shots: Path) -> None:
     steps = ["construct.steps=1", "specialize.tasks=none"]
     done = run(make_recipe(SHOT.format(shots, ""), *steps))
     (note,) = [line for line in done.result["warnings"] if "Labels made" in line]
@@ -324,10 +301,7 @@ def test_a_report_says_which_labels_made_heads(
         ("{prototypes: {}}", r"tasks\[0\].head.prototypes: must have exactly one of .* got none"),
         ("{prototypes: {npz: a, scale: 0}}", r"prototypes.scale: must be above 0, got 0"),
         ("{prototypes: {npz: a, folder: b}}", r"prototypes: must have .* got \['npz', 'folder'\]"),
-        (
-            "{prototypes: {folder: a, y: b}}",
-            "prototypes: 'y' goes with 'npz', got it with",
-        ),
+        ("{prototypes: {folder: a, y: b}}", "prototypes: 'y' goes with 'npz', got it with"),
         ("{prototypes: {folder: a, splits: b}}", "prototypes.splits: unknown key; did you mean"),
         ("{prototype: {npz: a}}", r"head.prototype: unknown key; did you mean 'prototypes'\?"),
         ("{zero_shot: {model: ViT-B-32}}", "zero_shot.weights: is missing"),
@@ -343,10 +317,7 @@ def test_mistakes_name_the_key(make_recipe: Make, head: str, message: str) -> No
         make_recipe(f"tasks[0].head={head}")
 
 
-def test_prototypes_of_the_test_images_are_refused(
-    make_recipe: Make,
-    files: Path,
-) -> None:
+def test_prototypes_of_the_test_images_are_refused(make_recipe: Make, files: Path) -> None:
     same = SHOT.format(files / "data" / "shapes.npz", ", x: x_test, y: y_test")
     with pytest.raises(RecipeError, match="these are the test images, and a head may not know"):
         make_recipe(same)
@@ -375,11 +346,7 @@ def test_files_that_are_not_there_are_listed(make_recipe: Make) -> None:
     ],
 )
 def test_labels_that_make_no_head(
-    make_recipe: Make,
-    shots: Path,
-    labels: Any,
-    message: str,
-    cache: Path,
+    make_recipe: Make, shots: Path, labels: Any, message: str, cache: Path
 ) -> None:
     with np.load(shots) as data:
         images = data["x"]
@@ -390,10 +357,7 @@ def test_labels_that_make_no_head(
 
 
 def test_a_dump_with_made_heads_loads_to_an_equal_recipe(
-    make_recipe: Make,
-    shots: Path,
-    weights: Path,
-    tmp_path: Path,
+    make_recipe: Make, shots: Path, weights: Path, tmp_path: Path
 ) -> None:
     recipe = make_recipe(
         SHOT.format(shots, ", normalize: false"),
