@@ -149,75 +149,50 @@ def test_an_index_must_be_true(change: dict[str, Any], message: str, tmp_path: P
 
 
 PROCESSORS = {
-    "clip": (
-        {"do_center_crop": True, "crop_size": {"height": 16, "width": 16},
+    "clip": ({"do_center_crop": True, "crop_size": {"height": 16, "width": 16},
          "size": {"shortest_edge": 16}, "resample": 3, "image_mean": [0.4, 0.5, 0.6],
          "image_std": [0.2, 0.2, 0.2]},
         {"size": [16, 16], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2],
-         "resize": "shortest", "interpolation": "bicubic", "crop_pct": 1.0},
-    ),
-    "old clip": (
-        {"feature_extractor_type": "CLIPFeatureExtractor", "do_center_crop": True,
-         "crop_size": 16, "size": 20},
-        {"size": [16, 16], "resize": "shortest", "crop_pct": 0.8},
-    ),
+         "resize": "shortest", "interpolation": "bicubic", "crop_pct": 1.0}),
+    "old clip": ({"feature_extractor_type": "CLIPFeatureExtractor", "do_center_crop": True,
+         "crop_size": 16, "size": 20}, {"size": [16, 16], "resize": "shortest", "crop_pct": 0.8}),
     "clip, which crops unless told": (
         {"image_processor_type": "CLIPImageProcessorFast", "crop_size": 16, "size": 16},
-        {"size": [16, 16], "resize": "shortest", "crop_pct": 1.0},
-    ),
+        {"size": [16, 16], "resize": "shortest", "crop_pct": 1.0}),
     "clip that is told not to crop": (
         {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False, "size": 16},
-        {"size": [16, 16], "resize": "other"},
-    ),
+        {"size": [16, 16], "resize": "other"}),
     "deit, whose number is both edges": (
         {"feature_extractor_type": "DeiTFeatureExtractor", "do_center_crop": True,
          "crop_size": 16, "size": 20},
         {"size": [16, 16], "resize": "other"},
     ),
-    "a number of nobody": (
-        {"do_center_crop": True, "crop_size": 16, "size": 16},
-        {"size": [16, 16], "resize": "other"},
-    ),
+    "a number of nobody": ({"do_center_crop": True, "crop_size": 16, "size": 16},
+        {"size": [16, 16], "resize": "other"}),
     "a square of nobody, which may be cut": (
         {"size": {"height": 20, "width": 20}, "crop_size": 16},
-        {"size": [16, 16], "resize": "other"},
-    ),
+        {"size": [16, 16], "resize": "other"}),
     "an edge that would take all memory": (
         {"do_center_crop": True, "crop_size": 16, "size": {"shortest_edge": 16000}},
-        {"size": [16, 16], "resize": "other"},
-    ),
+        {"size": [16, 16], "resize": "other"}),
     "an edge of nothing": (
         {"do_center_crop": True, "crop_size": 16, "size": {"shortest_edge": 0}},
-        {"size": [16, 16], "resize": "other"},
-    ),
-    "old vit": (
-        {"feature_extractor_type": "ViTFeatureExtractor", "size": 16},
-        {"size": [16, 16], "resize": "squash", "crop_pct": 1.0},
-    ),
-    "vit": (
-        {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16},
+        {"size": [16, 16], "resize": "other"}),
+    "old vit": ({"feature_extractor_type": "ViTFeatureExtractor", "size": 16},
+        {"size": [16, 16], "resize": "squash", "crop_pct": 1.0}),
+    "vit": ({"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16},
          "resample": 2},
-        {"size": [16, 16], "resize": "squash", "interpolation": "bilinear", "crop_pct": 1.0},
-    ),
-    "dinov2": (
-        {"do_center_crop": True, "crop_size": {"height": 16, "width": 16},
+        {"size": [16, 16], "resize": "squash", "interpolation": "bilinear", "crop_pct": 1.0}),
+    "dinov2": ({"do_center_crop": True, "crop_size": {"height": 16, "width": 16},
          "size": {"shortest_edge": 20}},
-        {"size": [16, 16], "resize": "shortest", "crop_pct": 0.8},
-    ),
-    "squash, then a crop": (
-        {"do_center_crop": True, "crop_size": {"height": 16, "width": 24},
+        {"size": [16, 16], "resize": "shortest", "crop_pct": 0.8}),
+    "squash, then a crop": ({"do_center_crop": True, "crop_size": {"height": 16, "width": 24},
          "size": {"height": 20, "width": 30}},
-        {"size": [16, 24], "resize": "squash", "crop_pct": 0.8},
-    ),
-    "a crop of another shape": (
-        {"do_center_crop": True, "crop_size": {"height": 16, "width": 24},
-         "size": {"height": 20, "width": 20}},
-        {"size": [16, 24], "resize": "other"},
-    ),
-    "a crop that pads": (
-        {"do_center_crop": True, "crop_size": 16, "size": {"shortest_edge": 12}},
-        {"size": [16, 16], "resize": "other"},
-    ),
+        {"size": [16, 24], "resize": "squash", "crop_pct": 0.8}),
+    "a crop of another shape": ({"do_center_crop": True, "crop_size": {"height": 16, "width": 24},
+         "size": {"height": 20, "width": 20}}, {"size": [16, 24], "resize": "other"}),
+    "a crop that pads": ({"do_center_crop": True, "crop_size": 16, "size": {"shortest_edge": 12}},
+        {"size": [16, 16], "resize": "other"}),
     "squash, then a crop of it all": (
         {"do_center_crop": True, "crop_size": {"height": 16, "width": 16},
          "size": {"height": 16, "width": 16}},
@@ -225,23 +200,17 @@ PROCESSORS = {
     ),
     "a crop that is not read": (
         {"do_center_crop": True, "crop_size": {"shortest_edge": 16}, "size": 16},
-        {"size": [16, 16], "resize": "other"},
-    ),
+        {"size": [16, 16], "resize": "other"}),
     "no crop": ({"size": {"shortest_edge": 16}}, {"size": [16, 16], "resize": "other"}),
     "no resizing": ({"size": 16, "do_resize": False}, {"size": [16, 16], "resize": "other"}),
     "another filter": ({"resample": 1}, {"size": [16, 16], "interpolation": "other"}),
-    "not normalized": (
-        {"do_normalize": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-        {"size": [16, 16], "mean": [0.0] * 3, "std": [1.0] * 3},
-    ),
-    "not rescaled": (
-        {"do_rescale": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-        {"size": [16, 16]},
-    ),
+    "not normalized": ({"do_normalize": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+        {"size": [16, 16], "mean": [0.0] * 3, "std": [1.0] * 3}),
+    "not rescaled": ({"do_rescale": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+        {"size": [16, 16]}),
     "rescaled by another factor": (
         {"rescale_factor": 1 / 127.5, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-        {"size": [16, 16]},
-    ),
+        {"size": [16, 16]}),
     "nothing": ({}, {"size": [16, 16]}),
     "nonsense": (
         {"size": "x", "image_mean": [1], "resample": "3"}, {"size": [16, 16], "resize": "other"}

@@ -170,8 +170,8 @@ def test_several_writers_of_the_same_labels(folder: Path, monkeypatch: pytest.Mo
     barrier, write = threading.Barrier(3, timeout=30), cache.write_json
 
     def together(path: Path, content: Any) -> None:
+        barrier.wait()  # each has found no labels
         write(path, content)
-        barrier.wait()
 
     monkeypatch.setattr(cache, "write_json", together)
     with ThreadPoolExecutor(3) as pool:

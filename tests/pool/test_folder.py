@@ -116,93 +116,55 @@ def _escape(folder: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "cut tau": (
-        cut("tau.safetensors"),
-        r"tau.safetensors: must be \d+ bytes .*got \d+ \(cut short",
-    ),
+    "cut tau": (cut("tau.safetensors"),
+        r"tau.safetensors: must be \d+ bytes .*got \d+ \(cut short"),
     "cut base": (cut("base.safetensors"), r"base.safetensors: must be \d+ bytes"),
     "cut head": (cut("heads/task1.safetensors"), r"heads/task1.safetensors: must be \d+ bytes"),
-    "longer": (
-        lambda f: (f / "tau.safetensors").open("ab").write(b"x"),
-        r"tau.safetensors: must be .*too long",
-    ),
+    "longer": (lambda f: (f / "tau.safetensors").open("ab").write(b"x"),
+        r"tau.safetensors: must be .*too long"),
     "no tau": (lambda f: (f / "tau.safetensors").unlink(), r"tau.safetensors: missing, although"),
     "no manifest": (lambda f: (f / "pool.json").unlink(), r"not a pool, pool.json is missing"),
-    "half a manifest": (
-        lambda f: (f / "pool.json").write_text('{"schema": 1,'),
-        r"pool.json: not readable as JSON",
-    ),
+    "half a manifest": (lambda f: (f / "pool.json").write_text('{"schema": 1,'),
+        r"pool.json: not readable as JSON"),
     "a list": (lambda f: (f / "pool.json").write_text("[]"), r"must be a JSON object, got list"),
-    "version": (
-        edited(lambda c: c.update(schema=99)),
-        r"pool.json: schema version must be 1, got 99",
-    ),
+    "version": (edited(lambda c: c.update(schema=99)),
+        r"pool.json: schema version must be 1, got 99"),
     "missing key": (edited(lambda c: c.pop("tasks")), r"pool.json: key 'tasks' is missing"),
-    "wrong type": (
-        edited(lambda c: c["tasks"][1].update(name=7)),
-        r"pool.json: 'tasks'\[1\]: key 'name' must be str, got 7",
-    ),
-    "NaN for a number": (
-        edited(lambda c: c["tasks"][0]["head"].update(scale=float("nan"))),
-        r"pool.json: not readable as JSON: numbers must be finite, got NaN",
-    ),
-    "bool for a number": (
-        edited(lambda c: c["tensors"][0].update(tile=False)),
-        r"'tensors'\[0\]: key 'tile' must be int, got False",
-    ),
+    "wrong type": (edited(lambda c: c["tasks"][1].update(name=7)),
+        r"pool.json: 'tasks'\[1\]: key 'name' must be str, got 7"),
+    "NaN for a number": (edited(lambda c: c["tasks"][0]["head"].update(scale=float("nan"))),
+        r"pool.json: not readable as JSON: numbers must be finite, got NaN"),
+    "bool for a number": (edited(lambda c: c["tensors"][0].update(tile=False)),
+        r"'tensors'\[0\]: key 'tile' must be int, got False"),
     "codec": (edited(lambda c: c.update(codec="int3")), r"key 'codec' must be one of .*got 'int3'"),
-    "other codec": (
-        edited(lambda c: c.update(codec="bf16")),
-        r"tau.safetensors: tensor 'codes' must be .*torch.bfloat16.*got .*torch.float32",
-    ),
-    "shape": (
-        edited(lambda c: c["tensors"][0].update(shape=[5, 1200])),
-        r"'tensors'\[1\]: key 'tile' must be 6, got 1",
-    ),
-    "negative shape": (
-        edited(lambda c: c["tensors"][0].update(shape=[-1])),
-        r"'tensors'\[0\]: key 'shape' must be a list of sizes, got \[-1\]",
-    ),
-    "tensor gone": (
-        edited(lambda c: c["tensors"].pop()),
-        r"tau.safetensors: tensor 'codes' must be \[3, \d+\]",
-    ),
-    "tensor twice": (
-        edited(lambda c: c["tensors"].append(c["tensors"][0])),
-        r"key 'tensors' must be one or more tensors of different names",
-    ),
+    "other codec": (edited(lambda c: c.update(codec="bf16")),
+        r"tau.safetensors: tensor 'codes' must be .*torch.bfloat16.*got .*torch.float32"),
+    "shape": (edited(lambda c: c["tensors"][0].update(shape=[5, 1200])),
+        r"'tensors'\[1\]: key 'tile' must be 6, got 1"),
+    "negative shape": (edited(lambda c: c["tensors"][0].update(shape=[-1])),
+        r"'tensors'\[0\]: key 'shape' must be a list of sizes, got \[-1\]"),
+    "tensor gone": (edited(lambda c: c["tensors"].pop()),
+        r"tau.safetensors: tensor 'codes' must be \[3, \d+\]"),
+    "tensor twice": (edited(lambda c: c["tensors"].append(c["tensors"][0])),
+        r"key 'tensors' must be one or more tensors of different names"),
     "tile size": (edited(lambda c: c.update(tile_elements=512)), r"'tile_elements' must be 1024"),
-    "preprocess": (
-        edited(lambda c: c["preprocess"].pop("std")),
-        r"pool.json: preprocess: 'std' is missing",
-    ),
-    "class names": (
-        edited(lambda c: c["tasks"][0].update(class_names=["a", 1])),
-        r"key 'class_names' must be a list of strings",
-    ),
-    "class count": (
-        edited(lambda c: c["tasks"][0].update(class_names=["a"])),
-        r"heads/task0.safetensors: head must have 1 rows",
-    ),
+    "preprocess": (edited(lambda c: c["preprocess"].pop("std")),
+        r"pool.json: preprocess: 'std' is missing"),
+    "class names": (edited(lambda c: c["tasks"][0].update(class_names=["a", 1])),
+        r"key 'class_names' must be a list of strings"),
+    "class count": (edited(lambda c: c["tasks"][0].update(class_names=["a"])),
+        r"heads/task0.safetensors: head must have 1 rows"),
     "head of another": (_swap_heads, r"heads/task1.safetensors: head must have 3 rows"),
-    "files": (
-        edited(lambda c: c["files"].pop("heads/task2.safetensors")),
-        r"'files': key 'heads/task2.safetensors' is missing",
-    ),
+    "files": (edited(lambda c: c["files"].pop("heads/task2.safetensors")),
+        r"'files': key 'heads/task2.safetensors' is missing"),
     "escaping name": (_escape, r"pool.json: task '../../escaped': a name must be letters"),
-    "name twice": (
-        edited(lambda c: c["tasks"][1].update(name="Task0")),
-        r"pool.json: pool: task names must differ, got 'Task0' twice in \['task0', 'Task0'",
-    ),
-    "no tasks": (
-        edited(lambda c: c["tasks"].clear()),
-        r"pool.json: pool: tasks must name at least one task, got none",
-    ),
-    "unknown buffer": (
-        edited(lambda c: c["buffers"].pop("shift")),
-        r"base.safetensors: tensor 'buffer.shift' is not in pool.json",
-    ),
-}
+    "name twice": (edited(lambda c: c["tasks"][1].update(name="Task0")),
+        r"pool.json: pool: task names must differ, got 'Task0' twice in \['task0', 'Task0'"),
+    "no tasks": (edited(lambda c: c["tasks"].clear()),
+        r"pool.json: pool: tasks must name at least one task, got none"),
+    "unknown buffer": (edited(lambda c: c["buffers"].pop("shift")),
+        r"base.safetensors: tensor 'buffer.shift' is not in pool.json"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", DAMAGE)

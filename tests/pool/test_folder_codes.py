@@ -33,49 +33,26 @@ def _rewrite_tau(**changes: Tensor | None) -> Callable[[Path], None]:
 
 
 DAMAGED_CODES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
-    "no scales": (
-        "int8",
-        _rewrite_tau(scales=None),
-        r"tau.safetensors: tensor 'scales' is missing, got \['codes'\]",
-    ),
-    "fewer scales": (
-        "int4",
-        _rewrite_tau(scales=torch.zeros(3, 95)),
+    "no scales": ("int8", _rewrite_tau(scales=None),
+        r"tau.safetensors: tensor 'scales' is missing, got \['codes'\]"),
+    "fewer scales": ("int4", _rewrite_tau(scales=torch.zeros(3, 95)),
         r"tau.safetensors: tensor 'scales' must be \[3, 96\] in torch.float32 as in pool.json, "
-        r"got \[3, 95\] in torch.float32",
-    ),
-    "narrow scales": (
-        "int8",
-        _rewrite_tau(scales=torch.zeros(3, 96).half()),
-        r"tensor 'scales' must be \[3, 96\] in torch.float32 .*got \[3, 96\] in torch.float16",
-    ),
+        r"got \[3, 95\] in torch.float32"),
+    "narrow scales": ("int8", _rewrite_tau(scales=torch.zeros(3, 96).half()),
+        r"tensor 'scales' must be \[3, 96\] in torch.float32 .*got \[3, 96\] in torch.float16"),
     "cut scales": ("int8", cut("tau.safetensors"), r"tau.safetensors: must be .*cut short"),
-    "codes of a byte": (
-        "int4",
-        _rewrite_tau(codes=torch.zeros(3, 12288, dtype=torch.uint8)),
-        r"tensor 'codes' must be \[3, 6144\] in torch.uint8 .*got \[3, 12288\] in torch.uint8",
-    ),
-    "codes without a sign": (
-        "int8",
-        _rewrite_tau(codes=torch.zeros(3, 12288, dtype=torch.uint8)),
-        r"tensor 'codes' must be \[3, 12288\] in torch.int8 .*got \[3, 12288\] in torch.uint8",
-    ),
-    "said to be int4": (
-        "int8",
-        edited(lambda c: c.update(codec="int4")),
-        r"tensor 'codes' must be \[3, 6144\] in torch.uint8 .*got \[3, 12288\] in torch.int8",
-    ),
-    "half the errors": (
-        "int8",
-        edited(lambda c: c["tensors"][2].pop("codec_error")),
-        r"pool.json: 'tensors'\[2\]: key 'codec_error' is missing",
-    ),
-    "an error in words": (
-        "int8",
+    "codes of a byte": ("int4", _rewrite_tau(codes=torch.zeros(3, 12288, dtype=torch.uint8)),
+        r"tensor 'codes' must be \[3, 6144\] in torch.uint8 .*got \[3, 12288\] in torch.uint8"),
+    "codes without a sign": ("int8", _rewrite_tau(codes=torch.zeros(3, 12288, dtype=torch.uint8)),
+        r"tensor 'codes' must be \[3, 12288\] in torch.int8 .*got \[3, 12288\] in torch.uint8"),
+    "said to be int4": ("int8", edited(lambda c: c.update(codec="int4")),
+        r"tensor 'codes' must be \[3, 6144\] in torch.uint8 .*got \[3, 12288\] in torch.int8"),
+    "half the errors": ("int8", edited(lambda c: c["tensors"][2].pop("codec_error")),
+        r"pool.json: 'tensors'\[2\]: key 'codec_error' is missing"),
+    "an error in words": ("int8",
         edited(lambda c: c["tensors"][2]["codec_error"].update(relative="small")),
-        r"'tensors'\[2\]: 'codec_error': key 'relative' must be int or float, got 'small'",
-    ),
-}
+        r"'tensors'\[2\]: 'codec_error': key 'relative' must be int or float, got 'small'"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", DAMAGED_CODES)

@@ -81,126 +81,75 @@ def _option(key: str, value: Any) -> Callable[[Any], None]:
 
 
 CASES = {
-    "missing": (
-        _change("task1", "out.bias", lambda t: None),
-        r"task1.safetensors: tensor 'out.bias' of the backbone is missing",
-    ),
-    "misspelt": (
-        lambda f: (
+    "missing": (_change("task1", "out.bias", lambda t: None),
+        r"task1.safetensors: tensor 'out.bias' of the backbone is missing"),
+    "misspelt": (lambda f: (
             _change("base", "norm.weight", lambda t: None)(f),
             _change("base", "norm.wieght", lambda t: torch.ones(5).half())(f),
-        ),
-        r"base.safetensors: tensor 'norm.weight' .*missing; did you mean 'norm.wieght'\?",
-    ),
-    "extra": (
-        _change("task0", "head.weight", lambda t: torch.ones(2)),
-        r"task0.safetensors: extra key 'head.weight' is not in the backbone.*ignore=",
-    ),
-    "shape": (
-        _change("task2", "out.bias", lambda t: t[:3].clone()),
-        r"task2.safetensors: tensor 'out.bias' must be \[4\] as in the backbone, got \[3\]",
-    ),
-    "mixed dtypes": (
-        _change("task1", "out.weight", lambda t: t.float()),
+        ), r"base.safetensors: tensor 'norm.weight' .*missing; did you mean 'norm.wieght'\?"),
+    "extra": (_change("task0", "head.weight", lambda t: torch.ones(2)),
+        r"task0.safetensors: extra key 'head.weight' is not in the backbone.*ignore="),
+    "shape": (_change("task2", "out.bias", lambda t: t[:3].clone()),
+        r"task2.safetensors: tensor 'out.bias' must be \[4\] as in the backbone, got \[3\]"),
+    "mixed dtypes": (_change("task1", "out.weight", lambda t: t.float()),
         r"task1.safetensors: mixed dtypes: tensor 'out.weight' must be in torch.float16 as in "
-        r".*base.safetensors, got torch.float32",
-    ),
-    "integer where a parameter is": (
-        _change("base", "out.bias", lambda t: t.int()),
-        r"base.safetensors: tensor 'out.bias' must be in one of .*got torch.int32",
-    ),
-    "NaN": (
-        _change("task1", "wide.weight", _put(float("nan"), 3)),
-        r"task1.safetensors: tensor 'wide.weight' must be finite, got 3 of 1505 elements",
-    ),
-    "infinity": (
-        _change("task0", "gain", _put(float("-inf"), 1)),
-        r"task0.safetensors: tensor 'gain' must be finite, got 1 of 1 elements",
-    ),
-    "NaN in the base": (
-        _change("base", "embed.bias", _put(float("nan"), 2)),
-        r"base.safetensors: tensor 'embed.bias' must be finite, got 2 of 5 elements",
-    ),
+        r".*base.safetensors, got torch.float32"),
+    "integer where a parameter is": (_change("base", "out.bias", lambda t: t.int()),
+        r"base.safetensors: tensor 'out.bias' must be in one of .*got torch.int32"),
+    "NaN": (_change("task1", "wide.weight", _put(float("nan"), 3)),
+        r"task1.safetensors: tensor 'wide.weight' must be finite, got 3 of 1505 elements"),
+    "infinity": (_change("task0", "gain", _put(float("-inf"), 1)),
+        r"task0.safetensors: tensor 'gain' must be finite, got 1 of 1 elements"),
+    "NaN in the base": (_change("base", "embed.bias", _put(float("nan"), 2)),
+        r"base.safetensors: tensor 'embed.bias' must be finite, got 2 of 5 elements"),
     "NaN in a buffer": (
         lambda f: [_change(w, "shift", _put(float("nan"), 1))(f) for w in ("base", *f.models)],
-        r"base.safetensors: tensor 'shift' must be finite, got 1 of 4 elements NaN or infinite$",
-    ),
-    "equals the base": (
-        _base_as_model,
-        r"task1.safetensors: is equal to .*base.safetensors.*all zero",
-    ),
-    "identical": (
-        _same_model,
-        r"task2.safetensors: the model of task 'task2' is identical to .*task0.safetensors",
-    ),
-    "buffer": (
-        _change("task1", "shift", _put(1.0, 1)),
-        r"task1.safetensors: tensor 'shift' \(buffer\) must equal .*base.safetensors's",
-    ),
-    "integer buffer": (
-        _change("task1", "index", _put(9, 1)),
-        r"task1.safetensors: tensor 'index' \(buffer \(torch.int64\)\) must equal",
-    ),
-    "frozen": (
-        _change("task2", "frozen", _put(2.0, 4)),
-        r"task2.safetensors: tensor 'frozen' \(frozen by the user .*must equal",
-    ),
-    "tied": (
-        _change("task0", "again.weight", _put(2.0, 1)),
-        r"task0.safetensors: 'again.weight' must equal 'embed.weight'.*got different",
-    ),
+        r"base.safetensors: tensor 'shift' must be finite, got 1 of 4 elements NaN or infinite$"),
+    "equals the base": (_base_as_model,
+        r"task1.safetensors: is equal to .*base.safetensors.*all zero"),
+    "identical": (_same_model,
+        r"task2.safetensors: the model of task 'task2' is identical to .*task0.safetensors"),
+    "buffer": (_change("task1", "shift", _put(1.0, 1)),
+        r"task1.safetensors: tensor 'shift' \(buffer\) must equal .*base.safetensors's"),
+    "integer buffer": (_change("task1", "index", _put(9, 1)),
+        r"task1.safetensors: tensor 'index' \(buffer \(torch.int64\)\) must equal"),
+    "frozen": (_change("task2", "frozen", _put(2.0, 4)),
+        r"task2.safetensors: tensor 'frozen' \(frozen by the user .*must equal"),
+    "tied": (_change("task0", "again.weight", _put(2.0, 1)),
+        r"task0.safetensors: 'again.weight' must equal 'embed.weight'.*got different"),
     "no tasks": (_no_task, r"tasks must name at least one task, got none"),
     "same names": (_task(1, name="Task0"), r"names must differ, got 'Task0' twice in \['task0'"),
     "path as a name": (_task(1, name="../x"), r"task '../x': a name must be letters"),
-    "classes": (
-        _task(1, class_names=("a", "b")),
-        r"task 'task1': head must have one row for each of 2 class names, got weight \[3, 4\]",
-    ),
-    "features of one head": (
-        _task(1, head=Head(torch.ones(3, 5))),
-        r"task 'task1': head must read 4 features as that of task 'task0', got weight \[3, 5\]",
-    ),
+    "classes": (_task(1, class_names=("a", "b")),
+        r"task 'task1': head must have one row for each of 2 class names, got weight \[3, 4\]"),
+    "features of one head": (_task(1, head=Head(torch.ones(3, 5))),
+        r"task 'task1': head must read 4 features as that of task 'task0', got weight \[3, 5\]"),
     "features of all heads": (
         lambda f: [setattr(t, "head", Head(torch.ones(len(t.class_names), 7))) for t in f.tasks],
-        r"task 'task0': head must read the backbone's 4 features, got weight \[2, 7\]",
-    ),
-    "head not finite": (
-        _task(0, head=Head(torch.full((2, 4), float("nan")))),
-        r"task 'task0': head 'weight' must be finite, got 8 of 8",
-    ),
+        r"task 'task0': head must read the backbone's 4 features, got weight \[2, 7\]"),
+    "head not finite": (_task(0, head=Head(torch.full((2, 4), float("nan")))),
+        r"task 'task0': head 'weight' must be finite, got 8 of 8"),
     "unknown checkpoint": (_other_key, r"unknown task 'taks1'; did you mean 'task1'\?"),
-    "checkpoint missing": (
-        _one_less,
-        r"checkpoint of task 'task1' is missing, got \['task0', 'task2'\]",
-    ),
+    "checkpoint missing": (_one_less,
+        r"checkpoint of task 'task1' is missing, got \['task0', 'task2'\]"),
     "short list": (_short_list, r"one for each of 3 tasks .*got 2"),
     "nothing to merge": (_all_frozen, r"no floating-point parameter requires grad"),
     "buffers": (_option("buffers", "mean"), r"buffers must be 'same' or 'base', got 'mean'"),
     "codec": (_option("codec", "bf61"), r"codec: must be one of .*got 'bf61'; did you mean 'bf16'"),
     "spec": (_option("backbone_spec", {"f": print}), r"backbone_spec: must be plain JSON, got"),
-    "spec with a tuple": (
-        _option("backbone_spec", {"size": (1, 2)}),
-        r"backbone_spec: must survive JSON unchanged, got",
-    ),
-    "preprocess key": (
-        _option("preprocess", {"size": 2, "mean": 0, "sdt": 1}),
-        r"preprocess: keys must be .*got 'sdt'; did you mean 'std'\?",
-    ),
+    "spec with a tuple": (_option("backbone_spec", {"size": (1, 2)}),
+        r"backbone_spec: must survive JSON unchanged, got"),
+    "preprocess key": (_option("preprocess", {"size": 2, "mean": 0, "sdt": 1}),
+        r"preprocess: keys must be .*got 'sdt'; did you mean 'std'\?"),
     "preprocess missing": (_option("preprocess", {"size": 2, "mean": 0}), r"'std' is missing"),
-    "preprocess std": (
-        _option("preprocess", {"size": 2, "mean": 0, "std": 0}),
-        r"'std' must be above 0, got 0",
-    ),
-    "preprocess size": (
-        _option("preprocess", {"size": [2, 2.5], "mean": 0, "std": 1}),
-        r"'size' must be whole pixels above 0, got \[2, 2.5\]",
-    ),
-    "preprocess mean": (
-        _option("preprocess", {"size": 2, "mean": [0, 1], "std": 1}),
-        r"'mean' must be one number or 3, got \[0, 1\]",
-    ),
+    "preprocess std": (_option("preprocess", {"size": 2, "mean": 0, "std": 0}),
+        r"'std' must be above 0, got 0"),
+    "preprocess size": (_option("preprocess", {"size": [2, 2.5], "mean": 0, "std": 1}),
+        r"'size' must be whole pixels above 0, got \[2, 2.5\]"),
+    "preprocess mean": (_option("preprocess", {"size": 2, "mean": [0, 1], "std": 1}),
+        r"'mean' must be one number or 3, got \[0, 1\]"),
     "preprocess form": (_option("preprocess", 64), r"preprocess: must be a mapping .*got 64"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -272,12 +221,10 @@ def test_other_formats_are_refused_unread(tmp_path: Path) -> None:
     [
         ({"state_dict": {}}, r"base \(state dict\): 'state_dict' must be a Tensor, got dict"),
         (7, r"base: must be a path, a state dict or a module, got int"),
-        (
-            {"embed.weight": torch.empty(2, device="meta")},
-            r"base \(state dict\): 'embed.weight' must be a dense tensor with data",
-        ),
+        ({"embed.weight": torch.empty(2, device="meta")},
+         r"base \(state dict\): 'embed.weight' must be a dense tensor with data"),
     ],
-)
+)  # fmt: skip
 def test_a_source_must_hold_tensors(parts: Any, source: Any, message: str) -> None:
     parts.base = source
     with pytest.raises(MdftError, match=message):
