@@ -37,7 +37,8 @@ def need(module: str, extra: str = "", *, who: str = "") -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        needs = f"{who}: needs" if who else "needs"
+        package = f"mdft-fast[{extra}]" if extra else "mdft-fast"
         raise MdftError(
-            f"{who}{': ' * bool(who)}needs {module.partition('.')[0]}; "
-            f"pip install 'mdft-fast{f'[{extra}]' * bool(extra)}' ({error})"
+            f"{needs} {module.partition('.')[0]}; pip install '{package}' ({error})"
         ) from error

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from mdft_fast.files import replacing, write_text
+from mdft_fast.files import filled_once, replacing, write_text
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
@@ -32,3 +33,15 @@ def test_a_file_has_the_permissions_of_any_new_one(tmp_path: Path) -> None:
     write_text(tmp_path / "ours.txt", "")
     modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert len(modes) == 1
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_what_was_left_unfinished_goes_where_it_is_ours(others: bool, tmp_path: Path) -> None:
+    for name in (".entry.abc.part", ".other.abc.part", ".entry.young.part"):
+        (tmp_path / name).mkdir()
+    for name in (".entry.abc.part", ".other.abc.part"):
+        os.utime(tmp_path / name, (0, 0))
+    with filled_once(tmp_path / "entry", lambda: False, others=others) as made:
+        write_text(made / "a.txt", "")
+    stays = {"entry", ".entry.young.part"} | (set() if others else {".other.abc.part"})
+    assert {path.name for path in tmp_path.iterdir()} == stays

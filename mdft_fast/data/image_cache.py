@@ -176,7 +176,10 @@ def _build(entry: Path, listing: Listing, preprocess: Preprocess, watch: Watch |
     opened = listing.open()
     if opened.count == 0:
         raise MdftError(f"{listing.name}: holds no sample; wanted one or more")
-    is_whole = lambda: _read(entry, listing, preprocess) is not None  # noqa: E731
+
+    def is_whole() -> bool:
+        return _read(entry, listing, preprocess) is not None
+
     with filled_once(entry, is_whole, others=True) as made:
         _fill(made, opened, listing, preprocess, watch)
 

@@ -25,7 +25,8 @@ def _same(one: Pool, other: Pool) -> None:
     assert (one.vectors.scales is None) == (other.vectors.scales is None)
     if one.vectors.scales is not None and other.vectors.scales is not None:
         assert torch.equal(one.vectors.scales, other.vectors.scales)
-    for name in ("codec", "tasks", "left_out", "dtypes", "backbone_spec", "preprocess", "errors"):
+    named = "codec tasks left_out ties dtypes backbone_spec preprocess errors"
+    for name in named.split():
         assert getattr(one, name) == getattr(other, name), name
     assert one.checksum == other.checksum
     assert one.notes == other.notes
@@ -37,7 +38,7 @@ def _same(one: Pool, other: Pool) -> None:
     assert list(one.heads) == list(other.heads)
     for name, head in one.heads.items():
         mine = other.heads[name]
-        assert (head.normalize, head.scale) == (mine.normalize, mine.scale)
+        assert (head.normalize, head.scale, head.note) == (mine.normalize, mine.scale, mine.note)
         assert head.weight.dtype == mine.weight.dtype
         assert torch.equal(head.weight, mine.weight)
         assert (head.bias is None) == (mine.bias is None)
