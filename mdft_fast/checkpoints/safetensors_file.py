@@ -34,10 +34,10 @@ def read_safetensors(path: Path) -> State:
             f"{error}"
         ) from None
 
-    metadata = file.metadata() or {}
+    metadata, names = file.metadata() or {}, file.keys()
     return State(
         str(path),
-        LazyTensors({name: name for name in file.keys()}, partial(_read, path, file)),  # noqa: SIM118 - no dict
+        LazyTensors({name: name for name in names}, partial(_read, path, file)),
         "safetensors",
         facts=SourceFacts.of_text(metadata.get(FACTS, "")),
         normalize={"true": True, "false": False}.get(metadata.get(NORMALIZE, "")),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,12 +126,8 @@ def _manifest(top: _Node) -> Manifest:
     tasks = top.items("tasks")
     names = [task.get("name", str) for task in tasks]
     check_names(names)
-    heads = [task.child("head") for task in tasks]
-    layout, left_out, notes = (
-        _layout(top),
-        top.child("left_out").all_strings(),
-        top.strings("notes"),
-    )
+    layout, notes = _layout(top), top.strings("notes")
+    left_out = top.child("left_out").all_strings()
     return Manifest(
         layout=layout,
         codec=codec,
@@ -142,12 +138,8 @@ def _manifest(top: _Node) -> Manifest:
         dtypes={t.get("name", str): t.get("dtype", str) for t in top.items("tensors")}
         | top.child("buffers").all_strings(),
         heads={
-            name: (
-                head.get("normalize", bool),
-                float(head.get("scale", (int, float))),
-                next((note for note in notes if note.startswith(label_note(name, ""))), ""),
-            )
-            for name, head in zip(names, heads, strict=True)
+            name: _head(task.child("head"), label_note(name, ""), notes)
+            for name, task in zip(names, tasks, strict=True)
         },
         files=_files(top.child("files"), [BASE, TAU, *(head_file(name) for name in names)]),
         others={
@@ -161,6 +153,11 @@ def _manifest(top: _Node) -> Manifest:
             "activation": _activation(top),
         },
     )
+
+
+def _head(head: _Node, begins: str, notes: Sequence[str]) -> tuple[bool, float, str]:
+    note = next((note for note in notes if note.startswith(begins)), "")
+    return head.get("normalize", bool), float(head.get("scale", (int, float))), note
 
 
 def _ties(left_out: Mapping[str, str], layout: Layout) -> dict[str, str]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded demo: a pool that is trained on the user's machine, without any download."""
 
-from mdft_fast.app.demo.checkpoint_building import (
+from mdft_fast.app.demo.demo_pool import (
     DemoSizes,
     default_folder,
     ensure_pool,

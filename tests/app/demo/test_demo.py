@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from mdft_fast import files as whole
 from mdft_fast.app import demo
-from mdft_fast.app.demo import checkpoint_building as build
-from mdft_fast.app.demo import checkpoint_files as files
+from mdft_fast.app.demo import demo_pool as build
 from mdft_fast.app.demo import glyphs as images
+from mdft_fast.app.demo import pool_files as files
 from mdft_fast.app.demo import training as train
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.errors import MdftError

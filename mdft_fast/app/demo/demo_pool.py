@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 
-from mdft_fast.app.demo import checkpoint_files as files
-from mdft_fast.app.demo import training as train
+import mdft_fast.app.demo.pool_files as files
+import mdft_fast.app.demo.training as train
 from mdft_fast.app.demo.glyphs import SIZE
 from mdft_fast.app.demo.tasks import TASKS, DemoTask, draw_plain, split_images
 from mdft_fast.errors import MdftError, need
