@@ -73,7 +73,7 @@ def total(measured: dict[str, float]) -> float:
 @torch.no_grad()
 def holdout_alignment(meta: MetaModel, task: TaughtTask) -> float:
     """Returns equation (7) on a task's held-out samples."""
-    features = meta.encode(task.images(task.holdout))
+    features = meta.encode(task.batch(task.holdout))
     return float(reference.alignment(features, task.features[task.holdout]))
 
 

@@ -9,7 +9,9 @@ from mdft_fast.checkpoints.opening import as_state, open_state, read_state
 from mdft_fast.checkpoints.preprocess import (
     LEAST_CROP,
     Batch,
+    Interpolation,
     Preprocess,
+    Resize,
     arguments_of,
     as_preprocess,
     describe_preprocess,
@@ -22,10 +24,10 @@ from mdft_fast.checkpoints.task_files import find_checkpoint, find_tasks
 from mdft_fast.checkpoints.torch_content import text_tower
 
 __all__ = [
-    "CLIP_CONFIG", "CONFIG", "LEAST_CROP", "OTHER", "Batch", "Entry", "Preprocess", "SourceFacts",
-    "State", "StateSource", "Written", "activation_of", "arguments_of", "as_preprocess",
-    "as_state", "check_activation", "check_preprocess", "convert", "describe",
-    "describe_preprocess", "edges_before_crop", "entry", "example_input", "find_checkpoint",
-    "find_tasks", "gather", "open_state", "read_json", "read_state", "renamed", "sniff",
-    "text_tower", "write_tensors",
+    "CLIP_CONFIG", "CONFIG", "LEAST_CROP", "OTHER", "Batch", "Entry", "Interpolation",
+    "Preprocess", "Resize", "SourceFacts", "State", "StateSource", "Written", "activation_of",
+    "arguments_of", "as_preprocess", "as_state", "check_activation", "check_preprocess", "convert",
+    "describe", "describe_preprocess", "edges_before_crop", "entry", "example_input",
+    "find_checkpoint", "find_tasks", "gather", "open_state", "read_json", "read_state", "renamed",
+    "sniff", "text_tower", "write_tensors",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from mdft_fast.errors import MdftError, nearest
 
 Resize = Literal["shortest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
-Batch = Tensor | Mapping[str, Tensor]  # what an encoder takes: a tensor, or keyword arguments
+Batch = Tensor | dict[str, Tensor]  # what an encoder takes: a tensor, or keyword arguments
 
 LEAST_CROP = 0.1  # a smaller share is a mistake, and the image before the crop takes all memory
 _NEEDED = ("size", "mean", "std")
@@ -97,7 +97,7 @@ def edges_before_crop(size: Sequence[int], crop_pct: float) -> list[int]:
 
 def arguments_of(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Returns a batch as an encoder's arguments, positional and by keyword."""
-    return ((), dict(batch)) if isinstance(batch, Mapping) else ((batch,), {})
+    return ((batch,), {}) if isinstance(batch, Tensor) else ((), batch)
 
 
 def example_input(preprocess: Preprocess) -> Batch:

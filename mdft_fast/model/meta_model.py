@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import is_fake
 from mdft_fast.arena import Slot
 from mdft_fast.checkpoints import Batch, Entry, check_activation, entry
 from mdft_fast.errors import MdftError, nearest
+from mdft_fast.model.batches import in_dtype
 from mdft_fast.model.feeds import ArenaFeed, Feed, StagedFeed
 from mdft_fast.model.granularity import Granularity, group_columns
 from mdft_fast.model.layerwise import Layerwise
@@ -28,6 +29,9 @@ from mdft_fast.pool import Head, Pool
 Mode = Literal["resident", "layerwise", "streamed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Precision = Literal["fp32", "bf16"]
+# λ of the baseline "task arithmetic" (Ilharco et al. 2023, arXiv:2212.04089), as AdaMerging
+# (arXiv:2310.02575) takes it for many tasks; the paper's stage 1 starts there.
+TASK_ARITHMETIC = 0.3
 DTYPE_OF_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -80,7 +84,7 @@ class MetaModel(nn.Module):
         pool: Pool,
         *,
         granularity: Granularity = "tensor",
-        start: float | Sequence[float] | Tensor = 0.3,
+        start: float | Sequence[float] | Tensor = TASK_ARITHMETIC,
         mode: Mode = "resident",
         precision: Precision = "fp32",
         checkpointing: bool = False,
@@ -179,9 +183,17 @@ class MetaModel(nn.Module):
         return matrix
 
     def individual(self, task: str) -> Tensor:
-        """Returns the ``[K, L]`` coefficients that give a task's own model: 1 at it, else 0."""
+        """Returns the ``[K, L]`` coefficients that give a task's own model: 1 at it, else 0.
+
+        Raises:
+            MdftError: if the task has no vector, or no more: a merge has made one of all.
+        """
+        names = self.pool.vector_names
+        if task not in names:
+            self._check_task(task)
+            raise MdftError(f"task {task!r}: must have a vector of its own, got {list(names)}")
         matrix = torch.zeros_like(self.coefficients, requires_grad=False)
-        matrix[self._number(task)] = 1.0
+        matrix[names.index(task)] = 1.0
         return matrix
 
     @torch.no_grad()
@@ -217,17 +229,12 @@ class MetaModel(nn.Module):
                 f"meta-model: autocast must be off in mode {self.mode!r}, got it on; use "
                 "precision 'bf16'"
             )
-        dtype = DTYPE_OF_PRECISION[self.precision]
-        if isinstance(batch, Mapping):
-            floats = {k: v.to(dtype) for k, v in batch.items() if v.is_floating_point()}
-            cast: Batch = {**batch, **floats}
-        else:
-            cast = batch.to(dtype)
-        return self._runner.encode(cast, self.coefficients).float()
+        inputs = in_dtype(batch, DTYPE_OF_PRECISION[self.precision])
+        return self._runner.encode(inputs, self.coefficients).float()
 
     def forward(self, batch: Batch, task: str) -> Tensor:
         """Returns the logits ``[B, C]`` of a task for a batch, see :meth:`encode`."""
-        self._number(task)
+        self._check_task(task)
         return self.heads[task](self.encode(batch))
 
     def weights(self) -> tuple[Tensor, ...]:
@@ -278,10 +285,9 @@ class MetaModel(nn.Module):
         """Keeps the backbone in eval mode: only λ is trained, and λ has no mode."""
         return super().train(mode)
 
-    def _number(self, task: str) -> int:
+    def _check_task(self, task: str) -> None:
         if task not in self.pool.names:
             raise MdftError(f"task: must be one of {list(self.pool.names)}, got {task!r}")
-        return self.pool.names.index(task)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MetaModel:
         """Moves everything to another device; dtypes stay, since λ is learned in float32."""

@@ -85,6 +85,8 @@ def to_json(pool: PoolData, files: Mapping[str, Written]) -> str:
         "tensors": tensors,
         "files": {name: written._asdict() for name, written in files.items()},
     }
+    if pool.methods:  # a plain pool's file stays as it was
+        content |= {"methods": list(pool.methods), "vectors": list(pool.vector_names)}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -151,6 +153,8 @@ def _manifest(top: _Node) -> Manifest:
             "notes": notes,
             "errors": _errors(top.items("tensors")),
             "activation": _activation(top),
+            "vector_names": top.strings("vectors") if "vectors" in top else tuple(names),
+            "methods": top.strings("methods") if "methods" in top else (),
         },
     )
 

@@ -28,7 +28,7 @@ class Pool(PoolData):
         layout: where each merged tensor lies; one column of λ a tensor.
         base: ``[N]`` float32 arena of the pre-trained model; padding is 0.
         vectors: the K task vectors ``[K, N]``; padding is 0.
-        tasks: one a task vector, in the same order.
+        tasks: one a task vector, in the same order, where no merge has made one vector of them.
         heads: task -> its classifier.
         buffers: the base's tensors that are not merged, as they were: buffers, frozen parameters.
         left_out: tensor -> why it is not merged, in words.
@@ -41,6 +41,8 @@ class Pool(PoolData):
             bound where that was done more than once. Empty: nothing rounded, or not recorded.
         activation: the backbone's, "quick_gelu", "gelu" or "gelu_tanh"; None: unknown.
         ties: second name of a tied parameter -> its first name.
+        vector_names: whose the K vectors are: the tasks', or a merge's name. Empty: the tasks'.
+        methods: what the task vectors went through after packing, as ``ties(density=0.2)``.
     """
 
     @staticmethod
@@ -150,9 +152,12 @@ class Pool(PoolData):
     def describe(self) -> str:
         """Returns what is inside, as text."""
         spec = self.backbone_spec
+        rounded = () if self.codec == "fp32" else ("their vectors were rounded",)
+        merged = "" if self.vector_names == self.names else f", merged by {self.vector_names[0]}"
+        later = (*self.methods, *rounded)
         lines = [
-            f"pool of {self.K} tasks, {len(self.layout.slots)} tensors, {self.parameters:,} "
-            f"parameters ({self.N:,} with padding)",
+            f"pool of {len(self.tasks)} tasks{merged}, {len(self.layout.slots)} tensors, "
+            f"{self.parameters:,} parameters ({self.N:,} with padding)",
             f"backbone  {spec.get('library', '?')} {spec.get('name', '?')}, "
             f"{describe_preprocess(self.preprocess)}, activation {self.activation or 'unknown'}",
             f"codec     {self.codec}, {self.vectors.bytes / 1e6:,.1f} MB of task vectors, "
@@ -160,7 +165,7 @@ class Pool(PoolData):
             f"checksum  {self.checksum}",
             f"left out  {len(self.left_out)} tensors",
             *(f"  {name}: {why}" for name, why in self.left_out.items()),
-            "tasks" if self.codec == "fp32" else "tasks, before their vectors were rounded",
+            f"tasks, before {', '.join(later)}" if later else "tasks",
         ]
         lines += [
             f"  {task.name}: {task.classes} classes, base + task vector "

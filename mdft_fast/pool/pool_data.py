@@ -49,6 +49,11 @@ class PoolData:
     errors: Mapping[str, CodecError] = dataclasses.field(default_factory=dict)
     activation: str | None = None
     ties: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    vector_names: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vector_names", self.vector_names or self.names)
 
     def __repr__(self) -> str:
         return (
@@ -79,7 +84,8 @@ class PoolData:
     @property
     def owners(self) -> list[str]:
         """For errors: whose each task vector is."""
-        return [f"task {name!r}" for name in self.names]
+        tasks = set(self.names)
+        return [f"{'task' if name in tasks else 'merge'} {name!r}" for name in self.vector_names]
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -116,15 +122,20 @@ class PoolData:
                 f"the task vectors were rounded to codec {self.codec!r} before they went to "
                 f"{vectors.codec!r}: that error stays",
             )
-        return dataclasses.replace(
-            self,
-            vectors=vectors,
-            checksum=pool_checksum(
-                self.layout, vectors.codec, digest(self.base), encoder.digests, self.buffers
-            ),
-            notes=notes,
-            errors=add_errors(self.errors, encoder.errors),
-        )
+        errors = add_errors(self.errors, encoder.errors)
+        return self.with_vectors(vectors, encoder.digests, notes=notes, errors=errors)
+
+    def with_vectors(self: P, vectors: TaskVectors, digests: Sequence[str], **changes: Any) -> P:
+        """Returns the pool with other vectors, and the checksum that is theirs.
+
+        Args:
+            vectors: over the same base.
+            digests: sha256 of each one's codes and scales.
+            changes: other attributes that change.
+        """
+        base = digest(self.base)
+        checksum = pool_checksum(self.layout, vectors.codec, base, digests, self.buffers)
+        return dataclasses.replace(self, vectors=vectors, checksum=checksum, **changes)
 
     def with_heads(self: P, tasks: Sequence[TaskLike]) -> P:
         """Returns the pool with the heads and class names of some tasks in place of its own.

@@ -84,7 +84,8 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> PoolData:
         if key not in known:
             raise MdftError(f"{folder / BASE}: tensor {key!r} is not in {MANIFEST}")
     elements = manifest.layout.elements
-    vectors = _read_vectors(folder, (len(manifest.tasks), elements), manifest.codec)
+    rows = len(manifest.others["vector_names"])
+    vectors = _read_vectors(folder, (rows, elements), manifest.codec)
     pool = PoolData(
         layout=manifest.layout,
         base=_take(folder / BASE, "base", torch.float32, (elements,)),
