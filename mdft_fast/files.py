@@ -74,7 +74,9 @@ def file_digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, overwrite: bool, check_old: Callable[[Path], None]) -> Iterator[Path]:
+def new_folder(
+    path: str | os.PathLike[str], *, overwrite: bool, check_old: Callable[[Path], None]
+) -> Iterator[Path]:
     """Yields a temporary sibling of ``path`` that becomes ``path`` when the block succeeds.
 
     The folder appears whole or not at all. An old one is moved aside only when the new one is
@@ -86,6 +88,7 @@ def new_folder(path: Path, *, overwrite: bool, check_old: Callable[[Path], None]
         check_old: raises unless an existing folder is of the kind that is written here and holds
             nothing else, so that a wrong path cannot cost anyone their files.
     """
+    path = Path(os.path.abspath(path))
     _check_target(path, overwrite, check_old)
     token = secrets.token_hex(4)
     temporary = path.with_name(f".{path.name}.new-{token}")

@@ -15,7 +15,7 @@ from mdft_fast.checkpoints.file_kinds import sniff
 from mdft_fast.checkpoints.lora import describe_adapter, to_base_dtype
 from mdft_fast.checkpoints.opening import open_state
 from mdft_fast.checkpoints.safetensors_file import FACTS, NORMALIZE
-from mdft_fast.checkpoints.safetensors_writer import Entry, write_tensors
+from mdft_fast.checkpoints.safetensors_writer import entry, write_tensors
 from mdft_fast.checkpoints.state import State
 from mdft_fast.errors import MdftError
 from mdft_fast.files import replacing
@@ -51,8 +51,11 @@ def convert(
     metadata = {"format": "pt", FACTS: state.facts.to_text()}
     if state.normalize is not None:
         metadata[NORMALIZE] = "true" if state.normalize else "false"
-    entries = [_entry(state, name) for name in state.tensors]
-    entries.sort(key=lambda entry: -entry.dtype.itemsize)  # wider ones first: all stay aligned
+    entries = [  # each tensor is read again, when it is written
+        entry(name, state.tensors[name])._replace(pieces=map(state.tensors.__getitem__, (name,)))
+        for name in state.tensors
+    ]
+    entries.sort(key=lambda item: -item.dtype.itemsize)  # wider ones first: all stay aligned
     with replacing(path) as temporary:
         write_tensors(temporary, entries, metadata=metadata)
     return state
@@ -97,15 +100,6 @@ def _prefix(names: list[str]) -> str:
     same = list(takewhile(lambda pair: pair[0] == pair[1], zip(first[:-1], last, strict=False)))
     prefix = "".join(f"{part}." for part, _ in same)
     return f"all begin with {prefix!r}" if prefix else ""
-
-
-def _entry(state: State, name: str) -> Entry:
-    tensor = state.tensors[name]
-    return Entry(name, tensor.dtype, tuple(tensor.shape), _read_late(state, name))
-
-
-def _read_late(state: State, name: str) -> Iterator[Tensor]:
-    yield state.tensors[name]
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -140,13 +140,7 @@ def load_samples(
 def load_test_images(
     source: LabelledSource, preprocess: Mapping[str, Any], *, watch: Watch | None = None
 ) -> Samples:
-    """Reads the images of a labelled source, and no label: to compare them with others.
-
-    Args:
-        source: as in :func:`load_labelled`.
-        preprocess: as in :func:`load_samples`.
-        watch: as in :func:`load_samples`.
-    """
+    """Reads the images of a labelled source, and no label; arguments as in :func:`load_samples`."""
     on_disk = listed(source)
     if on_disk is not None:
         return _from_cache(on_disk.listing("test"), preprocess, watch)

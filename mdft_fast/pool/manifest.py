@@ -31,11 +31,9 @@ def head_file(task: str) -> str:
 class Manifest(NamedTuple):
     """``pool.json``, read and checked.
 
+    Attributes are the pool's, but for these.
+
     Attributes:
-        layout: as in the pool.
-        codec: as in the pool.
-        tasks: as in the pool.
-        dtypes: as in the pool.
         heads: task -> (normalize, scale, note), as in its head.
         files: relative path -> size and sha256, for every other file of the folder.
         others: the pool's other attributes that are no tensors, by name.

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +39,7 @@ _HEADS = "heads"
 def save_pool(pool: PoolData, path: str | os.PathLike[str], codec: Codec, overwrite: bool) -> None:
     """Writes a pool; in another codec, it holds one task vector at a time."""
     _check_heads(pool.tasks, pool.heads)
-    with _new_pool(path, overwrite) as folder:
+    with new_folder(path, overwrite=overwrite, check_old=_check_packed) as folder:
         files = {BASE: _write_base(folder, pool.base, pool.buffers)}
         if codec == pool.codec:
             parts = {"codes": pool.vectors.codes, "scales": pool.vectors.scales}
@@ -64,7 +63,7 @@ def stream_pool(
     """Packs and writes a pool, holding one task vector at a time; the base is mapped."""
     check_spec(spec)
     _check_heads(packing.tasks, packing.heads)
-    with _new_pool(path, overwrite) as folder:
+    with new_folder(path, overwrite=overwrite, check_old=_check_packed) as folder:
         encoder, size = Encoder(codec, packing.layout), (packing.K, packing.layout.elements)
         files = {BASE: _write_base(folder, packing.base, packing.buffers)}
         packing.base = _take(folder / BASE, "base", torch.float32, size[1:])
@@ -99,13 +98,6 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> PoolData:
     if verify:
         check_finite(pool, folder)
     return pool
-
-
-def _new_pool(
-    path: str | os.PathLike[str], overwrite: bool
-) -> contextlib.AbstractContextManager[Path]:
-    target = Path(os.path.abspath(path))
-    return new_folder(target, overwrite=overwrite, check_old=_check_packed)
 
 
 def _shapes(size: tuple[int, int], codec: Codec) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:

@@ -38,23 +38,13 @@ def tasks_of(recipe: Recipe, make: MakeHead, pool: Pool | None = None) -> tuple[
     for task in recipe.tasks:
         if pool is not None and task.name not in named:
             raise MdftError(f"recipe: task must be one of {list(named)}, got {task.name!r}")
-    return tuple(
-        _task(task, make, recipe.transductive, heads.get(task.name), named.get(task.name))
-        for task in recipe.tasks
-    )
-
-
-def _task(
-    task: TaskRecipe,
-    make: MakeHead,
-    transductive: bool,
-    packed: Head | None,
-    known: tuple[str, ...] | None,
-) -> Task:
-    sources = sources_of(task, transductive=transductive)
-    names = class_names_of(task, sources, known)
-    head = make(task, packed, names, sources)
-    if names is None and task.head is not None and task.head.zero_shot is not None:
-        names = prompts_of(task, names)[0]
-    names = names or tuple(str(c) for c in range(head.classes))
-    return Task(task.name, names, head, sources.adapt, sources.evaluate)
+    tasks = []
+    for task in recipe.tasks:
+        sources = sources_of(task, transductive=recipe.transductive)
+        names = class_names_of(task, sources, named.get(task.name))
+        head = make(task, heads.get(task.name), names, sources)
+        if names is None and task.head is not None and task.head.zero_shot is not None:
+            names = prompts_of(task, names)[0]
+        names = names or tuple(str(c) for c in range(head.classes))
+        tasks.append(Task(task.name, names, head, sources.adapt, sources.evaluate))
+    return tuple(tasks)

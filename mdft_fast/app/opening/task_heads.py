@@ -140,12 +140,8 @@ def shape_of_head(
 ) -> Head:
     """Returns what :func:`head_of` does, but zeros where a head is to be made by a model.
 
-    Args:
-        task: as there.
-        packed: as there.
-        features: returns how many the backbone gives.
-        names: as there.
-        sources: as there; labels that make heads are counted.
+    ``features`` returns how many the backbone gives; of labels that make heads only the largest is
+    looked at.
     """
     head = task.head
     if head is None or head.file is not None:
