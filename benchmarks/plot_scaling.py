@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from mdft_fast.app.report import heading, new_figure, save
+from benchmarks.pictures import heading, new_figure, save
 
 OPERATORS = {"merge": "addmv", "merge_dots": "mv"}
 

@@ -9,40 +9,30 @@ A name is loaded, and torch with it, when it is first asked for; ``__init__.pyi`
 type checkers.
 """
 
-from __future__ import annotations
+from mdft_fast.late_imports import late_names
+from mdft_fast.version import __version__ as __version__
 
-import importlib
-from typing import Any
-
-__version__ = "0.1.0"
-
-_ROOMS = {
-    "app.forecast": ("MemoryPlan", "plan"),
-    "app.running": ("run",),
-    "arena": ("Layout", "TaskVectors"),
-    "cards": ("CoefficientCard", "load", "save_model"),
-    "data": ("NpzSource", "Task"),
-    "errors": ("MdftError", "MdftFallbackWarning"),
-    "evaluation": ("Evaluation", "evaluate"),
-    "learning": ("ConstructConfig", "OptimizerConfig", "RunResult", "SpecializeConfig",
-                 "construct", "specialize"),
-    "model": ("MetaModel",),
-    "ops": ("DebiasedEntropyFunction", "MergeFunction", "debiased_entropy_loss", "kernels",
-            "merge", "merge_dots", "merge_tensors"),
-    "pool": ("Head", "Pool"),
-}  # fmt: skip
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
-
-__all__ = sorted(_ROOM_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _ROOM_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
-    globals()[name] = value  # asked for once
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# The first try was undone: `run` and `evaluate` were modules too, so importing one put the module
+# in the function's place. Now no public name is a module's, and a test keeps it so.
+__getattr__, __dir__, __all__ = late_names(
+    __name__,
+    {
+        "mdft_fast.app.forecast": ("MemoryPlan", "plan"),
+        "mdft_fast.app.running": ("run",),
+        "mdft_fast.arena": ("Layout", "TaskVectors"),
+        "mdft_fast.cards": ("CoefficientCard", "load", "save_model"),
+        "mdft_fast.data": ("NpzSource", "Task"),
+        "mdft_fast.errors": ("MdftError", "MdftFallbackWarning"),
+        "mdft_fast.evaluation": ("Evaluation", "evaluate"),
+        "mdft_fast.learning": (
+            *("ConstructConfig", "OptimizerConfig", "RunResult", "SpecializeConfig"),
+            *("construct", "specialize"),
+        ),
+        "mdft_fast.model": ("MetaModel",),
+        "mdft_fast.ops": (
+            *("DebiasedEntropyFunction", "MergeFunction", "debiased_entropy_loss", "kernels"),
+            *("merge", "merge_dots", "merge_tensors"),
+        ),
+        "mdft_fast.pool": ("Head", "Pool"),
+    },
+)

@@ -29,5 +29,4 @@ from mdft_fast.ops import merge_dots as merge_dots
 from mdft_fast.ops import merge_tensors as merge_tensors
 from mdft_fast.pool import Head as Head
 from mdft_fast.pool import Pool as Pool
-
-__version__: str
+from mdft_fast.version import __version__ as __version__

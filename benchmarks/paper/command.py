@@ -14,9 +14,9 @@ from benchmarks.harness import environment
 from benchmarks.paper import ITEMS
 from benchmarks.paper.published import DIFFERS
 from benchmarks.paper.study import Study
+from benchmarks.pictures import RC, save
 from mdft_fast import MdftError
 from mdft_fast.app.demo import ensure_pool
-from mdft_fast.app.report import RC, save
 from mdft_fast.files import write_json, write_text
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from benchmarks.paper.analysis import OUTPUT, LayerReader, linear_cka
 from benchmarks.paper.form import Item, Results, number, table
 from benchmarks.paper.study import Study, mean
+from benchmarks.pictures import BLUE, GRAY, ORANGE, VERMILION, bare, heading, new_figure
 from mdft_fast import MetaModel
-from mdft_fast.app.report import BLUE, GRAY, ORANGE, VERMILION, bare, heading, new_figure
 from mdft_fast.data import Samples, load_samples
 from mdft_fast.model import find_blocks
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.paper.form import Item, Results, percent, spread, table
 from benchmarks.paper.published import CONVERGED
 from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy, mean
-from mdft_fast.app.report import BLUE, GRAY, INK, ORANGE, VERMILION, WINE, heading, new_figure
+from benchmarks.pictures import BLUE, GRAY, INK, ORANGE, VERMILION, WINE, heading, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from benchmarks.paper.analysis import accuracy_drop, entropy_and_loss, spearman
 from benchmarks.paper.form import Item, Results, number, percent, table
 from benchmarks.paper.published import TABLE1
 from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy, mean
-from mdft_fast.app.report import BLUE, GRAY, ORANGE, VERMILION, heading, new_figure
+from benchmarks.pictures import BLUE, GRAY, ORANGE, VERMILION, heading, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

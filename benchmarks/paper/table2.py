@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.paper.form import Item, Results, percent, spread, table
 from benchmarks.paper.published import TABLE2
 from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy, mean
-from mdft_fast import MdftError
-from mdft_fast.app.report import (
+from benchmarks.pictures import (
     BLUE,
     FAINT,
     GRAY,
@@ -26,6 +25,7 @@ from mdft_fast.app.report import (
     name_rows,
     new_figure,
 )
+from mdft_fast import MdftError
 from mdft_fast.checkpoints import open_state
 from mdft_fast.evaluation import difference_interval
 from mdft_fast.pool import fit, take_inventory

@@ -12,8 +12,7 @@ from benchmarks.paper.form import Item, Results, table
 from benchmarks.paper.published import TABLE3, TRAINABLE
 from benchmarks.paper.study import Study, timed
 from benchmarks.paper.table2 import MULTI_TASK, read_baselines
-from mdft_fast.app.opening import construct_config, specialize_config
-from mdft_fast.app.report import (
+from benchmarks.pictures import (
     BLUE,
     GRAY,
     GREEN,
@@ -24,6 +23,7 @@ from mdft_fast.app.report import (
     name_rows,
     new_figure,
 )
+from mdft_fast.app.opening import construct_config, specialize_config
 from mdft_fast.learning import construct, specialize, teach
 
 if TYPE_CHECKING:

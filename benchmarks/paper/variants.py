@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.paper.form import Item, Results, percent, spread, table
 from benchmarks.paper.study import TASK_ARITHMETIC, Changes, Study, accuracy, mean
+from benchmarks.pictures import BLUE, FAINT, INK, ORANGE, VERMILION, heading, new_figure
 from mdft_fast.app.recipe import PRESETS
-from mdft_fast.app.report import BLUE, FAINT, INK, ORANGE, VERMILION, heading, new_figure
 from mdft_fast.evaluation import difference_interval
 
 if TYPE_CHECKING:

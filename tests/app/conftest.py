@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,27 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from mdft_fast import CoefficientCard
+from mdft_fast.app.cli import app
 from mdft_fast.app.recipe import Recipe
+from mdft_fast.model import build_backbone
 
 pytest.importorskip("timm")
 
 SPEC = {"library": "timm", "name": "test_vit", "kwargs": {"img_size": 32, "num_classes": 0}}
 CLASSES = {"shapes": 3, "letters": 7}
+
+
+def call(*arguments: object) -> Any:
+    """Runs ``mdft`` with these arguments."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a run's metrics."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def card(folder: Path, name: str = "meta") -> torch.Tensor:
@@ -30,8 +44,6 @@ def card(folder: Path, name: str = "meta") -> torch.Tensor:
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints, heads and images of two tasks for timm's smallest ViT."""
-    from mdft_fast.model import build_backbone
-
     folder = tmp_path_factory.mktemp("pool")
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
@@ -63,6 +75,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             class_names=np.array([f"c{c}" for c in range(classes)]),
         )
     return folder
+
+
+@pytest.fixture
+def tasks(make_recipe: Callable[..., Recipe]) -> list[dict[str, Any]]:
+    """The tasks of that recipe as its file has them, to be changed."""
+    content: list[dict[str, Any]] = make_recipe().model_dump(mode="json")["tasks"]
+    return content
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mdft_fast import MdftError, MetaModel, Pool
-from mdft_fast.app.forecast.live_bytes import LiveBytes
+from mdft_fast.app.forecast import LiveBytes
 from mdft_fast.arena import TILE
 from mdft_fast.model.feeds import StagedFeed
 from mdft_fast.model.layerwise import Layerwise

@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line, ``mdft``. Commands import what they need when they run, torch included."""
+"""The command line, ``mdft``: torch is loaded when a command has work to do, not before."""
 
-from mdft_fast.app.cli.commands import app, main
+from mdft_fast.late_imports import late_names
 
-__all__ = ["app", "main"]
+__getattr__, __dir__, __all__ = late_names(
+    __name__,
+    {
+        "mdft_fast.app.cli.commands": ("app", "main"),
+        "mdft_fast.app.cli.actions": (
+            *("export_model", "measure_model", "show_accuracy", "specialize_run"),
+        ),
+    },
+)

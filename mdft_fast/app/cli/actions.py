@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands do with models: each a few calls of the public API."""
+"""What the commands do: each a few calls of the package. Importing this loads torch."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
+from torch import nn
 
-from mdft_fast.app.cli.console import STOPPED, check_free, complain, say, show_accuracy
-from mdft_fast.app.recipe import Recipe
+from mdft_fast.app.cli.console import STOPPED, complain, say, show_table, show_wide_table
+from mdft_fast.app.demo import default_folder, ensure_pool, is_finished
+from mdft_fast.app.forecast import plan, size
+from mdft_fast.app.opening import build, choose_device, open_pool, pack, spec_of, specialize_config
+from mdft_fast.app.recipe import Recipe, draft, parse, unknown_keys
+from mdft_fast.app.report import accuracy_table, write_report
+from mdft_fast.app.running import check_finished, run, same_task
+from mdft_fast.cards import CoefficientCard, load, save_model
+from mdft_fast.checkpoints import describe, sniff
 from mdft_fast.errors import MdftError, nearest
-
-if TYPE_CHECKING:
-    from mdft_fast.pool import Pool
+from mdft_fast.evaluation import evaluate
+from mdft_fast.files import write_text
+from mdft_fast.learning import specialize
+from mdft_fast.methods import METHODS, describe_field, needs, summary
+from mdft_fast.model import build_backbone
+from mdft_fast.options import options
+from mdft_fast.pool import Pool
 
 _OF_STAGE_2 = ("specialize", "memory", "precision", "device", "deterministic", "seed")
 
@@ -23,16 +35,78 @@ _OF_STAGE_2 = ("specialize", "memory", "precision", "device", "deterministic", "
 def load_recipe(path: Path, assignments: Sequence[str], output: Path | None = None) -> Recipe:
     """Reads a recipe; ``output``, from the command line, starts at the working folder."""
     if output is not None:
-        assignments = [*assignments, f"output={_quoted(output.absolute())}"]
+        quoted = str(output.absolute()).replace("'", "''")  # YAML's own quotes
+        assignments = [*assignments, f"output='{quoted}'"]
     return Recipe.load(path, assignments)
+
+
+def draft_recipe(folder: Path, target: Path) -> int:
+    """Writes a recipe for a folder of checkpoints; returns how often it says CHANGE_ME."""
+    text = draft(folder, target)
+    write_text(target, text)
+    return len(list(unknown_keys(parse(text), "")))
+
+
+def describe_file(path: Path, every: bool) -> str:
+    """Returns what a checkpoint, head, adapter or packed pool is."""
+    packed = sniff(path) == "pool"
+    return Pool.open(path).describe() if packed else describe(path, every=every)
+
+
+def pack_pool(
+    source: Path, folder: Path, codec: str | None, overwrite: bool, assignments: Sequence[str]
+) -> Pool:
+    """Packs a recipe's checkpoints, or a packed pool again; returns the new pool, mapped."""
+    if folder.exists() and not overwrite:
+        raise MdftError(f"{folder}: already exists; --overwrite replaces it")
+    if not source.is_dir():
+        recipe = load_recipe(source, assignments)
+        if recipe.pool.folder is not None:
+            _warn_of_rounding(Pool.open(recipe.pool.folder), codec)
+        return pack(recipe, folder, codec=codec, overwrite=overwrite)
+    if assignments:
+        raise MdftError(f"--set: is for a recipe, got {source}, a folder")
+    old = Pool.open(source, verify=True)  # a damaged pool must not come out with new checksums
+    _warn_of_rounding(old, codec)
+    old.save(folder, codec, overwrite=overwrite)
+    return Pool.open(folder)
+
+
+def show_methods() -> None:
+    """Prints the table of methods."""
+    for name, method in METHODS.items():
+        say(f"{name:<12} {method.kind}: {summary(method)}.")
+        for option in options(method):
+            say(f"{'':<12} {describe_field(option)}")
+        extra = f"; needs {needs(method)}" if method.needs else ""
+        say(f"{'':<12} {method.source}{extra}")
+
+
+def _warn_of_rounding(old: Pool, codec: str | None) -> None:
+    if old.codec != "fp32" and codec not in (None, old.codec):
+        complain(
+            f"warning: the pool's task vectors are rounded to codec {old.codec!r} already, and "
+            f"that error stays; packing the checkpoints in {codec!r} is more accurate"
+        )
+
+
+def plan_recipe(path: Path, assignments: Sequence[str], every_codec: bool) -> None:
+    """Prints what a step would take; refuses a recipe that does not fit."""
+    planned = plan(load_recipe(path, assignments))
+    header, *body = planned.table(every_codec=every_codec)
+    show_wide_table(header, body, words=4)
+    budget = f"{'budget' if planned.given else 'free for a run'}: {size(planned.budget)}"
+    say(f"{planned.samples} images a forward pass; {budget}")
+    say("again: memory.checkpointing; rest: gradients, activations, workspace; moved: a step's")
+    say("traffic of merge and merge_dots; in brackets: not in memory, but in files or on the host")
+    if not planned.fits:
+        raise MdftError(planned.advice())
 
 
 def run_recipe(
     path: Path, assignments: Sequence[str], output: Path | None, resume: bool, quiet: bool
 ) -> None:
     """Runs a recipe and prints what came out; Ctrl-C prints how to go on."""
-    from mdft_fast.app.running import run
-
     recipe = load_recipe(path, assignments, output)
     try:
         summary = run(recipe, resume=resume, progress=False if quiet else None)
@@ -53,48 +127,41 @@ def run_recipe(
     say(f"report: {summary.report}")
 
 
-def pack_pool(
-    source: Path, folder: Path, codec: str | None, overwrite: bool, assignments: Sequence[str]
-) -> Pool:
-    """Packs a recipe's checkpoints, or a packed pool again; returns the new pool, mapped."""
-    from mdft_fast.app.opening import pack
-    from mdft_fast.pool import Pool
-
-    if folder.exists() and not overwrite:
-        raise MdftError(f"{folder}: already exists; --overwrite replaces it")
-    if not source.is_dir():
-        recipe = load_recipe(source, assignments)
-        if recipe.pool.folder is not None:
-            _warn_of_rounding(Pool.open(recipe.pool.folder), codec)
-        return pack(recipe, folder, codec=codec, overwrite=overwrite)
-    if assignments:
-        raise MdftError(f"--set: is for a recipe, got {source}, a folder")
-    old = Pool.open(source, verify=True)  # a damaged pool must not come out with new checksums
-    _warn_of_rounding(old, codec)
-    old.save(folder, codec, overwrite=overwrite)
-    return Pool.open(folder)
+def run_demo(assignments: Sequence[str], output: Path, quiet: bool) -> None:
+    """Runs the demo's recipe; builds its pool first where there is none."""
+    if not quiet and not is_finished(default_folder()):
+        complain("building the demo's pool, once")
+    pool = ensure_pool(progress=None if quiet else complain)
+    run_recipe(pool / "recipe.yaml", assignments, free_name(output), False, quiet)
 
 
-def _warn_of_rounding(old: Pool, codec: str | None) -> None:
-    if old.codec != "fp32" and codec not in (None, old.codec):
-        complain(
-            f"warning: the pool's task vectors are rounded to codec {old.codec!r} already, and "
-            f"that error stays; packing the checkpoints in {codec!r} is more accurate"
-        )
+def free_name(folder: Path) -> Path:
+    """Returns the folder, or the first of ``folder-2``, ``folder-3``, ... that is free."""
+    tried, number = folder, 1
+    while tried.exists() and (not tried.is_dir() or any(tried.iterdir())):
+        number += 1
+        tried = folder.with_name(f"{folder.name}-{number}")
+    return tried
+
+
+def show_accuracy(result: Mapping[str, Any]) -> None:
+    """Prints a result's accuracy table; nothing where nothing was measured."""
+    models, rows = accuracy_table(result)
+    body = [
+        [name, *(f"{100 * values[m.name]:.1f}" if m.name in values else "-" for m in models)]
+        for name, values in rows
+    ]
+    if body:
+        show_table(["top-1, %", *(model.short for model in models)], body)
 
 
 def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict[str, float]:
     """Returns a saved model's accuracy on each labelled task of a recipe."""
-    from mdft_fast.app.opening import build, spec_of
-    from mdft_fast.cards import CoefficientCard, load
-    from mdft_fast.evaluation import evaluate
-    from mdft_fast.model import build_backbone
-
     built = build(load_recipe(recipe, assignments))
     tasks = [task for task in built.tasks if task.evaluate is not None]
     if not tasks:
         raise MdftError(f"{recipe}: some task must have labelled samples (`evaluate`), got none")
-    module: Any
+    module: nn.Module
     if model.suffix == ".json":
         card = CoefficientCard.load(model)
         module = card.meta_model(built.pool, built.backbone, built.device)
@@ -104,54 +171,33 @@ def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict
     return evaluate(module, tasks, preprocess=built.pool.preprocess).accuracy
 
 
-def specialize_run(folder: Path, task: str, assignments: Sequence[str], overwrite: bool) -> Path:
-    """Specializes a run's meta-model to a task; returns the card's path."""
-    from mdft_fast.app.opening import build, specialize_config
-    from mdft_fast.app.running import same_task
-    from mdft_fast.cards import CoefficientCard
-    from mdft_fast.learning import specialize
-
+def specialize_run(folder: Path, task: str, assignments: Sequence[str], target: Path) -> None:
+    """Specializes a run's meta-model to a task, and writes the card."""
     for assignment in assignments:
         key = assignment.partition("=")[0].strip()
         if key.partition(".")[0] not in _OF_STAGE_2:
-            wanted = f"must be a key of {list(_OF_STAGE_2)}, got {key!r}; the rest is the run's"
-            raise MdftError(f"--set: {wanted}")
-    target = folder / "specialized" / task / "card.json"
-    check_free(target, overwrite)
+            must = f"must be a key of {list(_OF_STAGE_2)}, got {key!r}; the rest is the run's"
+            raise MdftError(f"--set: {must}")
     recipe = load_recipe(_inside(folder, "recipe.yaml"), assignments)
-    names = [known.name for known in recipe.tasks]
+    names = [one.name for one in recipe.tasks]
     if task not in names:
         raise MdftError(f"--task: must be one of {names}, got {task!r}{nearest(task, names)}")
     built = build(recipe)
     card = CoefficientCard.load(_inside(folder, "meta/card.json"))
     meta = card.meta_model(built.pool, built.backbone, built.device)
-    config = specialize_config(recipe)
-    taught = same_task(folder, built, meta, task)
-    specialize(meta, taught, config)
+    specialize(meta, same_task(folder, built, meta, task), specialize_config(recipe))
     about = {"stage": "specialize", "preset": recipe.preset, "seed": recipe.seed, "task": task}
     CoefficientCard.of(meta, about).save(target)
-    return target
 
 
 def report_run(folder: Path) -> Path:
     """Writes a run's report again; returns the path of ``report.md``."""
-    from mdft_fast.app.report import write_report
-    from mdft_fast.app.running import check_finished
-
     check_finished(folder)
     return write_report(folder)
 
 
-def export_model(
-    source: Path, to: Path, task: str | None, recipe: Path | None, overwrite: bool
-) -> None:
+def export_model(source: Path, to: Path, task: str | None, recipe: Path | None) -> None:
     """Writes the merged weights of a card, or of a run's meta or specialized model."""
-    from mdft_fast.app.opening import choose_device, open_pool
-    from mdft_fast.cards import CoefficientCard, save_model
-
-    if to.suffix != ".safetensors":
-        raise MdftError(f"--to: must be a .safetensors file, got {to}")
-    check_free(to, overwrite)
     if source.is_dir():
         file = _inside(source, f"specialized/{task}/card.json" if task else "meta/card.json")
     elif task:
@@ -164,22 +210,7 @@ def export_model(
     save_model(card.meta_model(pool, backbone, choose_device(opened.device)), to)
 
 
-def free_name(folder: Path) -> Path:
-    """Returns the folder, or the first of ``folder-2``, ``folder-3``, ... that is free."""
-    tried, number = folder, 1
-    while tried.exists() and (not tried.is_dir() or any(tried.iterdir())):
-        number += 1
-        tried = folder.with_name(f"{folder.name}-{number}")
-    return tried
-
-
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"  # YAML's own quotes
-
-
 def _inside(folder: Path, name: str) -> Path:
-    from mdft_fast.app.running import check_finished
-
     path = folder / name
     if not path.is_file():
         check_finished(folder)

@@ -1,24 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: arguments in, one call, a few lines out."""
+"""The commands: arguments in, one action, a few lines out."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from mdft_fast.app.cli.checkpoint_commands import convert, inspect
-from mdft_fast.app.cli.console import (
-    Group,
-    check_free,
-    complain,
-    say,
-    show_codec_errors,
-    show_table,
-)
-from mdft_fast.app.cli.method_commands import methods
+from mdft_fast.app.cli.console import STOPPED, complain, say, show_codec_errors, show_table
+from mdft_fast.errors import MdftError
+from mdft_fast.late_imports import LateModule
+from mdft_fast.version import __version__
+
+if TYPE_CHECKING:
+    from mdft_fast import checkpoints
+    from mdft_fast.app.cli import actions
+    from mdft_fast.app.cli import doctor as installation
+else:  # They load torch, which `--help`, a wrong option and a missing file do not need.
+    checkpoints = LateModule("mdft_fast.checkpoints")
+    actions = LateModule("mdft_fast.app.cli.actions")
+    installation = LateModule("mdft_fast.app.cli.doctor")
+
+
+class Group(TyperGroup):
+    """Ends a command that raises with one line on standard error, no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; ``MDFT_DEBUG=1`` lets errors through as they are."""
+        try:
+            return super().invoke(ctx)
+        except MdftError as error:
+            if os.environ.get("MDFT_DEBUG") == "1":
+                raise
+            complain(f"error: {error}")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            complain("stopped")
+            raise typer.Exit(STOPPED) from None
+
+
+def _readable(path: Path) -> Path:
+    """Refuses a file that is not there, in a recipe's words, before anything is loaded for it."""
+    try:
+        if not path.is_dir():
+            path.open("rb").close()
+    except OSError as error:
+        raise MdftError(f"{path}: not readable: {error.strerror}") from None
+    return path
+
+
+def _check_free(target: Path, overwrite: bool) -> None:
+    """Refuses a folder as the name of a file to write, and a file that is there already."""
+    if target.is_dir():
+        raise MdftError(f"{target}: must be a file to write, got a folder")
+    if target.exists() and not overwrite:
+        raise MdftError(f"{target}: must not exist, got a file; --overwrite replaces it")
+
 
 app = typer.Typer(
     cls=Group,
@@ -28,7 +69,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", callback=_readable, help="The recipe, a YAML file."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -40,6 +84,7 @@ Overrides = Annotated[
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="The run folder, in place of the recipe's.")
 ]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no tables.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replaces what is there.")]
 
@@ -49,10 +94,8 @@ def main() -> None:
     app()
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from mdft_fast import __version__
-
+def _version(asked: bool) -> None:
+    if asked:
         say(f"mdft_fast {__version__}")
         raise typer.Exit
 
@@ -90,17 +133,12 @@ def init(
 
     Example: mdft init checkpoints/
     """
-    from mdft_fast.app.recipe import UNKNOWN, draft, parse, unknown_keys
-    from mdft_fast.files import write_text
-
     target = output or folder / "recipe.yaml"
-    check_free(target, overwrite)
-    text = draft(folder, target)
-    write_text(target, text)
+    _check_free(target, overwrite)
+    unknown = actions.draft_recipe(folder, target)
     say(f"wrote {target}")
-    count = len(list(unknown_keys(parse(text), "")))
-    if count:
-        say(f"look for {UNKNOWN} in it, {count} times; then: mdft run {target}")
+    if unknown:
+        say(f"look for CHANGE_ME in it, {unknown} times; then: mdft run {target}")
     else:
         say(f"next: mdft run {target}")
 
@@ -124,21 +162,16 @@ def plan(
 
     Example: mdft plan recipe.yaml --set memory.budget=4GB
     """
-    from mdft_fast.app.cli.console import show_plan
-    from mdft_fast.app.forecast import plan as forecast
-    from mdft_fast.app.recipe import Recipe
-    from mdft_fast.errors import MdftError
-
-    planned = forecast(Recipe.load(recipe, assignments or []))
-    show_plan(planned, every_codec=codecs)
-    if not planned.fits:
-        raise MdftError(planned.advice())
+    actions.plan_recipe(recipe, assignments or (), codecs)
 
 
 @app.command()
 def pack(
     source: Annotated[
-        Path, typer.Argument(metavar="RECIPE|POOL", help="A recipe, or a packed pool's folder.")
+        Path,
+        typer.Argument(
+            metavar="RECIPE|POOL", callback=_readable, help="A recipe, or a packed pool's folder."
+        ),
     ],
     folder: Annotated[Path, typer.Argument(help="The pool's new folder.")],
     codec: Annotated[
@@ -164,17 +197,62 @@ def pack(
 
     Example: mdft pack packed/ smaller/ --codec int4
     """
-    from mdft_fast.app.cli.actions import pack_pool
-
-    pool = pack_pool(source, folder, codec, overwrite, assignments or ())
+    pool = actions.pack_pool(source, folder, codec, overwrite, assignments or ())
     say(pool.describe())
     show_codec_errors(pool.errors, all_tensors)
     say(f"wrote {folder}")
 
 
-app.command()(inspect)
-app.command()(convert)
-app.command()(methods)
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint, head, adapter or packed pool.")],
+    every: Annotated[bool, typer.Option("--all", help="Lists every tensor.")] = False,
+) -> None:
+    """Tells what a file or folder is.
+
+    Format, tensors, dtypes, bytes, a prefix of all names, what it says about activation and image
+    size, and what would be left out, with why. Nothing that the file holds is executed.
+
+    Example: mdft inspect checkpoints/ViT-B-32/zeroshot.pt
+    """
+    say(actions.describe_file(path, every))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint, head or LoRA adapter.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The new .safetensors file.")],
+    base: Annotated[
+        Path | None, typer.Option(help="The pre-trained model that an adapter is added to.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Writes a checkpoint as one safetensors file.
+
+    Reads whatever `mdft inspect` knows: torch files, whole pickled modules, shards, folders of
+    transformers and open_clip, LoRA adapters with --base, heads. Names stay as they are, and what
+    the source says about its activation and preprocessing is kept.
+
+    Example: mdft convert checkpoints/ViT-B-32/MNIST/finetuned.pt models/mnist.safetensors
+    """
+    _check_free(target, overwrite)
+    state = checkpoints.convert(source, target, base=base, overwrite=overwrite)
+    say(f"{state.format}: {len(state.tensors)} tensors")
+    for name, why in state.left_out.items():
+        say(f"left out: {name}: {why}")
+    say(f"wrote {target}")
+
+
+@app.command()
+def methods() -> None:
+    """Lists what can be made of a pool without learning.
+
+    For each method its kind, what it does, what it needs, where it is from, and its fields with
+    their defaults. A recipe names transforms, which act in this order, before λ is learned:
+
+    transform: [{ties: {density: 0.2}}, lines]
+    """
+    actions.show_methods()
 
 
 @app.command()
@@ -189,15 +267,13 @@ def run(
 ) -> None:
     """Follows a recipe: learns, measures, writes a report.
 
-    The run folder gets recipe.yaml, metrics.jsonl, result.json, report.md with pictures/,
-    report.html, meta/ and specialized/<task>/. The state is saved after every step: after Ctrl-C
+    The run folder gets recipe.yaml, metrics.jsonl, result.json, report.md, report.html,
+    meta/ and specialized/<task>/. The state is saved after every step: after Ctrl-C
     or a crash, the same command with --resume goes on bit for bit.
 
     Example: mdft run recipe.yaml --set construct.steps=50 --output runs/short
     """
-    from mdft_fast.app.cli.actions import run_recipe
-
-    run_recipe(recipe, assignments or (), output, resume, quiet)
+    actions.run_recipe(recipe, assignments or (), output, resume, quiet)
 
 
 @app.command(name="eval")
@@ -212,9 +288,7 @@ def evaluate(
 
     Example: mdft eval runs/real/specialized/mnist/card.json recipe.yaml
     """
-    from mdft_fast.app.cli.actions import measure_model
-
-    accuracy = measure_model(model, recipe, assignments or ())
+    accuracy = actions.measure_model(model, recipe, assignments or ())
     body = [[name, f"{100 * value:.1f}"] for name, value in accuracy.items()]
     if len(body) > 1:
         body.append(["average", f"{100 * sum(accuracy.values()) / len(accuracy):.1f}"])
@@ -223,7 +297,7 @@ def evaluate(
 
 @app.command()
 def specialize(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    folder: RunFolder,
     task: Annotated[str, typer.Option("--task", help="Which task to specialize for.")],
     assignments: Overrides = None,
     overwrite: Overwrite = False,
@@ -235,9 +309,9 @@ def specialize(
 
     Example: mdft specialize runs/real --task mnist --set specialize.steps=40
     """
-    from mdft_fast.app.cli.actions import specialize_run
-
-    card = specialize_run(folder, task, assignments or (), overwrite)
+    card = folder / "specialized" / task / "card.json"
+    _check_free(card, overwrite)
+    actions.specialize_run(folder, task, assignments or (), card)
     say(f"wrote {card}")
     measure = shlex.join(["mdft", "eval", str(card), str(folder / "recipe.yaml")])
     say(f"the run's report shows the run as it was; this measures the new card: {measure}")
@@ -262,24 +336,23 @@ def export(
 
     Example: mdft export runs/real --task mnist --to mnist.safetensors
     """
-    from mdft_fast.app.cli.actions import export_model
-
-    export_model(source, to, task, recipe, overwrite)
+    if to.suffix != ".safetensors":
+        raise MdftError(f"--to: must be a .safetensors file, got {to}")
+    _check_free(to, overwrite)
+    actions.export_model(source, to, task, recipe)
     say(f"wrote {to}")
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+def report(folder: RunFolder) -> None:
     """Writes a run's report again, from its results.
 
-    Replaces RUN/report.md, RUN/pictures/ and RUN/report.html. Reads result.json, metrics.jsonl and
+    Replaces RUN/report.md and RUN/report.html. Reads result.json, metrics.jsonl and
     recipe.yaml, and nothing else.
 
     Example: mdft report runs/real
     """
-    from mdft_fast.app.cli.actions import report_run
-
-    written = report_run(folder)
+    written = actions.report_run(folder)
     say(f"report: {written}")
     say(f"page:   {written.with_suffix('.html')}")
 
@@ -291,11 +364,9 @@ def doctor() -> None:
     Versions, kernels, devices, extras, folders, and a self-test of one second. Writes nothing.
     Ends with code 1 if the operators' answers are wrong.
     """
-    from mdft_fast.app.cli.doctor import findings, self_test
-
-    for name, value in findings().items():
+    for name, value in installation.findings().items():
         say(f"{name:<12} {value}")
-    good, words = self_test()
+    good, words = installation.self_test()
     say(f"{'self-test':<12} {words}")
     raise typer.Exit(0 if good else 1)
 
@@ -315,10 +386,4 @@ def demo(
 
     Example: mdft demo --set construct.steps=50
     """
-    from mdft_fast.app.cli.actions import free_name, run_recipe
-    from mdft_fast.app.demo import default_folder, ensure_pool, is_finished
-
-    if not quiet and not is_finished(default_folder()):
-        complain("building the demo's pool, once")
-    pool = ensure_pool(progress=None if quiet else complain)
-    run_recipe(pool / "recipe.yaml", assignments or (), free_name(output), False, quiet)
+    actions.run_demo(assignments or (), output, quiet)

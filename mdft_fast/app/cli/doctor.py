@@ -1,39 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``mdft doctor`` finds out."""
+"""What ``mdft doctor`` finds out. Importing this loads torch."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
+import re
 import time
 
-_EXTRAS = {"timm": ("timm",), "clip": ("open_clip", "torchvision"), "demo": ("sklearn",),
-           "analysis": ("scipy",)}  # fmt: skip
-_PACKAGES = ("numpy", "safetensors", "pydantic", "matplotlib")
+import torch
+
+from mdft_fast.app.demo import default_folder, is_finished
+from mdft_fast.app.running import version_of
+from mdft_fast.arena import Layout
+from mdft_fast.errors import MdftError, need
+from mdft_fast.ops import kernels, merge
+from mdft_fast.reference import merge as exact_merge
+from mdft_fast.version import __version__
+
+_DISTRIBUTION = "mdft-fast"
 
 
 def findings() -> dict[str, str]:
     """Returns what is installed and what it can use, a line an item."""
-    import torch
-
-    import mdft_fast
-    from mdft_fast.app.demo import default_folder
-
+    demo = default_folder()
     return {
-        "mdft_fast": mdft_fast.__version__,
+        "mdft_fast": __version__,
         "python": f"{platform.python_version()}, {platform.platform()}",
         "torch": f"{torch.__version__}, built for CUDA {torch.version.cuda or 'none'}",
-        "packages": ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
-        "kernels": ", ".join(f"{where}: {what}" for where, what in mdft_fast.kernels().items()),
+        **_dependencies(),
+        "kernels": ", ".join(f"{device}: {loops}" for device, loops in kernels().items()),
         **_native(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         "gpu": _gpus(),
-        "extras": ", ".join(f"{name}: {_extra(modules)}" for name, modules in _EXTRAS.items()),
-        "demo pool": _demo(),
-        "cache": str(default_folder().parent),
+        "demo pool": f"{demo}" if is_finished(demo) else "not built yet; mdft demo builds it",
+        "cache": str(demo.parent),
     }
+
+
+def _dependencies() -> dict[str, str]:
+    """Returns versions of what the installed package declares, and what its extras lack."""
+    try:
+        extras = importlib.metadata.metadata(_DISTRIBUTION).get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {"packages": f"unknown: {_DISTRIBUTION} is not installed, only on the path"}
+    states = []
+    for extra in extras:
+        absent = [name for name in _packages(extra) if version_of(name) is None]
+        if extra != "dev":  # for work on the package, not for its use
+            states.append(f"{extra}: {'needs ' + ' '.join(absent) if absent else 'yes'}")
+    return {
+        "packages": ", ".join(f"{name} {version_of(name) or 'absent'}" for name in _packages()),
+        "extras": ", ".join(states),
+    }
+
+
+def _packages(extra: str = "") -> list[str]:
+    """Returns what the package needs, or what an extra adds, with the extras that it takes in."""
+    names = []
+    for requirement in importlib.metadata.requires(_DISTRIBUTION) or ():
+        package, _, condition = requirement.partition(";")
+        if extra == "".join(re.findall(r"extra == ['\"]([\w-]+)", condition)):
+            name, *inner = re.findall(r"[\w.-]+", package)
+            if name == _DISTRIBUTION:
+                names += [part for other in inner for part in _packages(other)]
+            else:
+                names.append(name)
+    return names
 
 
 def self_test() -> tuple[bool, str]:
@@ -42,19 +76,11 @@ def self_test() -> tuple[bool, str]:
     Returns:
         Whether it is right, and the words for it.
     """
-    import torch
-
-    from mdft_fast.arena import Layout
-    from mdft_fast.ops import merge
-    from mdft_fast.reference import merge as exact_merge
-
     count = 1 << 22
     generator = torch.Generator().manual_seed(0)
-    base, deltas = (
-        torch.randn(count, generator=generator),
-        torch.randn(4, count, generator=generator),
-    )
-    coefficients = torch.full((4, 1), 0.3)
+    base = torch.randn(count, generator=generator)
+    deltas = torch.randn(4, count, generator=generator)
+    coefficients = torch.linspace(0.1, 0.4, 4)[:, None]
     layout = Layout.single(count)
     merge(base, deltas, coefficients, layout)  # the first call touches fresh memory
     started = time.perf_counter()
@@ -71,19 +97,12 @@ def self_test() -> tuple[bool, str]:
     return good, f"{words}, {1000 * seconds:.1f} ms, {rate:.1f} GB/s"
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
-
-
 def _native() -> dict[str, str]:
     try:
-        from mdft_fast import _native
-    except ImportError as error:
-        return {"native": f"absent ({error}); operators run in plain torch"}
-    info, features = _native.build_info(), _native.cpu_features()
+        native = need("mdft_fast._native")
+    except MdftError as error:
+        return {"native": f"absent ({error.__cause__}); operators run in plain torch"}
+    info, features = native.build_info(), native.cpu_features()
     cuda = "without CUDA"
     if info["nvcc_version"]:
         cuda = f"nvcc {info['nvcc_version']}, {' '.join(info['cuda_architectures'])}"
@@ -95,24 +114,7 @@ def _native() -> dict[str, str]:
 
 
 def _gpus() -> str:
-    import torch
-
     if not torch.cuda.is_available():
         return "none that torch sees"
-    return ", ".join(
-        f"{torch.cuda.get_device_name(i)}, "
-        f"{torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB"
-        for i in range(torch.cuda.device_count())
-    )
-
-
-def _extra(modules: tuple[str, ...]) -> str:
-    absent = [name for name in modules if importlib.util.find_spec(name) is None]
-    return f"needs {' '.join(absent)}" if absent else "yes"
-
-
-def _demo() -> str:
-    from mdft_fast.app.demo import default_folder, is_finished
-
-    folder = default_folder()
-    return f"{folder}" if is_finished(folder) else "not built yet; mdft demo builds it"
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus)

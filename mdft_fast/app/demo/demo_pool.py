@@ -21,14 +21,14 @@ from torch import Generator, Tensor, nn
 
 import mdft_fast.app.demo.pool_files as files
 import mdft_fast.app.demo.training as train
+from mdft_fast.app.demo.demo_tasks import TASKS, DemoTask, draw_plain, split_images
 from mdft_fast.app.demo.glyphs import SIZE
-from mdft_fast.app.demo.tasks import TASKS, DemoTask, draw_plain, split_images
 from mdft_fast.errors import MdftError, need
 from mdft_fast.files import cache_folder, filled_once
 from mdft_fast.model import TASK_ARITHMETIC
 
 VERSION = 1  # raise it with every change of what is built: the folder's name and stamp hold it
-_MODULES = ("open_clip", "sklearn", "matplotlib", "safetensors")
+_MODULES = ("open_clip", "sklearn", "matplotlib")
 
 Progress = Callable[[str], None]
 
@@ -51,9 +51,9 @@ class DemoSizes:
     tasks: tuple[str, ...] = field(default=tuple(task.name for task in TASKS))
 
     def __post_init__(self) -> None:
-        known = {task.name for task in TASKS}
-        if not self.tasks or not known.issuperset(self.tasks):
-            raise MdftError(f"demo: tasks must be among {sorted(known)}, got {list(self.tasks)}")
+        names = {task.name for task in TASKS}
+        if not self.tasks or not names.issuperset(self.tasks):
+            raise MdftError(f"demo: tasks must be among {sorted(names)}, got {list(self.tasks)}")
         if not 0 < self.unlabelled <= min(self.train, 1797 - self.test):
             raise MdftError(f"demo: unlabelled must be a part of train, got {self.unlabelled}")
         name, most = max(((t.name, len(t.class_names)) for t in TASKS), key=lambda pair: pair[1])
@@ -76,8 +76,8 @@ def default_folder() -> Path:
 
 def stamp(sizes: DemoSizes) -> dict[str, Any]:
     """Returns what tells one builder's pool from another's, as JSON reads it back."""
-    found: dict[str, Any] = json.loads(json.dumps({"version": VERSION, "sizes": asdict(sizes)}))
-    return found
+    content: dict[str, Any] = json.loads(json.dumps({"version": VERSION, "sizes": asdict(sizes)}))
+    return content
 
 
 def is_finished(folder: Path, sizes: DemoSizes | None = None) -> bool:
@@ -112,15 +112,11 @@ def ensure_pool(
     if is_finished(folder, sizes):
         return folder
     files.refuse_foreign(folder)
-    _require_modules()
+    for module in _MODULES:  # all of them, before anything is drawn
+        need(module, "demo", who="demo")
     with filled_once(folder, partial(is_finished, folder, sizes)) as made, _own_settings():
         _build(made, sizes, progress or (lambda line: None))
     return folder
-
-
-def _require_modules() -> None:
-    for module in _MODULES:
-        need(module, "demo", who="demo")
 
 
 @contextmanager
@@ -149,8 +145,8 @@ def _train_base(sizes: DemoSizes, progress: Progress) -> dict[str, Tensor]:
     steps, size = sizes.base_steps, sizes.base_batch
     batches = train.epochs(images, labels, batch=size, steps=steps, generator=generator)
     train.fit(tower, weight, batches, train.muon(tower, weight), steps=steps)
-    seen = train.accuracy(tower, weight.detach(), images[:1000], labels[:1000])
-    progress(f"base: {100 * seen:.1f} % on its mixture after {steps} steps")
+    right = train.accuracy(tower, weight.detach(), images[:1000], labels[:1000])
+    progress(f"base: {100 * right:.1f} % on its mixture after {steps} steps")
     return train.rounded(tower)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mdft_fast.app.demo.demo_tasks import DemoTask
 from mdft_fast.app.demo.glyphs import SIZE
-from mdft_fast.app.demo.tasks import DemoTask
 from mdft_fast.errors import MdftError
 from mdft_fast.files import write_json, write_text
 

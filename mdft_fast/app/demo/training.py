@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from mdft_fast.errors import need
+
 HEAD_SCALE = 20.0  # inverse temperature of the cosine head, as in the shared pools
 WEIGHT_DECAY = 0.01
 WARMUP = 0.1  # share of the steps
@@ -21,9 +23,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 def make_tower(kwargs: Mapping[str, Any]) -> nn.Module:
     """Builds the vision tower; initial weights come from torch's global generator."""
-    from open_clip.transformer import VisionTransformer
-
-    tower: nn.Module = VisionTransformer(**kwargs)
+    tower: nn.Module = need("open_clip.transformer", "demo").VisionTransformer(**kwargs)
     return tower
 
 
@@ -108,8 +108,8 @@ def features(tower: nn.Module, images: Tensor, *, batch: int = 256) -> Tensor:
 
 def class_mean_head(tower: nn.Module, images: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Returns ``[C, D]``: normalized class means of the normalized features, times 20."""
-    found = features(tower, images)
-    sums = torch.zeros(classes, found.shape[1]).index_add_(0, labels, found)
+    each = features(tower, images)
+    sums = torch.zeros(classes, each.shape[1]).index_add_(0, labels, each)
     return F.normalize(sums, dim=-1) * HEAD_SCALE
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,11 +13,9 @@ from mdft_fast.app.forecast.free_memory import available_memory
 from mdft_fast.app.forecast.step_forecast import Forecast, forecast
 from mdft_fast.app.forecast.verification import verify
 from mdft_fast.app.opening import choose_device, images_at_once
+from mdft_fast.app.recipe import Recipe
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import read_manifest
-
-if TYPE_CHECKING:
-    from mdft_fast.app.recipe import Recipe
 
 _SHARE = 0.9  # of the memory that is free, where no budget is given
 
@@ -42,6 +39,25 @@ class MemoryPlan:
     given: bool
     samples: int
 
+    def table(self, *, every_codec: bool) -> list[list[str]]:
+        """Returns a header and a line a row, of the chosen codec or of all, as `mdft plan` shows.
+
+        An arrow marks the chosen row where it fits; brackets: not in memory, but in files or on
+        the host.
+        """
+        header = "", "mode", "codec", "again", "base", "vectors", "weights", "rest", "peak", "moved"
+        lines = [list(header)]
+        for row in self.rows:
+            if every_codec or row.codec == self.chosen.codec:
+                stored = [size(row.base), size(row.vectors)]
+                lines.append([
+                    "->" if row == self.chosen and self.fits else "",
+                    row.mode, row.codec, "yes" if row.checkpointing else "no",
+                    *(f"({part})" if row.away else part for part in stored),
+                    *map(size, (row.weights, row.rest, row.peak, row.moved)),
+                ])  # fmt: skip
+        return lines
+
     def advice(self) -> str:
         """Returns what to change so that a step fits, in keys of the recipe."""
         fitting = [row for row in self.rows if row.peak <= self.budget]
@@ -49,15 +65,12 @@ class MemoryPlan:
         least = min(self.rows, key=lambda row: row.peak)
         lines = [
             f"a step with {self.samples} images a forward pass would take "
-            f"{size(self.chosen.peak)} ({keys(self.chosen)}), and "
-            f"{size(self.budget)} {'are in the budget' if self.given else 'are free'}"
+            f"{size(self.chosen.peak)} ({recipe_keys(self.chosen)}), and "
+            f"{size(self.budget)} {'are in the budget' if self.given else 'are free'}",
+            "what fits, the fastest first:" if fitting else "nothing fits; the least is:",
         ]
-        if fitting:
-            lines.append("what fits, the fastest first:")
-        else:
-            lines.append("nothing fits; the least is:")
-        shown = {keys(row): row for row in fitting[:3] or [least]}
-        lines += [f"  {size(row.peak):>9}  {text}" for text, row in shown.items()]
+        ways = {recipe_keys(row): row for row in fitting[:3] or [least]}
+        lines += [f"  {size(row.peak):>9}  {way}" for way, row in ways.items()]
         if self.samples > 1:
             lines.append(f"  memory.micro_batch below {self.samples} lowers what activations take")
         return "\n".join(lines)
@@ -101,8 +114,8 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
     allowed: list[Forecast] = []
     for row in forecasts:
         rows.append(row)
-        wanted = row.codec == codec and row.checkpointing == memory.checkpointing
-        if wanted and memory.mode in ("auto", row.mode):
+        as_asked = row.codec == codec and row.checkpointing == memory.checkpointing
+        if as_asked and memory.mode in ("auto", row.mode):
             allowed.append(row)
         if not every and any(row.peak <= budget for row in allowed):
             break
@@ -122,18 +135,18 @@ def explained(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        text = str(error) or type(error).__name__
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and "allocate memory" not in text:  # what torch's CPU allocator says
+        message = str(error) or type(error).__name__
+        typed = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not typed and "allocate memory" not in message:  # what torch's CPU allocator says
             raise
         advice = plan(recipe).advice()
-        raise MdftError(f"out of memory: {text.splitlines()[0]}\n{advice}") from error
+        raise MdftError(f"out of memory: {message.splitlines()[0]}\n{advice}") from error
 
 
-def keys(row: Forecast) -> str:
+def recipe_keys(row: Forecast) -> str:
     """Returns the recipe's keys that give a row."""
-    text = f"memory.mode={row.mode} memory.codec={row.codec}"
-    return text + (" memory.checkpointing=true" if row.checkpointing else "")
+    again = " memory.checkpointing=true" if row.checkpointing else ""
+    return f"memory.mode={row.mode} memory.codec={row.codec}{again}"
 
 
 def size(count: int) -> str:

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -109,22 +108,26 @@ def forecast(
         backbone.to_empty(device="cpu")
     subject = dataclasses.replace(subject, backbone=backbone)
     pool = _fake_pool(subject, fakes)
+    base, out = 4 * pool.N, pool.N * DTYPE_OF_PRECISION[precision].itemsize
     for checkpointing, mode in itertools.product((False, True), MODES):
         step = _simulate(subject, pool, fakes, mode, samples, precision, checkpointing)
         if step is None:
             continue
+        peak, elements = step
+        weights, staged = out * elements // pool.N, gpu and mode == "streamed"
+        merges = 1 if mode == "resident" else 2 * passes
         for codec in CODECS:
-            yield _row(step, pool, codec, precision, passes, gpu, codec in mapped)
-
-
-@dataclasses.dataclass(frozen=True)
-class Simulated:
-    """A step on fakes: bytes made by it at its peak, and ``elements`` merged at once."""
-
-    mode: Mode
-    checkpointing: bool
-    peak: int
-    elements: int
+            with torch.device("meta"):
+                vectors = empty_vectors(pool.K, pool.N, codec).bytes
+            # Staged: two blocks of base and task vectors beside the block of merged weights.
+            buffers = 2 * (base + vectors) * elements // pool.N if staged else 0
+            yield Forecast(
+                mode, codec, checkpointing, base, vectors,
+                away=staged or (codec in mapped and not gpu),
+                weights=weights,
+                rest=peak - weights + buffers,
+                moved=merges * (base + vectors + out) + passes * (out + vectors),
+            )  # fmt: skip
 
 
 def _fake_pool(subject: Subject, fakes: FakeTensorMode) -> Pool:
@@ -156,14 +159,18 @@ def _simulate(
     samples: int,
     precision: Precision,
     checkpointing: bool,
-) -> Simulated | None:
-    """Runs one step of stage 1 on fakes; None where the mode needs blocks and there are none."""
+) -> tuple[int, int] | None:
+    """Runs one step of stage 1 on fakes.
+
+    Returns:
+        Bytes that the step made, at its peak, and elements merged at once; None where the mode
+        needs blocks and there are none.
+    """
     shape = subject.K, len(pool.layout.columns)
-    options: dict[str, Any] = {"precision": precision, "checkpointing": checkpointing}
     try:
         meta = MetaModel(
             subject.backbone, pool, mode=mode, start=torch.zeros(shape), blocks=subject.blocks,
-            **options,
+            precision=precision, checkpointing=checkpointing,
         )  # fmt: skip
     except MdftError:
         if subject.blocks is None and (mode != "resident" or checkpointing):
@@ -181,7 +188,7 @@ def _simulate(
             f"plan: the backbone must run on tensors without data, got {type(error).__name__}: "
             f"{error}"
         ) from error
-    return Simulated(mode, checkpointing, live.peak, meta.merged_elements)
+    return live.peak, meta.merged_elements
 
 
 @torch.enable_grad()
@@ -195,26 +202,3 @@ def _step(meta: MetaModel, subject: Subject, samples: int) -> None:
         logits.append(features[: len(rows)] @ head.T)
         teachers.append(torch.empty(len(rows), count))
     debiased_entropy_loss(logits, teachers).loss.sum().backward()
-
-
-def _row(
-    step: Simulated,
-    pool: Pool,
-    codec: Codec,
-    precision: Precision,
-    passes: int,
-    gpu: bool,
-    mapped: bool,
-) -> Forecast:
-    with torch.device("meta"):
-        vectors = empty_vectors(pool.K, pool.N, codec).bytes
-    base, out = 4 * pool.N, pool.N * DTYPE_OF_PRECISION[precision].itemsize
-    weights, rest = out * step.elements // pool.N, step.peak
-    staged = gpu and step.mode == "streamed"
-    if staged:  # two blocks of base and task vectors beside the block of merged weights
-        rest += 2 * (base + vectors) * step.elements // pool.N
-    merges = 1 if step.mode == "resident" else 2 * passes
-    return Forecast(
-        step.mode, codec, step.checkpointing, base, vectors, staged or (mapped and not gpu),
-        weights, rest - weights, merges * (base + vectors + out) + passes * (out + vectors),
-    )  # fmt: skip

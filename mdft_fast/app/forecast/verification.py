@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -21,12 +20,10 @@ from mdft_fast.app.opening import (
     spec_of,
     tasks_of,
 )
+from mdft_fast.app.recipe import Recipe
 from mdft_fast.checkpoints import Preprocess, as_preprocess, check_activation, example_input
 from mdft_fast.model import check_shapes
 from mdft_fast.pool import Packing, Pool, features_of
-
-if TYPE_CHECKING:
-    from mdft_fast.app.recipe import Recipe
 
 
 def verify(recipe: Recipe) -> Subject:
@@ -54,14 +51,16 @@ def verify(recipe: Recipe) -> Subject:
         backbone = shapes_alone(spec_of(recipe) or {})
         preprocess = as_preprocess(preprocess_of(recipe))
         tasks = tasks_of(recipe, _shapes_of_heads(backbone, preprocess))
-        given = pool_arguments(recipe, tasks)
-        del given["backbone_spec"]
-        Packing(**given)
+        arguments = pool_arguments(recipe, tasks)
+        del arguments["backbone_spec"]
+        Packing(**arguments)
         classes = [task.head.classes for task in tasks]
     height, width = preprocess["size"]
     return Subject(backbone, classes, (height, width), recipe.memory.blocks)
 
 
 def _shapes_of_heads(backbone: nn.Module, preprocess: Preprocess) -> MakeHead:
-    known = functools.cache(lambda: features_of(backbone, example_input(preprocess)) or 1)
-    return lambda given, packed, names, sources: shape_of_head(given, packed, known, names, sources)
+    features = functools.cache(lambda: features_of(backbone, example_input(preprocess)) or 1)
+    return lambda task, packed, names, sources: shape_of_head(
+        task, packed, features, names, sources
+    )

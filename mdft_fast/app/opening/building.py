@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,15 +23,14 @@ from mdft_fast.app.opening.pool_sources import (
     spec_of,
 )
 from mdft_fast.app.opening.recipe_tasks import MakeHead, check_heads, tasks_of
+from mdft_fast.app.opening.sample_loading import Listener, LoadedData, load_data
 from mdft_fast.app.opening.sample_sources import Sources, sources_of
 from mdft_fast.app.opening.task_heads import Base, head_of
+from mdft_fast.app.recipe import Recipe, TaskRecipe
 from mdft_fast.data import Samples, Task, load_test_images
 from mdft_fast.methods import apply
 from mdft_fast.model import MetaModel, Mode
 from mdft_fast.pool import Head, Pool
-
-if TYPE_CHECKING:
-    from mdft_fast.app.recipe import Recipe, TaskRecipe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,6 +74,17 @@ class Built:
             checkpointing=memory.checkpointing,
             blocks=memory.blocks,
             device=self.device,
+        )
+
+    def load_data(self, progress: Listener, *, only: str | None = None) -> LoadedData:
+        """Returns the samples, as the recipe wants them: see :func:`load_data`."""
+        return load_data(
+            self.tasks,
+            self.pool.preprocess,
+            transductive=self.recipe.transductive,
+            shown=progress,
+            drop=self.recipe.duplicates == "drop",
+            only=only,
         )
 
 
@@ -136,20 +145,17 @@ def _heads(recipe: Recipe, base: Base) -> MakeHead:
 
     @functools.cache
     def tests() -> dict[str, Samples]:
-        sources = {
-            task.name: sources_of(task, transductive=recipe.transductive).evaluate
-            for task in recipe.tasks
-        }
-        return {
-            name: load_test_images(source, base.preprocess)
-            for name, source in sources.items()
-            if source is not None
-        }
+        samples = {}
+        for task in recipe.tasks:
+            source = sources_of(task, transductive=recipe.transductive).evaluate
+            if source is not None:
+                samples[task.name] = load_test_images(source, base.preprocess)
+        return samples
 
     def make(
-        given: TaskRecipe, packed: Head | None, names: tuple[str, ...] | None, sources: Sources
+        task: TaskRecipe, packed: Head | None, names: tuple[str, ...] | None, sources: Sources
     ) -> Head:
-        return head_of(given, packed, base, names, sources, tests=tests, drop=drop)
+        return head_of(task, packed, base, names, sources, tests=tests, drop=drop)
 
     return make
 

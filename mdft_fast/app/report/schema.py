@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``result.json`` and ``metrics.jsonl``: what a run writes down, and what the report reads.
 
-Shapes: K task vectors, L columns of λ. An accuracy is a share from 0 to 1. A method or a task that
+Shapes: K task vectors, L columns of λ. An accuracy is a share from 0 to 1. A model or a task that
 is absent from ``accuracy`` was not measured: no labels, or a stage that was not run.
 """
 
@@ -15,73 +15,43 @@ from typing import Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
+from mdft_fast.app.report.compared_models import ComparedModel, compared_models
 from mdft_fast.errors import MdftError
 
-SCHEMA = 1
-RESULT = "result.json"
-METRICS = "metrics.jsonl"
-
-Method = Literal["pretrained", "individual", "task_arithmetic", "meta", "specialized", "control"]
 T = TypeVar("T")
 
 
 class TaskCounts(TypedDict):
-    """One task's samples.
-
-    Attributes:
-        name: the task's.
-        classes: C.
-        unlabelled: samples given.
-        learn: of those, the ones that steps draw from.
-        holdout: of those, the ones kept apart.
-        kept: of ``learn``, those that pass the filter.
-        kept_share: ``kept / learn``.
-        test: labelled samples; 0 where there are none.
-        samples: SHA-256 of the unlabelled images.
-        entropy: of the teacher on ``learn``, as a share of log C: a histogram over equal bins of
-            [0, 1], the number of samples in each; the last bin holds 1 itself.
-    """
+    """One task's samples."""
 
     name: str
     classes: int
-    unlabelled: int
+    unlabelled: int  # samples given: those to learn from, and those held out
     learn: int
     holdout: int
-    kept: int
+    kept: int  # of those to learn from, the ones that pass the filter
     kept_share: float
-    test: int
-    samples: NotRequired[str]
+    test: int  # labelled samples; 0 where there are none
+    samples: NotRequired[str]  # SHA-256 of the unlabelled images
+    # of the teacher on ``learn``, as a share of log C: samples in each of equal bins of [0, 1]
     entropy: NotRequired[list[int]]
 
 
 class Filter(TypedDict):
-    """The filter of stage 1, equation (4).
-
-    Attributes:
-        enabled: whether samples are removed at all.
-        mu: samples are kept whose entropy, as a share of log C, is below this.
-        entropy_of: whose entropy.
-    """
+    """The filter of stage 1, equation (4)."""
 
     enabled: bool
-    mu: float
+    mu: float  # kept are samples whose entropy, as a share of log C, is below this
     entropy_of: Literal["teacher", "meta"]
 
 
 class Confusion(TypedDict):
-    """How often each class of a task was taken for each, sparse.
-
-    Attributes:
-        classes: C names.
-        true: class of the label, an index into ``classes``; one a pair of classes that occurs.
-        predicted: class that the model says, likewise.
-        count: test samples of that pair.
-    """
+    """How often each class of a task was taken for each, sparse: an item a pair that occurs."""
 
     classes: list[str]
-    true: list[int]
-    predicted: list[int]
-    count: list[int]
+    true: list[int]  # class of the label, an index into ``classes``
+    predicted: list[int]  # class that the model says, likewise
+    count: list[int]  # test samples of that pair
 
 
 class PoolFacts(TypedDict):
@@ -97,13 +67,7 @@ class PoolFacts(TypedDict):
 
 
 class Coefficients(TypedDict):
-    """λ.
-
-    Attributes:
-        start: one number, or [K][L].
-        construct: [K][L] after stage 1.
-        specialize: task -> [K][L] after stage 2.
-    """
+    """λ at the start, after stage 1 ([K][L]) and, by task, after stage 2 ([K][L])."""
 
     start: float | list[list[float]]
     construct: list[list[float]]
@@ -119,21 +83,13 @@ class Interval(TypedDict):
 
 
 class SpecializePoint(TypedDict):
-    """Where a specialized model stands after a step; step 0 is before the first.
-
-    Attributes:
-        step: number of updates so far.
-        loss: equation (7); None where it was not measured.
-        accuracy: on the target task; None without labels.
-        distance: L2 distance of λ to e_k.
-        others: mean accuracy on the other tasks; None where not measured.
-    """
+    """Where a specialized model stands after a step; step 0 is before the first."""
 
     step: int
-    loss: float | None
-    accuracy: float | None
-    distance: float
-    others: float | None
+    loss: float | None  # equation (7); None where it was not measured
+    accuracy: float | None  # on the target task; None without labels
+    distance: float  # L2 distance of λ to e_k
+    others: float | None  # mean accuracy on the other tasks; None where not measured
 
 
 class Holdout(TypedDict, total=False):
@@ -152,60 +108,34 @@ class Phase(TypedDict):
 
 
 class Result(TypedDict):
-    """``result.json``.
-
-    Attributes:
-        schema: version of this format.
-        created: when the run ended, ISO 8601.
-        commit: of mdft_fast when its native part was built, where known.
-        versions: package -> version.
-        device: "cpu", "cuda:0 (name)".
-        threads: of torch on the CPU.
-        kernels: device -> what computed the operators.
-        seed: of every draw.
-        transductive: whether unlabelled samples were test images.
-        preset: the recipe's.
-        pool: the models and the tasks.
-        trainable: numbers learned, K · L.
-        columns: L names.
-        coefficients: λ.
-        accuracy: method -> task -> share correct. "control" is stage 2 from task arithmetic.
-        intervals: task, and "average" -> specialized minus individual.
-        comparisons: "specialized-control", "meta-task_arithmetic", any "<method>-<method>" -> the
-            one's average minus the other's, bootstrapped in pairs on the same samples.
-        specialize: task -> its path through stage 2.
-        holdout: label-free measure of stage 1, where samples were held out.
-        phases: in the order of the run.
-        warnings: one sentence each.
-        filter: of stage 1.
-        confusion: task -> what the meta-model takes for what on its test samples.
-        recipe: the whole recipe, YAML.
-    """
+    """``result.json``."""
 
     schema: Literal[1]
-    created: str
-    commit: str | None
+    created: str  # when the run ended, ISO 8601
+    commit: str | None  # of mdft_fast when its native part was built, where known
     versions: dict[str, str]
     device: str
-    threads: int
-    kernels: dict[str, str]
+    threads: int  # of torch on the CPU
+    kernels: dict[str, str]  # device -> what computed the operators
     seed: int
-    transductive: bool
+    transductive: bool  # whether unlabelled samples were test images
     preset: str
     pool: PoolFacts
-    trainable: int
+    trainable: int  # numbers learned, K · L
     columns: list[str]
     coefficients: Coefficients
-    accuracy: dict[Method, dict[str, float]]
-    intervals: dict[str, Interval]
+    compared: NotRequired[list[ComparedModel]]  # what ``accuracy`` holds, in the order shown
+    accuracy: dict[str, dict[str, float]]  # model -> task -> share correct
+    intervals: dict[str, Interval]  # task, and "average" -> specialized minus individual
+    # "a-b" -> a's average minus b's, bootstrapped in pairs on the same samples
     comparisons: NotRequired[dict[str, Interval]]
-    specialize: dict[str, list[SpecializePoint]]
+    specialize: dict[str, list[SpecializePoint]]  # task -> its path through stage 2
     holdout: NotRequired[Holdout | None]
-    phases: list[Phase]
+    phases: list[Phase]  # in the order of the run
     warnings: list[str]
     filter: NotRequired[Filter]
-    confusion: NotRequired[dict[str, Confusion]]
-    recipe: NotRequired[str]
+    confusion: NotRequired[dict[str, Confusion]]  # task -> what the meta-model takes for what
+    recipe: NotRequired[str]  # the whole recipe, YAML
 
 
 class Metric(TypedDict):
@@ -228,30 +158,34 @@ def read_result(folder: str | os.PathLike[str]) -> Result:
     Raises:
         MdftError: naming the file and the first key that is wrong.
     """
-    path = Path(folder) / RESULT
-    return _read(path, _text(path), TypeAdapter(Result))
+    path = Path(folder) / "result.json"
+    result = _checked(path, _content(path), TypeAdapter(Result))
+    unnamed = result["accuracy"].keys() - {model.name for model in compared_models(result)}
+    if unnamed:
+        raise MdftError(f"{path}: compared: must name all of accuracy, got no {min(unnamed)!r}")
+    return result
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[Metric]:
     """Reads a run folder's ``metrics.jsonl``; an unfinished last line is left out."""
-    path = Path(folder) / METRICS
+    path = Path(folder) / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = _text(path).split("\n")[:-1]  # what follows the last line end was cut off
+    lines = _content(path).split("\n")[:-1]  # what follows the last line end was cut off
     adapter = TypeAdapter(Metric)
-    return [_read(f"{path}, line {i}", line, adapter) for i, line in enumerate(lines, 1)]
+    return [_checked(f"{path}, line {i}", line, adapter) for i, line in enumerate(lines, 1)]
 
 
-def _text(path: Path) -> str:
+def _content(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise MdftError(f"{path}: not readable: {error.strerror}") from None
 
 
-def _read(where: str | Path, text: str, adapter: TypeAdapter[T]) -> T:
+def _checked(where: str | Path, content: str, adapter: TypeAdapter[T]) -> T:
     try:
-        return adapter.validate_python(json.loads(text))
+        return adapter.validate_python(json.loads(content))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])

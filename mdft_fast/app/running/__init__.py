@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recipe from start to end: stages, evaluation, files, report."""
 
-from mdft_fast.app.running.environment import environment
 from mdft_fast.app.running.fingerprints import same_task
 from mdft_fast.app.running.progress import Progress
+from mdft_fast.app.running.provenance import environment, version_of
 from mdft_fast.app.running.run_folder import check_finished
 from mdft_fast.app.running.whole_run import RunSummary, run
 
@@ -14,4 +14,5 @@ __all__ = [
     "environment",
     "run",
     "same_task",
+    "version_of",
 ]

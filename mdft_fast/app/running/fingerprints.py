@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mdft_fast.app.opening import Built, construct_config, images_at_once, load_data
+from mdft_fast.app.opening import Built, LoadedData, construct_config, images_at_once
 from mdft_fast.app.running.progress import Progress
 from mdft_fast.app.running.run_folder import check_inputs
 from mdft_fast.learning import TaughtTask, teach
@@ -23,27 +24,28 @@ def same_task(folder: Path, built: Built, meta: MetaModel, name: str) -> TaughtT
         meta: the meta-model.
         name: the task's.
     """
-    recipe, pool = built.recipe, built.pool
-    with Progress(None) as shown:
-        data = load_data(
-            built.tasks,
-            pool.preprocess,
-            transductive=recipe.transductive,
-            shown=shown,
-            drop=recipe.duplicates == "drop",
-            only=name,
-        )
-    config, batch = construct_config(recipe), images_at_once(recipe)
-    (taught,) = teach(meta, data.tasks, holdout=config.holdout, seed=config.seed, batch=batch)
-    check_inputs(folder, {"pool": pool.checksum, "tasks": [inputs_of(taught, data.splits[0])]})
-    return taught
+    with Progress(None) as progress:
+        data = built.load_data(progress, only=name)
+    taught = taught_tasks(built, meta, data)
+    check_inputs(folder, inputs_of(built, data, taught))
+    return taught[0]
 
 
-def inputs_of(task: TaughtTask, about: dict[str, Any]) -> dict[str, Any]:
-    """Returns which samples a task learns from: their source, their digest and their split."""
-    return {
-        **about,
-        "samples": hashlib.sha256(task.samples.digests().tobytes()).hexdigest(),
-        "learn": task.learn.tolist(),
-        "holdout": task.holdout.tolist(),
-    }
+def taught_tasks(built: Built, meta: MetaModel, data: LoadedData) -> list[TaughtTask]:
+    """Returns the tasks with their teachers' answers, split as the recipe says."""
+    config, batch = construct_config(built.recipe), images_at_once(built.recipe)
+    return teach(meta, data.tasks, holdout=config.holdout, seed=config.seed, batch=batch)
+
+
+def inputs_of(built: Built, data: LoadedData, taught: Sequence[TaughtTask]) -> dict[str, Any]:
+    """Returns digests of the pool, and of each task's samples with their source and split."""
+    tasks = [
+        {
+            **about,
+            "samples": hashlib.sha256(task.samples.digests().tobytes()).hexdigest(),
+            "learn": task.learn.tolist(),
+            "holdout": task.holdout.tolist(),
+        }
+        for task, about in zip(taught, data.splits, strict=True)
+    ]
+    return {"pool": built.pool.checksum, "tasks": tasks}

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from mdft_fast.app.opening import Built, images_at_once
-from mdft_fast.app.running.learned import Learned
+from mdft_fast.app.report import COMPARED
+from mdft_fast.app.running.stages import Learned
 from mdft_fast.evaluation import (
     Evaluation,
     TestSet,
@@ -20,7 +21,7 @@ from mdft_fast.evaluation import (
     evaluate,
     load_test_sets,
 )
-from mdft_fast.model import TASK_ARITHMETIC, MetaModel
+from mdft_fast.model import MetaModel
 
 Check = Callable[[list[TestSet]], Evaluation]
 
@@ -30,9 +31,10 @@ class Measured:
     """Accuracies in [0, 1]; empty where there are no labelled samples.
 
     Attributes:
-        accuracy: method -> task -> top-1 accuracy.
+        compared: the rows of the table of compared models that were measured.
+        accuracy: their names -> task -> top-1 accuracy.
         intervals: task (and "average") -> specialized less individual, with a 95 % interval.
-        comparisons: "a-b" -> the difference of two methods' averages over the tasks that both
+        comparisons: "a-b" -> the difference of two models' averages over the tasks that both
             have, with a 95 % interval, paired sample by sample.
         curve: task -> stage 2's step -> accuracy on the task itself.
         others: task -> step -> mean accuracy on the other tasks, at the first and last step.
@@ -40,6 +42,7 @@ class Measured:
         confusion: task -> which classes the meta-model takes for which.
     """
 
+    compared: list[dict[str, Any]]
     accuracy: dict[str, dict[str, float]]
     intervals: dict[str, dict[str, float]]
     comparisons: dict[str, dict[str, float]]
@@ -51,11 +54,11 @@ class Measured:
 
 def worse_than_base(accuracy: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Returns a sentence if fine-tuned models are worse than their base, on tasks of their own."""
-    own, base = accuracy.get("individual", {}), accuracy.get("pretrained", {})
+    individual, base = accuracy.get("individual", {}), accuracy.get("pretrained", {})
     worse = [
-        f"{name} ({100 * own[name]:.1f} against {100 * base[name]:.1f})"
-        for name in own
-        if name in base and own[name] < base[name]
+        f"{name} ({100 * individual[name]:.1f} against {100 * base[name]:.1f})"
+        for name in individual
+        if name in base and individual[name] < base[name]
     ]
     if not worse:
         return []
@@ -70,39 +73,50 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
     tests = load_test_sets(built.tasks, built.pool.preprocess)
     sizes = {test.task.name: len(test.samples) for test in tests}
     if not tests:
-        return Measured({}, {}, {}, {}, {}, {}, {})
+        return Measured([], {}, {}, {}, {}, {}, {}, {})
     check = functools.partial(evaluate, meta, batch=images_at_once(built.recipe))
     correct: dict[str, dict[str, Tensor]] = {}
-    for method, value in (
-        ("pretrained", 0.0),
-        ("task_arithmetic", TASK_ARITHMETIC),
-        ("meta", learned.construct.coefficients),
-    ):
-        with meta.using(value):
-            found = check(tests)  # the last one is the meta-model's
-        correct[method] = dict(found.correct)
-    confused = {test.task.name: confusion(test, found.predicted[test.task.name]) for test in tests}
-    correct["individual"] = _each(
-        meta, check, tests, {name: meta.individual(name) for name in built.pool.names}
-    )
-    final = {name: result.coefficients for name, result in learned.specialize.items()}
-    correct["specialized"] = _each(meta, check, tests, final)
-    control = {name: result.coefficients for name, result in learned.control.items()}
-    correct["control"] = _each(meta, check, tests, control)
+    confused: dict[str, dict[str, list[Any]]] = {}
+    for name, at in _coefficients(built, meta, learned):
+        if isinstance(at, dict):
+            correct[name] = _each(meta, check, tests, at)
+            continue
+        with meta.using(at):
+            evaluation = check(tests)
+        correct[name] = dict(evaluation.correct)
+        if name == "meta":
+            confused = {t.task.name: confusion(t, evaluation.predicted[t.task.name]) for t in tests}
     accuracy = {
-        method: {name: float(hits.double().mean()) for name, hits in by_task.items()}
-        for method, by_task in correct.items()
+        name: {task: float(hits.double().mean()) for task, hits in by_task.items()}
+        for name, by_task in correct.items()
         if by_task
     }
-    curve = {name: _curve(meta, check, tests, learned, name) for name in final if name in sizes}
-    others = {
-        name: _others(meta, check, tests, learned, name)
-        for name in final
-        if len(sizes.keys() - {name})
-    }
+    curve: dict[str, dict[int, float]] = {}
+    others: dict[str, dict[int, float]] = {}
+    for name, path in ((name, result.path) for name, result in learned.specialize.items()):
+        target = [test for test in tests if test.task.name == name]
+        rest = [test for test in tests if test.task.name != name]
+        if target:
+            curve[name] = _along(meta, check, target, path, range(len(path)))
+        if rest:
+            others[name] = _along(meta, check, rest, path, (0, len(path) - 1))
     return Measured(
-        accuracy, _intervals(correct), _comparisons(correct), curve, others, sizes, confused
-    )
+        [dataclasses.asdict(model) for model in COMPARED if model.name in accuracy],
+        accuracy, _intervals(correct), _comparisons(correct), curve, others, sizes, confused,
+    )  # fmt: skip
+
+
+def _coefficients(
+    built: Built, meta: MetaModel, learned: Learned
+) -> Iterator[tuple[str, float | Tensor | dict[str, Tensor]]]:
+    """Gives every compared model's name and λ: one for all tasks, or each task's own."""
+    for model in COMPARED:
+        if isinstance(model.coefficients, float):
+            yield model.name, model.coefficients
+    yield "meta", learned.construct.coefficients
+    yield "individual", {name: meta.individual(name) for name in built.pool.names}
+    yield "specialized", {name: r.coefficients for name, r in learned.specialize.items()}
+    yield "control", {name: r.coefficients for name, r in learned.control.items()}
 
 
 def _each(
@@ -118,47 +132,37 @@ def _each(
     return hits
 
 
-def _curve(
-    meta: MetaModel, check: Check, tests: list[TestSet], learned: Learned, name: str
+def _along(
+    meta: MetaModel,
+    check: Check,
+    tests: list[TestSet],
+    path: Tensor,
+    steps: Iterable[int],
 ) -> dict[int, float]:
-    mine = [test for test in tests if test.task.name == name]
+    """Returns some steps' average accuracy on some tests."""
     accuracies = {}
-    for step, at in enumerate(learned.specialize[name].path):
-        with meta.using(at):
-            accuracies[step] = check(mine).average
-    return accuracies
-
-
-def _others(
-    meta: MetaModel, check: Check, tests: list[TestSet], learned: Learned, name: str
-) -> dict[int, float]:
-    rest = [test for test in tests if test.task.name != name]
-    path = learned.specialize[name].path
-    accuracies = {}
-    for step in (0, len(path) - 1):
+    for step in steps:
         with meta.using(path[step]):
-            accuracies[step] = check(rest).average
+            accuracies[step] = check(tests).average
     return accuracies
 
 
 def _intervals(correct: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
-    pairs = {
-        name: (hits, correct["individual"][name]) for name, hits in correct["specialized"].items()
-    }
-    intervals = {
-        name: difference_interval([mine], [other]) for name, (mine, other) in pairs.items()
-    }
+    individual = correct["individual"]
+    pairs = {name: (hits, individual[name]) for name, hits in correct["specialized"].items()}
+    intervals = {name: difference_interval([one], [other]) for name, (one, other) in pairs.items()}
     if pairs:
-        mine, other = zip(*pairs.values(), strict=True)
-        intervals["average"] = difference_interval(mine, other)
+        intervals["average"] = difference_interval(*zip(*pairs.values(), strict=True))
     return intervals
 
 
 def _comparisons(correct: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
+    """Compares models of one kind; those with the individual ones stand among the intervals."""
+    kinds = {model.name: model.kind for model in COMPARED}
     compared = {}
-    for a, b in (("meta", "task_arithmetic"), ("specialized", "control")):
+    for a, b in ((model.name, other) for model in COMPARED for other in model.against):
         common = [name for name in correct[a] if name in correct[b]]
-        if common:
+        if common and kinds[a] == kinds[b] and b != "individual":
             compared[f"{a}-{b}"] = difference_interval(
                 [correct[a][name] for name in common], [correct[b][name] for name in common]
             )

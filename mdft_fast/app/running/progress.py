@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+
+from rich import progress as bars
+from rich.console import Console
 
 from mdft_fast.learning import StepRecord
 
@@ -18,49 +20,44 @@ class Progress:
 
     def __init__(self, enabled: bool | None = None) -> None:
         self.enabled = sys.stderr.isatty() if enabled is None else enabled
-        self._bars: Any = None
-        self._tasks: dict[str, Any] = {}
+        self._rows: dict[str, bars.TaskID] = {}
+        self._bars = bars.Progress(
+            bars.TextColumn("{task.description:<28}"),
+            bars.BarColumn(bar_width=24),
+            bars.MofNCompleteColumn(),
+            bars.TimeRemainingColumn(compact=True),
+            bars.TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        )
 
     def __enter__(self) -> Progress:
         if self.enabled:
-            from rich import progress
-            from rich.console import Console
-
-            self._bars = progress.Progress(
-                progress.TextColumn("{task.description:<28}"),
-                progress.BarColumn(bar_width=24),
-                progress.MofNCompleteColumn(),
-                progress.TimeRemainingColumn(compact=True),
-                progress.TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-            )
             self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
+        if self.enabled:
             self._bars.stop()
 
     def say(self, text: str) -> None:
         """Prints a line above the bars."""
-        if self._bars is not None:
+        if self.enabled:
             self._bars.console.print(text)
 
     def step(self, name: str, record: StepRecord) -> None:
         """Shows a step of the stage ``name``."""
-        if self._bars is None:
-            return
-        if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=record.steps, note="")
-        self._bars.update(self._tasks[name], completed=record.step, note=_note(record))
+        if self.enabled:
+            self._update(name, record.step, record.steps, _note(record))
 
     def count(self, words: str, done: int, total: int) -> None:
         """Shows how many of a number of things are done."""
-        if self._bars is None:
-            return
-        if words not in self._tasks:
-            self._tasks[words] = self._bars.add_task(words, total=total, note="")
-        self._bars.update(self._tasks[words], completed=done)
+        if self.enabled:
+            self._update(words, done, total)
+
+    def _update(self, name: str, done: int, total: int, note: str = "") -> None:
+        if name not in self._rows:
+            self._rows[name] = self._bars.add_task(name, total=total, note="")
+        self._bars.update(self._rows[name], completed=done, note=note)
 
 
 def _note(record: StepRecord) -> str:

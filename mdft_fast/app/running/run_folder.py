@@ -10,16 +10,15 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from mdft_fast.app.recipe import Recipe, parse
+from mdft_fast.app.report import read_metrics
 from mdft_fast.errors import MdftError
 from mdft_fast.files import replacing, write_json, write_text
 from mdft_fast.learning import StepRecord
-
-if TYPE_CHECKING:
-    from mdft_fast.app.recipe import Recipe
 
 
 class RunFolder:
@@ -47,7 +46,7 @@ class RunFolder:
                 raise MdftError(f"{path}: no run to resume; start it without --resume")
             before = written.read_text(encoding="utf-8")
             with contextlib.suppress(MdftError):  # keys that a later version added hold defaults
-                before = type(recipe).load(written).dump()
+                before = Recipe.load(written).dump()
             if before != recipe.dump():
                 raise MdftError(
                     f"{path}: the recipe must be the one that the run was started with "
@@ -105,18 +104,17 @@ class RunFolder:
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps({**record.as_dict(), "stage": stage}) + "\n")
 
-    def trim_metrics(self, done: Mapping[tuple[str, str | None], int]) -> None:
-        """Drops the lines of steps that no saved state holds: a resumed run makes them again.
-
-        Args:
-            done: (stage, task) -> number of steps in its saved state.
-        """
-        kept = [
-            json.dumps(line)
-            for line in self.lines()
-            if line["step"] <= done.get((line["stage"], line["task"]), 0)
+    def trim_metrics(self) -> None:
+        """Drops the lines of steps that no saved state holds: a resumed run makes them again."""
+        lines = list(self.lines())
+        names = {state_name(line["stage"], line["task"]) for line in lines}
+        states = {name: self.load_state(name) or {"step": 0} for name in names}
+        held = [
+            json.dumps(line) + "\n"
+            for line in lines
+            if line["step"] <= states[state_name(line["stage"], line["task"])]["step"]
         ]
-        write_text(self.metrics, "".join(line + "\n" for line in kept))
+        write_text(self.metrics, "".join(held))
 
     def lines(self) -> Iterable[dict[str, Any]]:
         """Gives every line of the metrics."""
@@ -132,6 +130,11 @@ class RunFolder:
         return self.path / "state" / f"{name}.pt"
 
 
+def state_name(stage: str, task: str | None) -> str:
+    """Returns the name of a stage's state; stage 1 has no task."""
+    return stage if task is None else f"{stage}-{task}"
+
+
 def check_inputs(path: Path, inputs: Mapping[str, Any]) -> None:
     """Refuses inputs that are not those which the run in a folder was started with.
 
@@ -143,9 +146,9 @@ def check_inputs(path: Path, inputs: Mapping[str, Any]) -> None:
     tasks = {task["name"]: task for task in before.get("tasks", [])}
     pairs = [("pool", before.get("pool"), inputs["pool"])]
     for task in inputs["tasks"]:
-        known = tasks.get(task["name"], {})
-        keys = sorted(task.keys() | known.keys())
-        pairs += [(f"{task['name']}: {key}", known.get(key), task.get(key)) for key in keys]
+        first = tasks.get(task["name"], {})
+        for key in sorted(task.keys() | first.keys()):
+            pairs.append((f"{task['name']}: {key}", first.get(key), task.get(key)))
     for key, was, now in pairs:
         if was != now:
             raise MdftError(
@@ -162,17 +165,18 @@ def check_finished(path: Path) -> None:
     """
     if (path / "result.json").exists() or not (path / "splits.json").exists():
         return
-    from mdft_fast.app.recipe import Recipe
-    from mdft_fast.app.report import read_metrics
-
     recipe = Recipe.load(path / "recipe.yaml")
-    done = Counter((line["stage"], line["task"]) for line in read_metrics(path))
-    wanted = [("stage 1", done["construct", None], recipe.construct.steps)]
-    for name in recipe.specialized:
-        wanted.append((f"stage 2 of {name!r}", done["specialize", name], recipe.specialize.steps))
-    for name in recipe.specialized if recipe.specialize.control else ():
-        wanted.append((f"the control of {name!r}", done["control", name], recipe.specialize.steps))
-    missing = [f"{part} ({has} of {steps} steps)" for part, has, steps in wanted if has < steps]
+    second, tasks = recipe.specialize, recipe.specialized
+    stages = [("stage 1", "construct", recipe.construct.steps)]
+    stages += [(f"stage 2 of {n!r}", state_name("specialize", n), second.steps) for n in tasks]
+    if second.control:
+        stages += [(f"the control of {n!r}", state_name("control", n), second.steps) for n in tasks]
+    done = Counter(state_name(line["stage"], line["task"]) for line in read_metrics(path))
+    missing = [
+        f"{words} ({done[name]} of {steps} steps)"
+        for words, name, steps in stages
+        if done[name] < steps
+    ]
     again = shlex.join(["mdft", "run", str(path / "recipe.yaml"), "--resume"])
     raise MdftError(
         f"{path}: must hold a finished run, got one that ended in "
@@ -182,9 +186,7 @@ def check_finished(path: Path) -> None:
 
 def _first_change(before: str, after: str) -> str:
     """Returns the first key in which two recipes differ, and what it was and is."""
-    from mdft_fast.app.recipe import parse
-
-    old, new = (dict(_leaves(parse(text), "")) for text in (before, after))
+    old, new = (dict(_leaves(parse(recipe), "")) for recipe in (before, after))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             return f"{key}: {new.get(key)!r} in place of {old.get(key)!r}"

@@ -4,22 +4,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from mdft_fast.app.cli import app
 from mdft_fast.checkpoints import find_checkpoint, find_tasks, open_state
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Head
+from tests.app.conftest import call
 from tests.checkpoints.corpus import MEAN, same, save_encoder, save_head, tiny_clip
-
-
-def call(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_inspect_tells_what_a_file_is(tmp_path: Path) -> None:

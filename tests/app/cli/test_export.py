@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mdft_fast.app.cli.actions import export_model
+from mdft_fast.app.cli import export_model
 from mdft_fast.app.opening import open_pool, pack
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.report import write_report
@@ -38,8 +38,8 @@ def test_a_run_is_exported_and_reported_without_its_data(
     before = load_file(folder / "meta" / "model.safetensors")
     for name in ("heads", "data"):
         shutil.rmtree(tmp_path / name)
-    export_model(folder, tmp_path / "meta.safetensors", None, None, overwrite=False)
-    export_model(folder, tmp_path / "shapes.safetensors", "shapes", None, overwrite=False)
+    export_model(folder, tmp_path / "meta.safetensors", None, None)
+    export_model(folder, tmp_path / "shapes.safetensors", "shapes", None)
     meta, shapes = (load_file(tmp_path / f"{name}.safetensors") for name in ("meta", "shapes"))
     assert meta.keys() == shapes.keys() == before.keys()
     assert all(torch.equal(meta[name], before[name]) for name in before)

@@ -12,22 +12,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
-from mdft_fast.app import opening
-from mdft_fast.app.cli import app
+from mdft_fast.app.cli import actions
 from mdft_fast.arena import CODECS
 from mdft_fast.pool import Head, Pool
+from tests.app.conftest import call
 
 RECIPE = """
 version: 1
 pool: {folder: packed}
 tasks: [{name: one, adapt: {npz: one.npz}}]
 """
-
-
-def call(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["pack", *(str(argument) for argument in arguments)])
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def packed(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("codec", CODECS[1:])
 def test_a_packed_pool_goes_to_another_codec(codec: str, packed: Path, tmp_path: Path) -> None:
-    shown = call(packed, tmp_path / "small", "--codec", codec)
+    shown = call("pack", packed, tmp_path / "small", "--codec", codec)
     assert shown.exit_code == 0, shown.output
     assert shown.stderr == ""
     small, old = Pool.open(tmp_path / "small", verify=True), Pool.open(packed)
@@ -68,36 +63,36 @@ def test_a_packed_pool_goes_to_another_codec(codec: str, packed: Path, tmp_path:
     assert "2 tensors more: --all shows them, pool.json has them" in shown.stdout
     assert lines[-1] == ["wrote", str(tmp_path / "small")]
 
-    shown = call(packed, tmp_path / "small", "--codec", codec, "--all", "--overwrite")
+    shown = call("pack", packed, tmp_path / "small", "--codec", codec, "--all", "--overwrite")
     assert shown.exit_code == 0, shown.output
     assert [line.split() for line in shown.stdout.splitlines() if line.split() in table] == table
     assert "tensors more" not in shown.stdout
 
 
 def test_nothing_rounded_shows_no_errors(packed: Path, tmp_path: Path) -> None:
-    shown = call(packed, tmp_path / "copy")
+    shown = call("pack", packed, tmp_path / "copy")
     assert shown.exit_code == 0, shown.output
     assert "worst of" not in shown.stdout
     assert Pool.open(tmp_path / "copy", verify=True).checksum == Pool.open(packed).checksum
 
 
 def test_out_of_a_rounded_codec_there_is_a_warning(packed: Path, tmp_path: Path) -> None:
-    assert call(packed, tmp_path / "int8", "--codec", "int8").exit_code == 0
-    shown = call(tmp_path / "int8", tmp_path / "int4", "--codec", "int4")
+    assert call("pack", packed, tmp_path / "int8", "--codec", "int8").exit_code == 0
+    shown = call("pack", tmp_path / "int8", tmp_path / "int4", "--codec", "int4")
     assert shown.exit_code == 0, shown.output
     assert shown.stderr.startswith("warning: the pool's task vectors are rounded to codec 'int8'")
     assert "that error stays" in shown.stderr
     assert "note: the task vectors were rounded to codec 'int8' before" in shown.stdout
-    assert call(tmp_path / "int8", tmp_path / "same").stderr == ""
+    assert call("pack", tmp_path / "int8", tmp_path / "same").stderr == ""
 
 
 def test_a_recipe_of_a_packed_pool(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     np.savez(tmp_path / "one.npz", x=np.zeros(1))
-    shown = call(tmp_path / "recipe.yaml", tmp_path / "int8", "--codec", "int8")
+    shown = call("pack", tmp_path / "recipe.yaml", tmp_path / "int8", "--codec", "int8")
     assert (shown.exit_code, shown.stderr) == (0, ""), shown.output
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("packed", "int8"))
-    shown = call(tmp_path / "recipe.yaml", tmp_path / "int4", "--codec", "int4")
+    shown = call("pack", tmp_path / "recipe.yaml", tmp_path / "int4", "--codec", "int4")
     assert shown.stderr.startswith("warning: the pool's task vectors are rounded to codec 'int8'")
     assert Pool.open(tmp_path / "int4").codec == "int4"
 
@@ -115,8 +110,10 @@ def test_a_recipe_gets_the_codec(
         asked.append((loaded.seed, path, options))
         return Pool.open(packed)
 
-    monkeypatch.setattr(opening, "pack", pack)
-    shown = call(tmp_path / "recipe.yaml", tmp_path / "new", "--codec", "int4", "--set", "seed=5")
+    monkeypatch.setattr(actions, "pack", pack)
+    shown = call(
+        "pack", tmp_path / "recipe.yaml", tmp_path / "new", "--codec", "int4", "--set", "seed=5"
+    )
     assert shown.exit_code == 0, shown.output
     assert asked == [(5, tmp_path / "new", {"codec": "int4", "overwrite": False})]
 
@@ -129,7 +126,7 @@ def _damage(packed: Path) -> None:
 
 def test_a_damaged_pool_is_not_packed_again(packed: Path, tmp_path: Path) -> None:
     _damage(packed)
-    shown = call(packed, tmp_path / "small", "--codec", "int8")
+    shown = call("pack", packed, tmp_path / "small", "--codec", "int8")
     assert shown.exit_code == 1
     assert "tau.safetensors: sha256 must be" in shown.stderr
     assert not (tmp_path / "small").exists()
@@ -151,7 +148,7 @@ def test_errors_write_nothing(
 ) -> None:
     monkeypatch.chdir(packed.parent)
     before = {p: p.read_bytes() for p in packed.parent.rglob("*") if p.is_file()}
-    shown = call(*(word.replace("{pool}", str(packed)) for word in arguments))
+    shown = call("pack", *(word.replace("{pool}", str(packed)) for word in arguments))
     assert shown.exit_code == 1, shown.output
     assert message in shown.stderr
     assert {p: p.read_bytes() for p in packed.parent.rglob("*") if p.is_file()} == before

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,9 @@ from mdft_fast.app.recipe import Recipe
 from mdft_fast.errors import MdftError
 
 TINY = demo.DemoSizes(
-    width=32,
-    layers=1,
-    mixture=200,
-    base_steps=3,
-    base_batch=16,
-    train=105,
-    test=40,
-    unlabelled=30,
-    steps=3,
-    batch=16,
-    tasks=("digits", "glyphs", "counts"),
-)
+    width=32, layers=1, mixture=200, base_steps=3, base_batch=16, train=105, test=40,
+    unlabelled=30, steps=3, batch=16, tasks=("digits", "glyphs", "counts"),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +47,11 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(files, "write_task", stop)
+
+
+def manifest_of(folder: Path) -> Any:
+    notes = (folder / name for name in ("checkpoints.json", "pool.json"))  # an older demo's
+    return json.loads(next(filter(Path.is_file, notes)).read_text(encoding="utf-8"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -84,7 +81,7 @@ def test_pool_is_laid_out_as_promised(pool: Path) -> None:
 
 
 def test_manifest_and_files_agree(pool: Path) -> None:
-    manifest = json.loads((pool / "checkpoints.json").read_text(encoding="utf-8"))
+    manifest = manifest_of(pool)
     assert set(manifest) == {"architecture", "input", "head", "base", "tasks"}
     assert manifest["architecture"]["name"] == "VisionTransformer"
     assert [task["name"] for task in manifest["tasks"]] == list(TINY.tasks)
@@ -106,7 +103,7 @@ def test_manifest_and_files_agree(pool: Path) -> None:
 
 def test_recipe_reads_back(pool: Path) -> None:
     recipe: dict[str, Any] = yaml.safe_load((pool / "recipe.yaml").read_text(encoding="utf-8"))
-    manifest = json.loads((pool / "checkpoints.json").read_text(encoding="utf-8"))
+    manifest = manifest_of(pool)
     assert recipe["backbone"] == manifest["architecture"]
     assert [task["name"] for task in recipe["tasks"]] == list(TINY.tasks)
     assert "output" not in recipe
@@ -209,13 +206,8 @@ def test_of_two_builds_at_once_one_stays(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(whole, "_put_in_place", together)
     monkeypatch.setattr(build, "_build", _instant_build)
-    builds = [
-        threading.Thread(target=demo.ensure_pool, args=(tmp_path / "pool",)) for _ in range(2)
-    ]
-    for thread in builds:
-        thread.start()
-    for thread in builds:
-        thread.join()
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(demo.ensure_pool, [tmp_path / "pool"] * 2))
     assert demo.is_finished(tmp_path / "pool")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pool"]
 
@@ -227,7 +219,9 @@ def _instant_build(folder: Path, sizes: demo.DemoSizes, progress: build.Progress
 
 def test_missing_dependency_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_MODULES", ("no_such_module",))
-    with pytest.raises(MdftError, match=r"no_such_module.*pip install 'mdft-fast\[demo\]'"):
+    with pytest.raises(
+        MdftError, match=r"demo: needs no_such_module; pip install 'mdft-fast\[demo\]'"
+    ):
         demo.ensure_pool(tmp_path / "pool", sizes=TINY)
     assert list(tmp_path.iterdir()) == []
 
@@ -260,8 +254,7 @@ def test_real_pool_leaves_something_to_win() -> None:
     folder = demo.default_folder()
     if not demo.is_finished(folder):
         pytest.skip(f"the demo is not built: {folder.name} is absent from the cache; `mdft demo`")
-    notes = (folder / name for name in ("checkpoints.json", "pool.json"))  # an older demo's
-    manifest = json.loads(next(filter(Path.is_file, notes)).read_text(encoding="utf-8"))
+    manifest = manifest_of(folder)
     base = {n: v.float() for n, v in load_file(folder / "base.safetensors").items()}
     names = [task["name"] for task in manifest["tasks"]]
     models = [load_file(folder / "models" / f"{name}.safetensors") for name in names]

@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("sklearn", reason="the demo's digits are scikit-learn's")
 
+from mdft_fast.app.demo import demo_tasks as tasks
 from mdft_fast.app.demo import glyphs as images
-from mdft_fast.app.demo import tasks
 
 PROCEDURAL = [task for task in tasks.TASKS if task.draw is not None]
 each_procedural = pytest.mark.parametrize("task", PROCEDURAL, ids=lambda task: task.name)

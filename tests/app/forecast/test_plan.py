@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
 from benchmarks import bench_memory
 from mdft_fast import MdftError, Pool, plan
-from mdft_fast.app.cli import app
-from mdft_fast.app.forecast import Subject, explained, forecast
-from mdft_fast.app.forecast.live_bytes import LiveBytes
+from mdft_fast.app.forecast import LiveBytes, Subject, explained, forecast
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running import run
+from tests.app.conftest import call
 
+Make = Callable[..., Recipe]
 MODELS: dict[str, dict[str, Any]] = {
     "ViT-Tiny 64x64": bench_memory.MODELS["ViT-Tiny 64x64"],
     "CNN": {"library": "timm", "name": "resnet18", "kwargs": {"num_classes": 0}},
@@ -94,7 +93,7 @@ def test_the_forecast_is_near_what_a_process_takes(
         assert off <= 100, (seen, wanted)
 
 
-def test_rows_say_what_they_are_made_of(make_recipe: Callable[..., Recipe]) -> None:
+def test_rows_say_what_they_are_made_of(make_recipe: Make) -> None:
     planned = plan(make_recipe())
     assert len(planned.rows) == 2 * 3 * 5
     for row in planned.rows:
@@ -110,15 +109,13 @@ def test_rows_say_what_they_are_made_of(make_recipe: Callable[..., Recipe]) -> N
     assert by_codec["int4"] == by_codec["fp32"] // 8 + by_codec["fp32"] // 128
 
 
-def test_a_caller_without_gradients_gets_the_same_plan(make_recipe: Callable[..., Recipe]) -> None:
+def test_a_caller_without_gradients_gets_the_same_plan(make_recipe: Make) -> None:
     expected = plan(make_recipe("memory.budget=4GB"))
     with torch.no_grad():
         assert plan(make_recipe("memory.budget=4GB")) == expected
 
 
-def test_nothing_is_loaded(
-    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_loaded(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def no(*_: Any, **__: Any) -> None:
         raise AssertionError("something was loaded")
 
@@ -127,7 +124,7 @@ def test_nothing_is_loaded(
     plan(make_recipe())
 
 
-def test_the_fastest_mode_that_fits_is_chosen(make_recipe: Callable[..., Recipe]) -> None:
+def test_the_fastest_mode_that_fits_is_chosen(make_recipe: Make) -> None:
     free = plan(make_recipe())
     assert free.chosen.mode == "resident"
     assert free.fits
@@ -148,15 +145,13 @@ def test_the_fastest_mode_that_fits_is_chosen(make_recipe: Callable[..., Recipe]
     assert fewer.chosen.peak < nothing.chosen.peak
 
 
-def test_a_budget_that_nothing_fits_ends_a_run_before_anything_is_loaded(
-    make_recipe: Callable[..., Recipe],
-) -> None:
+def test_a_budget_that_nothing_fits_ends_a_run_before_anything_is_loaded(make_recipe: Make) -> None:
     made = make_recipe("memory.budget=1KB")
     with pytest.raises(MdftError, match=r"0 MB are in the budget\n.*the least is"):
         run(made)
 
 
-def test_the_chosen_mode_runs_and_gives_the_same_result(make_recipe: Callable[..., Recipe]) -> None:
+def test_the_chosen_mode_runs_and_gives_the_same_result(make_recipe: Make) -> None:
     wanted = run(make_recipe("output=a")).result["coefficients"]
     for i, memory in enumerate(
         (
@@ -177,9 +172,7 @@ def test_the_chosen_mode_runs_and_gives_the_same_result(make_recipe: Callable[..
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
     ],
 )
-def test_out_of_memory_is_answered_with_the_plan(
-    make_recipe: Callable[..., Recipe], error: Exception
-) -> None:
+def test_out_of_memory_is_answered_with_the_plan(make_recipe: Make, error: Exception) -> None:
     recipe = make_recipe("memory.budget=1000")
     with (
         pytest.raises(MdftError, match=r"out of memory: (.*\n)+.*memory.mode=\w+ memory.codec="),
@@ -205,32 +198,28 @@ def test_a_backbone_that_needs_data_is_refused_in_words() -> None:
         list(forecast(subject, 4))
 
 
-def test_the_command(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_the_command(make_recipe: Make, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     make_recipe().write(file)
-    shown = CliRunner().invoke(app, ["plan", str(file)])
+    shown = call("plan", file)
     assert shown.exit_code == 0, shown.output
     assert "-> " in shown.output
     assert shown.output.count("layerwise") == 2
-    every = CliRunner().invoke(app, ["plan", str(file), "--all"])
+    every = call("plan", file, "--all")
     assert every.output.count("layerwise") == 10
-    tight = CliRunner().invoke(app, ["plan", str(file), "--set", "memory.budget=1KB"])
+    tight = call("plan", file, "--set", "memory.budget=1KB")
     assert tight.exit_code == 1
     assert "nothing fits" in tight.output + (tight.stderr or "")
 
 
-def test_a_cuda_graph_without_cuda_is_refused_before_a_folder_is_made(
-    make_recipe: Callable[..., Recipe],
-) -> None:
+def test_a_cuda_graph_without_cuda_is_refused_before_a_folder_is_made(make_recipe: Make) -> None:
     recipe = make_recipe("memory.cuda_graph=true", "device=cpu")
     with pytest.raises(MdftError, match=r"memory.cuda_graph needs a CUDA device, got cpu"):
         run(recipe)
     assert not recipe.output.exists()
 
 
-def test_a_missing_key_of_labels_is_found_before_anything_is_learned(
-    make_recipe: Callable[..., Recipe],
-) -> None:
+def test_a_missing_key_of_labels_is_found_before_anything_is_learned(make_recipe: Make) -> None:
     recipe = make_recipe("tasks[1].evaluate.y=labels")
     with pytest.raises(MdftError, match=r"key 'labels' is missing, got \["):
         run(recipe)

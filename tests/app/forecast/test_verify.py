@@ -19,7 +19,6 @@ from mdft_fast.app.opening import build, open_pool, pack
 from mdft_fast.app.recipe import Recipe, RecipeError
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Packing, Pool
-from mdft_fast.pool import storage as folder
 from tests.data.on_disk import write_folders
 
 Make = Callable[..., Recipe]
@@ -51,6 +50,12 @@ def refused_alike(recipe: Recipe, message: str) -> None:
     assert str(planned.value) == str(built.value)
 
 
+def packed(make_recipe: Make, folder: Path, *overrides: str) -> list[str]:
+    """Packs a recipe's pool; returns overrides that take it from there."""
+    pack(make_recipe(*overrides), folder / "packed")
+    return [f"pool={{folder: {folder / 'packed'}}}", "backbone=null", "preprocess=null"]
+
+
 def a_head(folder: Path, *shape: int) -> str:
     save_file({"weight": torch.ones(shape)}, folder / "head.safetensors")
     return f"head={{file: {folder / 'head.safetensors'}, normalize: true}}"
@@ -68,40 +73,31 @@ def a_model(files: Path, folder: Path, **changes: Any) -> str:
     return f"pool.models={folder / 'models'}"
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["checkpoints", "packed"])
+@pytest.mark.parametrize("from_packed", [False, True], ids=["checkpoints", "packed"])
 @pytest.mark.parametrize(
     ("task", "shape", "message"),
     [
-        (
-            1,
-            (7, 20),
-            r"task 'letters': head must read 64 features .*'shapes', got .* \[7, 20\]",
-        ),
+        (1, (7, 20), r"task 'letters': head must read 64 features .*'shapes', got .* \[7, 20\]"),
         (1, (5, 64), r"task 'letters': head must have one row for each of 7 class names, got wei"),
         (0, (3, 64, 1), r"head.safetensors: head: weight must be floating \[C, D\], got"),
     ],
 )
 def test_a_head_that_does_not_fit(
-    make_recipe: Make, tmp_path: Path, packed: bool, task: int, shape: Any, message: str
+    make_recipe: Make, tmp_path: Path, from_packed: bool, task: int, shape: Any, message: str
 ) -> None:  # fmt: skip
-    source = ["memory.mode=resident"]
-    if packed:
-        pack(make_recipe(), tmp_path / "packed")
-        source = [f"pool={{folder: {tmp_path / 'packed'}}}", "backbone=null", "preprocess=null"]
+    source = packed(make_recipe, tmp_path) if from_packed else ["memory.mode=resident"]
     recipe = make_recipe(*source, f"tasks[{task}].{a_head(tmp_path, *shape)}")
     refused_alike(recipe, message)
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["checkpoints", "packed"])
-def test_heads_of_another_backbone(make_recipe: Make, tmp_path: Path, packed: bool) -> None:
-    if packed:
-        pack(make_recipe(), tmp_path / "packed")
-        source = [f"pool={{folder: {tmp_path / 'packed'}}}", "backbone=null", "preprocess=null"]
+@pytest.mark.parametrize("from_packed", [False, True], ids=["checkpoints", "packed"])
+def test_heads_of_another_backbone(make_recipe: Make, tmp_path: Path, from_packed: bool) -> None:
+    source = packed(make_recipe, tmp_path) if from_packed else []
     heads = []
     for i, classes in enumerate((3, 7)):
         (tmp_path / str(i)).mkdir()
         heads.append(f"tasks[{i}].{a_head(tmp_path / str(i), classes, 20)}")
-    recipe = make_recipe(*(source if packed else ()), *heads)
+    recipe = make_recipe(*source, *heads)
     message = r"task 'shapes': head must read the backbone's 64 features, got weight \[3, 20\]"
     refused_alike(recipe, message)
 
@@ -148,15 +144,11 @@ def test_a_recipe_that_does_not_fit_its_packed_pool(
 
 
 def test_a_packed_pool_of_another_backbone(make_recipe: Make, tmp_path: Path) -> None:
-    pack(make_recipe(), tmp_path / "packed")
+    recipe = make_recipe(*packed(make_recipe, tmp_path))
     file = tmp_path / "packed" / "pool.json"
     file.write_text(file.read_text().replace('"img_size": 32', '"img_size": 48'))
-    recipe = make_recipe(
-        f"pool={{folder: {tmp_path / 'packed'}}}", "backbone=null", "preprocess=null"
-    )
-    with pytest.raises(
-        MdftError, match=r"backbone: pos_embed must be .* as in the pool, got"
-    ) as it:
+    message = r"backbone: pos_embed must be .* as in the pool, got"
+    with pytest.raises(MdftError, match=message) as it:
         plan(recipe)
     with pytest.raises(MdftError) as learned:
         build(recipe).meta_model()
@@ -219,18 +211,17 @@ def test_packing_over_itself_with_a_head_of_more_classes(
     arrays = {key: value for key, value in np.load(data).items() if key != "class_names"}
     np.savez(tmp_path / "shapes.npz", **arrays)
     nameless = [f"tasks[0].{part}.npz={tmp_path / 'shapes.npz'}" for part in ("adapt", "evaluate")]
-    packed = tmp_path / "packed"
-    pack(make_recipe(*nameless), packed)
-    source = [f"pool={{folder: {packed}}}", "backbone=null", "preprocess=null"]
+    source = packed(make_recipe, tmp_path, *nameless)
     recipe = make_recipe(*nameless, *source, f"tasks[0].{a_head(tmp_path, 5, 64)}")
-    pack(recipe, packed, overwrite=True)
-    assert [task.classes for task in Pool.open(packed).tasks] == [5, 7]
+    pack(recipe, tmp_path / "packed", overwrite=True)
+    assert [task.classes for task in Pool.open(tmp_path / "packed").tasks] == [5, 7]
 
 
 def test_a_pool_without_heads_is_refused_before_it_is_written(
     make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, pool = open_pool(make_recipe())
-    monkeypatch.setattr(folder, "write_tensors", lambda *_: pytest.fail("something was written"))
+    written = "mdft_fast.pool.storage.write_tensors"
+    monkeypatch.setattr(written, lambda *_: pytest.fail("something was written"))
     with pytest.raises(MdftError, match="must have heads to be saved, got none"):
         pool.save(tmp_path / "packed", "int8")

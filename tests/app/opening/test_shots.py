@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mdft_fast.app.cli.actions import measure_model
+from mdft_fast.app.cli import measure_model
 from mdft_fast.app.opening import build, pack, sources_of
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running import Progress, run

@@ -23,16 +23,20 @@ TASKS = {  # name: classes, pre-trained, individual, share kept
     "dtd10": (10, 0.58, 0.747, 0.56),
     "trashnet": (6, 0.55, 0.848, 0.74),
 }
-INSIDE = (
-    *("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight"),
-    *("attn.proj.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias"),
-    *("mlp.fc2.weight", "mlp.fc2.bias"),
-)
+INSIDE = [f"{layer}.{kind}" for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1",
+          "mlp.fc2") for kind in ("weight", "bias")]  # fmt: skip
 COLUMNS = [
     *("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"),
     *(f"blocks.{i}.{name}" for i in range(12) for name in INSIDE),
     *("norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias"),
 ]
+PHASES = {  # name: seconds, peak MB
+    "load pool": (0.61, 412.0),
+    "teachers": (12.4, 655.0),
+    "construct": (48.2, 1240.0),
+    "specialize": (61.7, 1190.0),
+    "evaluate": (20.3, None),
+}
 
 
 def _lambdas(rng: random.Random, center: float, own: int | None = None) -> list[list[float]]:
@@ -43,15 +47,11 @@ def _lambdas(rng: random.Random, center: float, own: int | None = None) -> list[
 
 def _path(rng: random.Random, start: float, end: float) -> list[dict[str, Any]]:
     return [
-        {
-            "step": step,
-            "loss": 0.9 * 0.85**step,
-            "accuracy": end + (start - end) * math.exp(-step / 4) + rng.gauss(0, 0.004),
-            "distance": 11.0 * math.exp(-step / 9),
-            "others": 0.66 - 0.012 * step,
-        }
+        {"step": step, "loss": 0.9 * 0.85**step, "distance": 11.0 * math.exp(-step / 9),
+         "accuracy": end + (start - end) * math.exp(-step / 4) + rng.gauss(0, 0.004),
+         "others": 0.66 - 0.012 * step}
         for step in range(21)
-    ]
+    ]  # fmt: skip
 
 
 def _entropy(rng: random.Random, share: float) -> list[int]:
@@ -69,52 +69,35 @@ def _confusion(rng: random.Random, name: str, classes: int, right: float) -> dic
         true = rng.randrange(classes)
         near = (true + rng.choice([1, 1, 1, 2, 5])) % classes
         pairs[true, true if rng.random() < right else near] += 1
-    known = sorted(pairs)
+    true, predicted = zip(*sorted(pairs), strict=True)
     return {
         "classes": [f"{name} {i}" for i in range(classes)],
-        "true": [true for true, _ in known],
-        "predicted": [said for _, said in known],
-        "count": [pairs[key] for key in known],
+        "true": list(true),
+        "predicted": list(predicted),
+        "count": [pairs[key] for key in sorted(pairs)],
     }
 
 
 def make_result() -> dict[str, Any]:
     rng = random.Random(0)
-    individual = {name: facts[2] for name, facts in TASKS.items()}
+    individual = {name: numbers[2] for name, numbers in TASKS.items()}
     specialized = {name: value + 0.007 for name, value in individual.items()}
     meta = {name: 0.85 * value for name, value in individual.items()}
+    tasks = [
+        {"name": name, "classes": classes, "unlabelled": 480, "learn": 384, "holdout": 96,
+         "kept": round(384 * share), "kept_share": share, "test": 400,
+         "samples": name.encode().hex().ljust(64, "0"), "entropy": _entropy(rng, share)}
+        for name, (classes, _, _, share) in TASKS.items()
+    ]  # fmt: skip
     return {
-        "schema": 1,
-        "created": "2026-02-03T04:05:06+00:00",
-        "commit": "0123456789abcdef",
+        "schema": 1, "created": "2026-02-03T04:05:06+00:00", "commit": "0123456789abcdef",
         "versions": {"python": "3.11.7", "torch": "2.11.0", "mdft_fast": "0.1.0"},
-        "device": "cpu",
-        "threads": 2,
-        "kernels": {"cpu": "avx2"},
-        "seed": 0,
-        "transductive": False,
-        "preset": "default",
+        "device": "cpu", "threads": 2, "kernels": {"cpu": "avx2"}, "seed": 0,
+        "transductive": False, "preset": "default",
         "pool": {
-            "checksum": "ab" * 32,
-            "codec": "fp32",
-            "parameters": 5_500_000,
-            "tensors": len(COLUMNS),
-            "left_out": {"norm.num_batches": "integer buffer"},
-            "tasks": [
-                {
-                    "name": name,
-                    "classes": classes,
-                    "unlabelled": 480,
-                    "learn": 384,
-                    "holdout": 96,
-                    "kept": round(384 * share),
-                    "kept_share": share,
-                    "test": 400,
-                    "samples": name.encode().hex().ljust(64, "0"),
-                    "entropy": _entropy(rng, share),
-                }
-                for name, (classes, _, _, share) in TASKS.items()
-            ],
+            "checksum": "ab" * 32, "codec": "fp32", "parameters": 5_500_000,
+            "tensors": len(COLUMNS), "left_out": {"norm.num_batches": "integer buffer"},
+            "tasks": tasks,
         },
         "trainable": len(TASKS) * len(COLUMNS),
         "columns": COLUMNS,
@@ -124,7 +107,7 @@ def make_result() -> dict[str, Any]:
             "specialize": {name: _lambdas(rng, 0.1, k) for k, name in enumerate(TASKS)},
         },
         "accuracy": {
-            "pretrained": {name: facts[1] for name, facts in TASKS.items()},
+            "pretrained": {name: numbers[1] for name, numbers in TASKS.items()},
             "individual": individual,
             "task_arithmetic": {name: 0.65 * value for name, value in individual.items()},
             "meta": meta,
@@ -137,20 +120,14 @@ def make_result() -> dict[str, Any]:
         },
         "specialize": {name: _path(rng, meta[name], specialized[name]) for name in TASKS},
         "holdout": {"meta": 0.812, "start": 1.404},
-        "phases": [
-            {"name": "load pool", "seconds": 0.61, "peak_mb": 412.0},
-            {"name": "teachers", "seconds": 12.4, "peak_mb": 655.0},
-            {"name": "construct", "seconds": 48.2, "peak_mb": 1240.0},
-            {"name": "specialize", "seconds": 61.7, "peak_mb": 1190.0},
-            {"name": "evaluate", "seconds": 20.3, "peak_mb": None},
-        ],
+        "phases": [{"name": n, "seconds": s, "peak_mb": mb} for n, (s, mb) in PHASES.items()],
         "warnings": [],
         "filter": {"enabled": True, "mu": 0.4, "entropy_of": "teacher"},
         "confusion": {
-            name: _confusion(rng, name, facts[0], meta[name]) for name, facts in TASKS.items()
+            name: _confusion(rng, name, numbers[0], meta[name]) for name, numbers in TASKS.items()
         },
         "recipe": "version: 1\npreset: default\n",
-    }
+    }  # fmt: skip
 
 
 def make_metrics() -> list[dict[str, Any]]:
@@ -158,28 +135,30 @@ def make_metrics() -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for step in range(1, 101):
         losses = {
-            name: facts[0] ** 0.4 * (0.4 + math.exp(-step / 25)) + rng.gauss(0, 0.15)
-            for name, facts in TASKS.items()
+            name: numbers[0] ** 0.4 * (0.4 + math.exp(-step / 25)) + rng.gauss(0, 0.15)
+            for name, numbers in TASKS.items()
         }
         lines.append(
-            {
-                "stage": "construct",
-                "task": None,
-                "step": step,
-                "loss": sum(losses.values()),
-                "losses": losses,
-                "kept": dict.fromkeys(TASKS, 1.0),
-                "seconds": 0.48,
-                "samples_per_s": 266.0,
-                "lr": 0.01,
-            }
-        )
+            {"stage": "construct", "task": None, "step": step, "loss": sum(losses.values()),
+             "losses": losses, "kept": dict.fromkeys(TASKS, 1.0), "seconds": 0.48,
+             "samples_per_s": 266.0, "lr": 0.01}
+        )  # fmt: skip
     return lines
 
 
 @pytest.fixture
 def result() -> dict[str, Any]:
     return make_result()
+
+
+@pytest.fixture
+def nearly_nothing(result: dict[str, Any]) -> dict[str, Any]:
+    """One column of λ, no labels, no stage 2, nothing timed."""
+    result.update(accuracy={}, intervals={}, comparisons={}, specialize={}, phases=[], commit=None)
+    result.update(confusion={}, holdout={}, columns=["all"])
+    result["coefficients"].update(specialize={}, construct=[[0.3]] * 8, start=[[0.3]] * 8)
+    result["pool"]["left_out"] = {}
+    return result
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mdft_fast.app.report import html
-from mdft_fast.app.report.html.colors import DIVERGING, SCALES, contrast, stylesheet
+from mdft_fast.app import report
+from mdft_fast.app.report.colors import DIVERGING, SCALES, contrast, stylesheet
 
 
 def variables(css: str) -> dict[str, str]:
@@ -17,7 +17,7 @@ def variables(css: str) -> dict[str, str]:
 
 
 def test_text_and_marks_have_contrast_in_both_schemes() -> None:
-    css = (Path(html.__file__).parent / "templates" / "page.css").read_text()
+    css = (Path(report.__file__).parent / "templates" / "page.css").read_text()
     light, _, rest = css.partition("@media screen and (prefers-color-scheme:dark)")
     dark = variables(rest.partition("}}")[0])
     assert variables(light).keys() == dark.keys()

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from mdft_fast.app.report import page, read_metrics, read_result
-from mdft_fast.app.report.html.accuracy import wilson
+from mdft_fast.app.report import page
+from mdft_fast.app.report.accuracies import wilson
 from mdft_fast.errors import MdftError
 from tests.app.report.conftest import TASKS, make_metrics
 
@@ -61,7 +61,8 @@ class Reader(HTMLParser):
 def test_every_part_is_there_and_the_verdict_comes_first(result: Any) -> None:
     read = Reader(page(result, make_metrics()))
     assert [a["id"] for a in read.all("section")] == SECTIONS
-    assert {a["href"] for a in read.all("a")} == {f"#{name}" for name in SECTIONS[1:]}
+    links = {a["href"] for a in read.all("a")}
+    assert {link for link in links if "word-" not in str(link)} == {f"#{s}" for s in SECTIONS[1:]}
     text = " ".join(read.text.split())
     assert text.index("better than the individual models") < text.index("Top-1 in per cent")
     assert "1,216 numbers were learned: 8 task vectors × 152 columns of λ, in 100 steps." in text
@@ -72,6 +73,7 @@ def test_every_part_is_there_and_the_verdict_comes_first(result: Any) -> None:
     assert "version: 1 preset: default" in text
     ids = [a["id"] for _, a in read.elements if "id" in a]
     assert len(ids) == len(set(ids))
+    assert links <= {f"#{name}" for name in ids}
 
 
 def test_it_refers_to_nothing_outside(result: Any) -> None:
@@ -128,11 +130,6 @@ def test_strangers_names_stay_text(result: Any) -> None:
         "role"
     }
     assert read.text.count(EVIL) > 30
-
-
-def test_equal_results_give_equal_pages(result: Any, folder: Write) -> None:
-    run = folder(result)
-    assert page(read_result(run), read_metrics(run)) == page(result, make_metrics())
 
 
 def test_a_page_of_eight_tasks_and_152_tensors_is_small(result: Any) -> None:
@@ -269,12 +266,8 @@ def test_results_of_older_runs_have_a_page_too(result: Any) -> None:
     assert "version: 1 # old" in read.text
 
 
-def test_a_run_that_did_nearly_nothing(result: Any) -> None:
-    result.update(accuracy={}, intervals={}, comparisons={}, specialize={}, phases=[], commit=None)
-    result.update(confusion={}, holdout={})
-    result["coefficients"].update(specialize={}, construct=[[0.3]] * 8, start=0.3)
-    result["columns"] = ["all"]
-    read = Reader(page(result, []))
+def test_a_run_that_did_nearly_nothing(nearly_nothing: Any) -> None:
+    read = Reader(page(nearly_nothing, []))
     assert [a["id"] for a in read.all("section")] == ["verdict", "stage1", "filter", "origin"]
     assert "No accuracy was measured" in read.text
     assert "8 task vectors × 1 column of λ." in read.text

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mdft_fast.app.report import verdict
-from mdft_fast.app.report.verdict import average, compare, points, title
+from mdft_fast.app.report.accuracies import average, compare, points
+from mdft_fast.app.report.verdict import title
 
 Result = Any
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mdft_fast.app.cli.actions import specialize_run
+from mdft_fast.app.cli import specialize_run
 from mdft_fast.app.opening import build, pack
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running import run
@@ -21,11 +21,6 @@ from mdft_fast.errors import MdftError
 from tests.data.on_disk import write_folders
 
 Make = Callable[..., Recipe]
-Change = Callable[[dict[str, Any], Path], None]
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.fixture(autouse=True)
@@ -51,40 +46,27 @@ def stopped(make_recipe: Make, files: Path, tmp_path: Path, monkeypatch: pytest.
         save(self, *given)
         count[0] += 1
         if count[0] == 2:
-            raise Stop
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save_state", save_and_stop)
-        with pytest.raises(Stop):
+        with pytest.raises(KeyboardInterrupt):
             run(recipe, progress=False)
     return recipe, data, head
 
 
-def turn_head(content: dict[str, Any], head: Path) -> None:
-    save_file({"weight": load_file(head)["weight"].flip(0).contiguous()}, head)
-
-
-def rename_classes(content: dict[str, Any], head: Path) -> None:
-    content["class_names"] = content["class_names"][::-1]
-
-
-def turn_tests(content: dict[str, Any], head: Path) -> None:
-    content["x_test"] = content["x_test"][::-1]
-
-
-def turn_samples(content: dict[str, Any], head: Path) -> None:
-    content["x_unlabelled"] = content["x_unlabelled"][::-1]
-
-
 @pytest.mark.parametrize(
-    ("change", "key"),
-    [(turn_head, "head"), (rename_classes, "class_names"), (turn_tests, "evaluate"),
-     (turn_samples, "samples")],
+    ("array", "key"),
+    [("", "head"), ("class_names", "class_names"), ("x_test", "evaluate"),
+     ("x_unlabelled", "samples")],
 )  # fmt: skip
-def test_resume_wants_the_same_inputs(stopped: Any, change: Change, key: str) -> None:
+def test_resume_wants_the_same_inputs(stopped: Any, array: str, key: str) -> None:
     recipe, data, head = stopped
     content = dict(np.load(data))
-    change(content, head)
+    if array:
+        content[array] = content[array][::-1]
+    else:
+        save_file({"weight": load_file(head)["weight"].flip(0).contiguous()}, head)
     np.savez(data, **content)
     with pytest.raises(MdftError, match=rf"shapes: {key} must be what the run was started with"):
         run(recipe, resume=True, progress=False)
@@ -104,15 +86,17 @@ def test_stage_2_alone_wants_the_samples_of_the_run(
         "specialize.tasks=none", f"tasks[0].adapt.npz={data}", f"tasks[0].evaluate.npz={data}"
     )
     folder = run(recipe, progress=False).folder
-    assert specialize_run(folder, "shapes", (), overwrite=False).is_file()
+    card = tmp_path / "card.json"
+    specialize_run(folder, "shapes", (), card)
+    assert card.is_file()
     content["x_unlabelled"] = content["x_unlabelled"][::-1]
     np.savez(data, **content)
     with pytest.raises(MdftError, match="shapes: samples must be what the run was started with"):
-        specialize_run(folder, "shapes", (), overwrite=True)
+        specialize_run(folder, "shapes", (), card)
     content["x_unlabelled"] = content["x_test"]
     np.savez(data, **content)
     with pytest.raises(MdftError, match=r"unlabelled images are among the .* test images"):
-        specialize_run(folder, "shapes", (), overwrite=True)
+        specialize_run(folder, "shapes", (), card)
 
 
 def test_labels_of_test_images_make_no_head(make_recipe: Make, files: Path, tmp_path: Path) -> None:

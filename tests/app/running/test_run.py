@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mdft_fast import MdftError, Pool, load, run
+from mdft_fast.app.opening import pack
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running import check_finished
 from mdft_fast.app.running.measurement import worse_than_base
 from mdft_fast.app.running.run_folder import RunFolder
-from tests.app.conftest import card
+from tests.app.conftest import card, metrics
 
 Make = Callable[..., Recipe]
 
@@ -73,7 +74,7 @@ def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
     away = torch.tensor(result["coefficients"]["specialize"]["shapes"])
     away[0] -= 1  # from λ = e_k
     assert curve[-1]["distance"] == pytest.approx(float(away.norm()))
-    lines = [json.loads(row) for row in (summary.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(summary.folder)
     assert [line["step"] for line in lines if line["stage"] == "construct"] == [1, 2, 3, 4]
     assert sum(line["stage"] == "control" for line in lines) == 6
 
@@ -129,7 +130,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     for name in ("meta", "specialized/shapes", "specialized/letters"):
         assert torch.equal(card(resumed.folder, name), card(whole.folder, name))
     assert resumed.result["accuracy"] == whole.result["accuracy"]
-    lines = [json.loads(row) for row in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(resumed.folder)
     steps = [(line["stage"], line["task"], line["step"]) for line in lines]
     assert len(steps) == len(set(steps)) == 4 + 2 * 2 * 3
 
@@ -142,21 +143,19 @@ def test_a_line_cut_off_by_a_kill_is_made_again(
     with open(recipe.output / "metrics.jsonl", "a") as file:
         file.write('{"stage": "construct", "task": null, "st')  # cut off by a kill
     folder = run(recipe, resume=True, progress=False).folder
-    lines = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(folder)
     assert [line["step"] for line in lines if line["stage"] == "construct"] == [1, 2, 3, 4]
 
 
 def test_poisoned_labels_change_no_bit_of_what_is_learned(
-    make_recipe: Make, files: Path, tmp_path: Path
+    make_recipe: Make, tasks: Any, files: Path, tmp_path: Path
 ) -> None:
     expected = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
-    data = tmp_path / "data"
-    shutil.copytree(files / "data", data)
+    data = shutil.copytree(files / "data", tmp_path / "data")
     for name in ("shapes", "letters"):
         arrays = dict(np.load(data / f"{name}.npz"))
         arrays["y_test"] = np.zeros_like(arrays["y_test"])
         np.savez(data / f"{name}.npz", **arrays)
-    tasks = make_recipe().model_dump(mode="json")["tasks"]
     for task in tasks:
         task["evaluate"]["npz"] = task["adapt"]["npz"] = str(data / f"{task['name']}.npz")
     poisoned = run(
@@ -168,8 +167,7 @@ def test_poisoned_labels_change_no_bit_of_what_is_learned(
     assert poisoned.result["accuracy"] != expected.result["accuracy"]
 
 
-def test_tasks_without_labels_run_too(make_recipe: Make) -> None:
-    tasks = make_recipe().model_dump(mode="json")["tasks"]
+def test_tasks_without_labels_run_too(make_recipe: Make, tasks: Any) -> None:
     for task in tasks:
         del task["evaluate"]
     summary = run(make_recipe(f"tasks={json.dumps(tasks)}"), progress=False)
@@ -210,8 +208,6 @@ def test_a_damaged_state_is_one_clear_error(make_recipe: Make) -> None:
 
 
 def test_a_packed_pool_gives_the_same_run(make_recipe: Make, tmp_path: Path) -> None:
-    from mdft_fast.app.opening import pack
-
     first = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
     pack(make_recipe(), tmp_path / "pool")
     packed = json.dumps({"folder": str(tmp_path / "pool")})
@@ -223,37 +219,30 @@ def test_a_packed_pool_gives_the_same_run(make_recipe: Make, tmp_path: Path) -> 
         run(wrong, progress=False)
 
 
+FAULTS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "missing key": lambda state: state.pop("norm.bias"),
+    "extra key": lambda state: state.update({"norm.bia": torch.zeros(3)}),
+    "shape": lambda state: state.update({"norm.bias": torch.zeros(3)}),
+    "nan": lambda state: state["norm.bias"].__setitem__(1, float("nan")),
+    "dtype": lambda state: state.update({"norm.bias": state["norm.bias"].float()}),
+}
+
+
 def damage(files: Path, tmp_path: Path, what: str) -> tuple[str, str]:
-    """Copies the files with one fault; returns an override and what the error must say."""
-    models, data = tmp_path / "models", tmp_path / "data"
-    shutil.copytree(files / "models", models)
-    shutil.copytree(files / "data", data)
-    state = load_file(models / "letters.safetensors")
-    if what == "missing key":
-        del state["norm.bias"]
-    elif what == "extra key":
-        state["norm.bia"] = torch.zeros(3)
-    elif what == "shape":
-        state["norm.bias"] = torch.zeros(3)
-    elif what == "nan":
-        state["norm.bias"][1] = float("nan")
-    elif what == "dtype":
-        state["norm.bias"] = state["norm.bias"].float()
-    elif what == "base again":
-        state = load_file(files / "base.safetensors")
-    save_file(state, models / "letters.safetensors")
+    """Copies the models with one fault; returns an override and what the error must say."""
+    models = shutil.copytree(files / "models", tmp_path / "models")
+    path = models / "letters.safetensors"
+    state = load_file(files / "base.safetensors" if what == "base again" else path)
+    FAULTS.get(what, len)(state)
+    save_file(state, path)
     if what == "truncated":
-        whole = (models / "letters.safetensors").read_bytes()
-        (models / "letters.safetensors").write_bytes(whole[: len(whole) // 2])
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     if what == "no file":
-        (models / "letters.safetensors").unlink()
-    return f"pool.models={models}", r"letters.safetensors.*" if what != "no file" else "letters"
+        path.unlink()
+    return f"pool.models={models}", "letters.safetensors" if what != "no file" else "letters"
 
 
-@pytest.mark.parametrize(
-    "what",
-    ["missing key", "extra key", "shape", "nan", "dtype", "base again", "truncated", "no file"],
-)
+@pytest.mark.parametrize("what", [*FAULTS, "base again", "truncated", "no file"])
 def test_bad_checkpoints_are_one_clear_error(
     make_recipe: Make, files: Path, tmp_path: Path, what: str
 ) -> None:
@@ -266,8 +255,7 @@ def test_bad_checkpoints_are_one_clear_error(
     assert "Traceback" not in text
 
 
-def test_bad_images_and_classes(make_recipe: Make, files: Path, tmp_path: Path) -> None:
-    tasks = make_recipe().model_dump(mode="json")["tasks"]
+def test_bad_images_and_classes(make_recipe: Make, tasks: Any, files: Path, tmp_path: Path) -> None:
     arrays = dict(np.load(files / "data" / "letters.npz"))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"x_unlabelled": arrays["x_unlabelled"][:0]}, r"(?i)x_unlabelled.*\[0, 32"),
@@ -289,16 +277,13 @@ def test_bad_images_and_classes(make_recipe: Make, files: Path, tmp_path: Path) 
 
 
 def test_resume_refuses_other_models_and_other_samples(
-    make_recipe: Make, files: Path, tmp_path: Path
+    make_recipe: Make, tasks: Any, files: Path, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "files"
-    shutil.copytree(files, copy)
-    tasks = json.loads(
-        json.dumps(make_recipe().model_dump(mode="json")["tasks"]).replace(str(files), str(copy))
-    )
+    copy = shutil.copytree(files, tmp_path / "files")
+    tasks = json.dumps(tasks).replace(str(files), str(copy))
     recipe = make_recipe(
         f"pool={{base: {copy / 'base.safetensors'}, models: {copy / 'models'}}}",
-        f"tasks={json.dumps(tasks)}", "specialize.tasks=none",
+        f"tasks={tasks}", "specialize.tasks=none",
     )  # fmt: skip
     run(recipe, progress=False)
     arrays = dict(np.load(copy / "data" / "shapes.npz"))
@@ -320,23 +305,16 @@ def test_coefficients_that_run_away_are_an_error_that_names_the_step(make_recipe
     assert "NaN" not in (recipe.output / "metrics.jsonl").read_text()
 
 
-def test_a_pool_packed_in_bf16_stays_so(make_recipe: Make, tmp_path: Path) -> None:
-    from mdft_fast.app.opening import pack
-
-    pack(make_recipe(), tmp_path / "pool", codec="bf16")
-    packed = json.dumps({"folder": str(tmp_path / "pool")})
-    summary = run(make_recipe(f"pool={packed}", "specialize.tasks=none"), progress=False)
-    assert summary.result["pool"]["codec"] == "bf16"
-    load(summary.folder / "meta" / "card.json", pool=tmp_path / "pool")
-
-
-def test_a_packed_pool_is_left_whole_by_a_run(make_recipe: Make, tmp_path: Path) -> None:
-    from mdft_fast.app.opening import pack
-
-    pack(make_recipe(), tmp_path / "pool")
+@pytest.mark.parametrize("codec", ["fp32", "bf16"])
+def test_a_packed_pool_keeps_its_codec_and_is_left_whole(
+    make_recipe: Make, tmp_path: Path, codec: str
+) -> None:
+    pack(make_recipe(), tmp_path / "pool", codec=codec)
     before = _digests(tmp_path / "pool")
     packed = json.dumps({"folder": str(tmp_path / "pool")})
-    run(make_recipe(f"pool={packed}", "specialize.tasks=none"), progress=False)
+    summary = run(make_recipe(f"pool={packed}", "specialize.tasks=none"), progress=False)
+    assert summary.result["pool"]["codec"] == codec
+    load(summary.folder / "meta" / "card.json", pool=tmp_path / "pool")
     assert _digests(tmp_path / "pool") == before
     Pool.open(tmp_path / "pool", verify=True)
 

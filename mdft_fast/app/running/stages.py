@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run learns: teachers, stage 1, stage 2 and its control. Every step is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from mdft_fast.app.opening import (
+    Built,
+    LoadedData,
+    construct_config,
+    images_at_once,
+    specialize_config,
+)
+from mdft_fast.app.running.fingerprints import inputs_of, taught_tasks
+from mdft_fast.app.running.phases import Phases
+from mdft_fast.app.running.progress import Progress
+from mdft_fast.app.running.run_folder import RunFolder, state_name
+from mdft_fast.learning import (
+    Callback,
+    Learner,
+    RunResult,
+    StepRecord,
+    TaughtTask,
+    construct,
+    holdout_cross_entropy,
+    specialize,
+)
+from mdft_fast.model import TASK_ARITHMETIC, MetaModel
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learned:
+    """What the stages made.
+
+    Attributes:
+        construct: stage 1's result.
+        specialize: task -> stage 2's result, from stage 1's λ.
+        control: task -> stage 2's result from task arithmetic, without stage 1.
+        holdout: "start", "meta" -> teacher cross-entropy on held-out samples, mean over tasks.
+    """
+
+    construct: RunResult
+    specialize: dict[str, RunResult]
+    control: dict[str, RunResult]
+    holdout: dict[str, float]
+
+
+def learn(
+    built: Built,
+    data: LoadedData,
+    meta: MetaModel,
+    folder: RunFolder,
+    phases: Phases,
+    progress: Progress,
+) -> tuple[Learned, list[TaughtTask]]:
+    """Runs both stages, from where the folder's states end; λ ends as stage 1's."""
+    recipe, batch = built.recipe, images_at_once(built.recipe)
+    with phases.phase("teachers"):
+        taught = taught_tasks(built, meta, data)
+        start = holdout_cross_entropy(meta, taught, batch=batch)
+    folder.begin(inputs_of(built, data, taught))
+    folder.trim_metrics()
+    with phases.phase("stage 1"):
+        first = construct(
+            meta,
+            taught,
+            construct_config(recipe),
+            callbacks=[_keep(folder, progress, "construct")],
+            resume=folder.load_state("construct"),
+        )
+        end = holdout_cross_entropy(meta, taught, batch=batch)
+    holdout = {"start": _mean(start), "meta": _mean(end)} if start else {}
+
+    def second(stage: str, origin: Tensor | float) -> dict[str, RunResult]:
+        results = {}
+        for task in taught:
+            if task.name in recipe.specialized:
+                meta.set_coefficients(origin)
+                results[task.name] = specialize(
+                    meta,
+                    task,
+                    specialize_config(recipe),
+                    callbacks=[_keep(folder, progress, stage)],
+                    resume=folder.load_state(state_name(stage, task.name)),
+                )
+        return results
+
+    with phases.phase("stage 2"):
+        specialized = second("specialize", first.coefficients)
+    control: dict[str, RunResult] = {}
+    if recipe.specialize.control and recipe.specialized:
+        with phases.phase("control"):
+            control = second("control", TASK_ARITHMETIC)
+    meta.set_coefficients(first.coefficients)
+    return Learned(first, specialized, control, holdout), taught
+
+
+def _keep(folder: RunFolder, progress: Progress, stage: str) -> Callback:
+    """Returns what happens after every step: state, metrics, progress."""
+
+    def callback(record: StepRecord, learner: Learner) -> None:
+        state = learner.state()
+        folder.append_metrics(record, stage)  # first: resume drops a line without its state
+        folder.save_state(state_name(stage, record.task), state)
+        progress.step(stage if record.task is None else f"{stage} {record.task}", record)
+
+    return callback
+
+
+def _mean(values: dict[str, float]) -> float:
+    return sum(values.values()) / len(values)
