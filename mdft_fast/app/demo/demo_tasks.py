@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from mdft_fast.app.demo import drawings
+import mdft_fast.app.demo.drawings as drawings
 from mdft_fast.app.demo.drawings import Draw
 from mdft_fast.app.demo.glyphs import SIZE, Pose, Style
 from mdft_fast.errors import need
