@@ -51,7 +51,6 @@ class DemoSizes:
     tasks: tuple[str, ...] = field(default=tuple(task.name for task in TASKS))
 
     def __post_init__(self) -> None:
-        """Refuses sizes that cannot be built."""
         names = {task.name for task in TASKS}
         if not self.tasks or not names.issuperset(self.tasks):
             raise MdftError(f"demo: tasks must be among {sorted(names)}, got {list(self.tasks)}")
