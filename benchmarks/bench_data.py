@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.shapes import ENCODERS
-from mdft_fast.data import FolderSource, Samples, load_samples
-from mdft_fast.data import image_cache as cache
+from mdft_fast.data import FolderSource, Samples, forget_verified, load_samples
 from mdft_fast.model import build_backbone
 
 BATCH = 128  # images of a step of stage 1 in the default preset: 8 tasks of 16
@@ -42,7 +41,7 @@ def run(
         write_photographs(Path(folder, "photographs"), images)
         with (
             mock.patch.dict(os.environ, MDFT_CACHE=str(Path(folder, "cache"))),
-            mock.patch.object(cache, "threads", return_value=threads),
+            mock.patch("mdft_fast.data.image_cache.decoding_threads", return_value=threads),
         ):
             for model in models:
                 yield _row(model, FolderSource(Path(folder, "photographs")), device, rounds)
@@ -78,7 +77,7 @@ def _row(model: str, source: FolderSource, device: torch.device, rounds: int) ->
         "case": f"{model}, {size} x {size} from {FILE[0]} x {FILE[1]} JPEG",
         "images": len(samples),
         "batch": BATCH,
-        "threads": cache.threads(),
+        "threads": torch.get_num_threads(),
         "images_per_s": {
             "decoding": round(len(samples) / decoding, 1),
             "opening": round(len(samples) / opening, 1),
@@ -94,7 +93,7 @@ def _reopen(source: FolderSource, preprocess: dict[str, Any]) -> Callable[[], Sa
     """Returns a call that opens a filled cache as a new process does: every image is compared."""
 
     def reopen() -> Samples:
-        cache.forget()
+        forget_verified()
         return load_samples(source, preprocess)
 
     return reopen

@@ -108,7 +108,7 @@ def digests_of(images: Array) -> Array:
             for row in part
         ]
 
-    with ThreadPoolExecutor(threads()) as pool:
+    with ThreadPoolExecutor(decoding_threads()) as pool:
         parts = pool.map(rows, range(0, len(images), _ROWS))
         digests = b"".join(digest for part in parts for digest in part)
     return np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)
@@ -224,7 +224,7 @@ def _decode_all(
             images[i] = fit(opened.image(i), preprocess, images.shape[3])
         return stop - start
 
-    pool = ThreadPoolExecutor(threads())
+    pool = ThreadPoolExecutor(decoding_threads())
     try:
         for count in pool.map(work, range(0, opened.count, _ROWS)):
             tell(count)
@@ -270,12 +270,12 @@ def _shown(watch: Watch | None, words: str, total: int) -> Iterator[Callable[[in
         yield lambda count: bars.advance(bar, count)
 
 
-def forget() -> None:
+def forget_verified() -> None:
     """Forgets what was verified, so that every entry is read again as in a new process."""
     _verified.clear()
 
 
-def threads() -> int:
+def decoding_threads() -> int:
     """Returns how many threads decode and compare: one a core that this process may use."""
     counted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(counted or 1, 32)

@@ -51,9 +51,9 @@ def circle(sources: Mapping[str, str]) -> list[str]:
     return []
 
 
-def past_doors(path: str, source: str, room: str | None = None) -> Iterator[str]:
+def past_doors(path: str, source: str) -> Iterator[str]:
     """2. A room is entered by its door: ``from mdft_fast.<room> import name``."""
-    room = room_of(path) if room is None else room
+    room = room_of(path)
     for one in imports(source, path if path in MODULES else ""):
         if not ours(one.of) or one.of == "mdft_fast" or (room and room_of(one.of) == room):
             continue
