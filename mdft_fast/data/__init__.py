@@ -40,6 +40,6 @@ __all__ = [
     "SPLITS", "TORCHVISION_SETS", "FolderSource", "HfSource", "LabelledSource", "ListedSource",
     "Listing", "NpzSource", "Role", "Samples", "Source", "Split", "Task", "TorchvisionSource",
     "check_class_names", "check_npz_keys", "compare_class_names", "forget_verified", "listed",
-    "load_labelled", "load_samples", "load_test_images", "npz_keys", "plain_name", "read_class_names",
-    "read_labels", "read_npz", "shared_images", "unshared",
+    "load_labelled", "load_samples", "load_test_images", "npz_keys", "plain_name",
+    "read_class_names", "read_labels", "read_npz", "shared_images", "unshared",
 ]  # fmt: skip
