@@ -25,8 +25,7 @@ class Lines(Transform):
         beta: what the last block's factor is more.
     """
 
-    # The last block keeps its length and the first loses half: ours. The paper takes alpha from the
-    # vectors' norms and beta by labelled validation.
+    # Ours: the last block keeps its length, the first loses half.
     alpha: float = 0.5
     beta: float = 0.5
 
