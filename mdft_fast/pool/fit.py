@@ -23,7 +23,7 @@ def fit(state: State, inventory: Inventory) -> State:
     The backbone's tensors may stand behind one prefix (``visual.`` in a whole CLIP model, ``vit.``
     in a classifier), and under the names that its library writes to files, where these differ from
     the module's. What is not behind the prefix is listed in ``left_out``, with why. A checkpoint in
-    which no prefix finds every tensor comes back as it is: :func:`match_keys` says what is missing.
+    which no prefix finds every tensor comes back as it is; what is missing, packing says.
 
     Raises:
         MdftError: if two prefixes find every tensor.
