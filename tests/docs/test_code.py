@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,21 +128,13 @@ def cells() -> list[dict[str, Any]]:
     return [cell for cell in content["cells"] if cell["cell_type"] == "code"]
 
 
-@contextlib.contextmanager
-def unseen_pictures() -> Iterator[None]:
-    plt = pytest.importorskip("matplotlib.pyplot")
-    before = plt.get_backend()
-    plt.switch_backend("agg")
-    with plt.ioff():
-        yield
-    plt.close("all")
-    plt.switch_backend(before)
-
-
 def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
-    with unseen_pictures(), torch.random.fork_rng(devices=[]):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("agg")
+    with plt.ioff(), torch.random.fork_rng(devices=[]):
         names = run(["".join(cell["source"]) for cell in cells()])
+    plt.close("all")
     accuracy = names["accuracy"]
     assert set(accuracy["individual"]) == {"noisy", "inverted", "turned"}
     average = {method: sum(values.values()) / 3 for method, values in accuracy.items()}
@@ -179,15 +170,12 @@ def mistakes(world: World) -> dict[str, Callable[[], Any]]:
         return mdft_fast.construct(world.meta(), [changed], config)
 
     def batch_norm() -> Any:
-        encoder = nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        )
+        layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        encoder = nn.Sequential(*layers)
         model = copy.deepcopy(encoder)
         model[1].running_mean += 1
         tasks = [Task("shapes", ["a", "b"], torch.randn(2, 8), np.zeros((4, 8, 8), np.uint8))]
-        return Pool.from_checkpoints(
-            encoder, [model], tasks, backbone=encoder, preprocess=PREPROCESS
-        )
+        return pool(base=encoder, checkpoints=[model], tasks=tasks, backbone=encoder)
 
     wide = Task(task.name, task.class_names, torch.randn(3, 20), task.adapt)
     card = mdft_fast.CoefficientCard.of(world.meta())
