@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks.bench_step import MODELS
+from benchmarks.shapes import ENCODERS
 from mdft_fast.data import FolderSource, Samples, load_samples
 from mdft_fast.data import image_cache as cache
 from mdft_fast.model import build_backbone
@@ -31,7 +31,7 @@ def run(
     """Yields a row for each encoder: what loading gives, and what the encoder takes.
 
     Args:
-        models: keys of ``bench_step.MODELS``.
+        models: keys of ``shapes.ENCODERS``.
         device: the encoder's.
         images: number of files.
         rounds: turns of what is repeated; medians are reported.
@@ -61,7 +61,7 @@ def write_photographs(folder: Path, count: int) -> None:
 
 
 def _row(model: str, source: FolderSource, device: torch.device, rounds: int) -> dict[str, Any]:
-    size = MODELS[model]["size"]
+    size = ENCODERS[model].size
     preprocess = {"size": size, "mean": 0.5, "std": 0.5}
     decoding, samples = _timed(lambda: load_samples(source, preprocess))
     opening = statistics.median(_timed(_reopen(source, preprocess))[0] for _ in range(rounds))
@@ -102,7 +102,7 @@ def _reopen(source: FolderSource, preprocess: dict[str, Any]) -> Callable[[], Sa
 
 def _encoder(model: str, images: Any, rounds: int) -> tuple[float, float]:
     """Returns the seconds of a forward pass, and of one with its backward pass."""
-    encoder = build_backbone(MODELS[model]["spec"]).to(images.device)
+    encoder = build_backbone(ENCODERS[model].spec).to(images.device)
 
     def forward() -> Any:
         return _wait(encoder(images))

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mdft_fast
-from benchmarks.harness import Case, Machine, agree, race
+from benchmarks.harness import Case, Compete, agree
+from benchmarks.machine import Machine
 from benchmarks.shapes import CLASSES
 from mdft_fast import reference
 
@@ -142,7 +143,7 @@ def cases(classes: str, batch: int, device: torch.device) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("classes", CLASSES)
-def test_debiased_entropy(benchmark: Any, classes: str, machine: Machine, options: Any) -> None:
+def test_debiased_entropy(classes: str, machine: Machine, compete: Compete) -> None:
     """Value and gradient, warm."""
     *_, last = cases(classes, 16, machine.device)
-    race(last, machine, rounds=50, allow_busy=options.allow_busy, benchmark=benchmark)
+    compete(last, rounds=50)

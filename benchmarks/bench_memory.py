@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.shapes import CLASSES
+from benchmarks.machine import status_bytes
+from benchmarks.shapes import CLASSES, ENCODERS
 from mdft_fast.app.forecast import Subject, forecast
 from mdft_fast.arena import CODECS
 from mdft_fast.checkpoints import Entry, write_tensors
@@ -29,16 +30,7 @@ from mdft_fast.pool import Head, Pool, take_inventory
 
 STEP = Path(__file__).parent / "memory_step.py"
 K = 8
-MODELS: dict[str, dict[str, Any]] = {
-    "ViT-Tiny 64x64": {
-        "library": "timm",
-        "name": "vit_tiny_patch16_224",
-        "kwargs": {"img_size": 64, "num_classes": 0},
-    },
-    "CLIP ViT-B/32": {"library": "open_clip", "name": "ViT-B-32", "kwargs": {}},
-    "CLIP ViT-L/14": {"library": "open_clip", "name": "ViT-L-14", "kwargs": {}},
-}
-SIZE = {"ViT-Tiny 64x64": 64}
+MODELS = ("ViT-Tiny 64x64", "CLIP ViT-B/32", "CLIP ViT-L/14")  # of ENCODERS
 
 
 class Named:
@@ -57,7 +49,7 @@ def write_models(model: str, folder: Path, dtype: torch.dtype = torch.float16) -
     Returns:
         The arguments of :meth:`Pool.pack` but for its folder.
     """
-    spec, size = MODELS[model], SIZE.get(model, 224)
+    spec, size, _ = ENCODERS[model]
     torch.manual_seed(0)
     backbone = build_backbone(spec)
     merged = take_inventory(backbone).merged
@@ -90,10 +82,10 @@ def _made(
     yield value.to(dtype)
 
 
-def watch(given: Mapping[str, Any]) -> dict[str, Any]:
+def watch(options: Mapping[str, Any]) -> dict[str, Any]:
     """Takes one step in a process of its own and watches its memory, some 500 times a second."""
     process = subprocess.Popen(
-        [sys.executable, str(STEP), json.dumps(given)],
+        [sys.executable, str(STEP), json.dumps(options)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdin is not None
@@ -112,21 +104,16 @@ def watch(given: Mapping[str, Any]) -> dict[str, Any]:
             mapped = max(mapped, now[1] - bare[1])
         time.sleep(0.002)
     out, errors = process.stdout.read(), process.stderr.read()
-    found = {"anonymous_mb": anonymous / 1e6, "mapped_mb": mapped / 1e6}
+    peaks = {"anonymous_mb": anonymous / 1e6, "mapped_mb": mapped / 1e6}
     if process.returncode != 0:
-        return found | {"failed": errors.strip().splitlines()[-1][:300] if errors else "killed"}
-    return found | json.loads(out)
+        return peaks | {"failed": errors.strip().splitlines()[-1][:300] if errors else "killed"}
+    return peaks | json.loads(out)
 
 
 def resident(pid: int) -> tuple[int, int] | None:
     """Returns a process's anonymous and file-backed resident bytes."""
-    try:
-        rows = dict(
-            line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-        )
-        return tuple(1024 * int(rows[key].split()[0]) for key in ("RssAnon", "RssFile"))
-    except (OSError, KeyError):
-        return None
+    anonymous, mapped = (status_bytes(key, f"/proc/{pid}/status") for key in ("RssAnon", "RssFile"))
+    return None if anonymous is None or mapped is None else (anonymous, mapped)
 
 
 def run(
@@ -163,8 +150,8 @@ def _pools(folder: Path, model: str, codecs: Sequence[str]) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     if not pools["fp32"].exists():
         print(f"making {K} models of {model}", flush=True)
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            Pool.pack(pools["fp32"], **write_models(model, Path(place)))
+        with tempfile.TemporaryDirectory(dir=folder) as models:
+            Pool.pack(pools["fp32"], **write_models(model, Path(models)))
     for codec, path in pools.items():
         if not path.exists():
             print(f"packing them in {codec}", flush=True)
@@ -176,16 +163,16 @@ def _rows(
     model: str, pools: Mapping[str, Path], samples: int, checkpointing: bool
 ) -> Iterator[dict[str, Any]]:
     with torch.device("meta"):
-        backbone = build_backbone(MODELS[model])
-    side = SIZE.get(model, 224)
+        backbone = build_backbone(ENCODERS[model].spec)
+    side = ENCODERS[model].size
     subject = Subject(backbone, CLASSES["CLIP's eight"], (side, side))
     predicted = {
         (row.mode, row.codec, row.checkpointing): row
         for row in forecast(subject, samples, mapped=CODECS)
     }
-    given = {
+    options = {
         "samples": samples, "threads": torch.get_num_threads(), "checkpointing": checkpointing,
-        "precision": "fp32", "library": MODELS[model]["library"],
+        "precision": "fp32", "library": ENCODERS[model].spec["library"],
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
     ways = [("plain", "fp32"), ("peers", "fp32")]
@@ -193,7 +180,7 @@ def _rows(
     for way, codec in ways:
         row = {"model": model, "way": way, "codec": codec, "samples": samples,
                "checkpointing": checkpointing}  # fmt: skip
-        row |= watch({**given, "way": way, "pool": str(pools[codec])})
+        row |= watch({**options, "way": way, "pool": str(pools[codec])})
         if (way, codec, checkpointing) in predicted:
             row["predicted_mb"] = predicted[way, codec, checkpointing].peak / 1e6
         rows.append(row)
@@ -204,7 +191,7 @@ def _rows(
     for way, codec in ((least["way"], least["codec"]), ("plain", "fp32")):
         row = {"model": model, "way": way, "codec": codec, "samples": samples,
                "checkpointing": checkpointing, "limit_mb": limit / 1e6}  # fmt: skip
-        yield row | watch({**given, "way": way, "pool": str(pools[codec]), "limit": limit})
+        yield row | watch({**options, "way": way, "pool": str(pools[codec]), "limit": limit})
 
 
 def table(row: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,85 +12,10 @@ import torch
 from torch import Tensor
 
 import mdft_fast
-from benchmarks.harness import Case, Machine, agree, race
-from benchmarks.shapes import TABLES
-from mdft_fast.arena import DTYPE_OF_CODEC, GROUP, TILE, Codec, Layout, TaskVectors
-
-K = 8
-CODECS: tuple[Codec, ...] = ("int8", "int4")
-STEP = 0.25  # of the task vectors' values: k * STEP, |k| <= 7, are the same in every codec
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclasses.dataclass(frozen=True)
-class Arena:
-    """Inputs of merge and merge_dots; base, task vectors, output and gradient of one dtype.
-
-    Attributes:
-        layout: one column of λ a tensor.
-        base: ``[N]``; ``deltas [K, N]``; ``out [N]``; ``grad [N]``.
-        coefficients: ``[K, L]`` float32.
-    """
-
-    layout: Layout
-    base: Tensor
-    deltas: Tensor
-    coefficients: Tensor
-    out: Tensor
-    grad: Tensor
-
-    @functools.cached_property
-    def slices(self) -> list[slice]:
-        """Where each tensor lies."""
-        starts = [slot.tile * TILE for slot in self.layout.slots]
-        return [slice(a, a + s.numel) for a, s in zip(starts, self.layout.slots, strict=True)]
-
-    def each(self, flat: Tensor) -> list[Tensor]:
-        """Returns every tensor of an arena ``[N]``, or of all rows of ``[K, N]``, flat."""
-        return [flat[..., where] for where in self.slices]
-
-    def packed(self, codec: Codec) -> TaskVectors:
-        """Returns the same task vectors, to the bit, as int8 or int4."""
-        N, half = self.layout.elements, 2 if codec == "int4" else 1
-        scales = self.base.new_full((K, N // GROUP), STEP, dtype=torch.float32)
-        codes = self.base.new_empty((K, N // half), dtype=DTYPE_OF_CODEC[codec])
-        for row, to in zip(self.deltas, codes, strict=True):
-            for piece, place in zip(row.split(1 << 20), to.split((1 << 20) // half), strict=True):
-                whole = (piece / STEP).to(torch.int8)
-                place.copy_(whole if half == 1 else (whole[::2] & 15) | (whole[1::2] << 4))
-        return TaskVectors(codes, codec, scales)
-
-    @property
-    def per_task(self) -> Tensor:
-        """``[K]``: one coefficient a task, where a rival knows no more."""
-        return self.coefficients[:, 0].contiguous()
-
-
-def make_arena(table: str, dtype: torch.dtype, device: torch.device) -> Arena:
-    """Makes inputs at real sizes. One block of random numbers, shifted row by row, is enough:
-    speed does not depend on values, and drawing 2.4 billion takes a minute."""  # noqa: D205, D209
-    layout = Layout.of(TABLES[table])
-    N = layout.elements
-    random = torch.Generator().manual_seed(0)
-    block = torch.randn((1 << 20) + 1024, generator=random).to(device)
-
-    def fill(row: Tensor, shift: int, scale: float, step: float = 0) -> None:
-        source = block[shift : shift + (1 << 20)] * scale
-        source = ((source / step).round().clamp(-7, 7) * step if step else source).to(dtype)
-        for piece in row.split(1 << 20):
-            piece.copy_(source[: len(piece)])
-        for slot in layout.slots:  # padding is zero
-            row[slot.tile * TILE + slot.numel : (slot.tile + slot.tiles) * TILE] = 0
-
-    base, out, grad = (torch.empty(N, dtype=dtype, device=device) for _ in range(3))
-    deltas = torch.empty(K, N, dtype=dtype, device=device)
-    fill(base, 0, 1.0)
-    fill(grad, 17, 0.01)
-    fill(out, 0, 0.0)  # its pages exist: a fresh output is another case
-    for k, row in enumerate(deltas):
-        fill(row, 31 * (k + 1), 0.5, STEP)
-    coefficients = torch.rand(K, len(layout.columns), generator=random).to(device)
-    return Arena(layout, base, deltas, coefficients, out, grad)
+from benchmarks.harness import Case, Compete, agree
+from benchmarks.machine import Machine
+from benchmarks.operands import CODECS, DTYPES, Arena, K, dots_tolerance, make_arena, tolerance
+from mdft_fast.arena import TILE, TaskVectors
 
 
 def eager_loop(a: Arena) -> Callable[[], Tensor]:
@@ -157,16 +81,6 @@ def compiled(a: Arena) -> Callable[[], Tensor]:
         return a.out
 
     return call
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """K + 2 roundings in the dtype of the result: what a rival that rounds each term may err."""
-    return (K + 2) * torch.finfo(dtype).eps / 2
-
-
-def dots_tolerance(dtype: torch.dtype) -> float:
-    """What a rival may err that sums 88 million products in one float32, or in bfloat16."""
-    return 1e-3 if dtype == torch.float32 else 2.0**-6
 
 
 def same(dtype: torch.dtype) -> Callable[[Any, Any], None]:
@@ -281,19 +195,16 @@ def gradient_case(a: Arena, name: str) -> Case:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@torch.no_grad()
-def test_merge(benchmark: Any, dtype: str, machine: Machine, options: Any) -> None:
+def test_merge(dtype: str, table: str, machine: Machine, compete: Compete) -> None:
     """Into a kept output, λ per tensor."""
-    a = make_arena(options.table, DTYPES[dtype], machine.device)
-    case = next(forward_cases(a, f"{options.table} {dtype}"))
-    race(case, machine, rounds=5, allow_busy=options.allow_busy, benchmark=benchmark)
+    a = make_arena(table, DTYPES[dtype], machine.device)
+    compete(next(forward_cases(a, f"{table} {dtype}")), rounds=5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_merge_forward_and_backward(
-    benchmark: Any, dtype: str, machine: Machine, options: Any
+    dtype: str, table: str, machine: Machine, compete: Compete
 ) -> None:
     """Through autograd."""
-    a = make_arena(options.table, DTYPES[dtype], machine.device)
-    case = gradient_case(a, f"{options.table} {dtype}")
-    race(case, machine, rounds=5, allow_busy=options.allow_busy, benchmark=benchmark)
+    a = make_arena(table, DTYPES[dtype], machine.device)
+    compete(gradient_case(a, f"{table} {dtype}"), rounds=5)

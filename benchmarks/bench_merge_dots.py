@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import mdft_fast
-from benchmarks.bench_merge import CODECS, DTYPES, Arena, K, dots_tolerance, make_arena
-from benchmarks.harness import Case, Machine, agree, race
+from benchmarks.harness import Case, Compete, agree
+from benchmarks.machine import Machine
+from benchmarks.operands import CODECS, DTYPES, Arena, K, dots_tolerance, make_arena
 from mdft_fast.arena import TILE
 
 
@@ -94,9 +94,7 @@ def cases(a: Arena, name: str) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@torch.no_grad()
-def test_merge_dots(benchmark: Any, dtype: str, machine: Machine, options: Any) -> None:
+def test_merge_dots(dtype: str, table: str, machine: Machine, compete: Compete) -> None:
     """Gradient of λ per tensor."""
-    a = make_arena(options.table, DTYPES[dtype], machine.device)
-    case = next(cases(a, f"{options.table} {dtype}"))
-    race(case, machine, rounds=5, allow_busy=options.allow_busy, benchmark=benchmark)
+    a = make_arena(table, DTYPES[dtype], machine.device)
+    compete(next(cases(a, f"{table} {dtype}")), rounds=5)

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.bench_memory import K, resident, write_models
+from benchmarks.bench_memory import K, write_models
+from benchmarks.harness import orders
+from benchmarks.machine import status_bytes
 from mdft_fast import Pool
 
 COPY = "copy of the files"
@@ -30,17 +32,17 @@ def run(models: Sequence[str], codecs: Sequence[str], rounds: int) -> Iterator[d
     """
     for model in models:
         with tempfile.TemporaryDirectory(prefix="mdft-pack-") as folder:
-            given = write_models(model, Path(folder), torch.float32)
-            files = [given["base"], *given["checkpoints"]]
+            arguments = write_models(model, Path(folder), torch.float32)
+            files = [arguments["base"], *arguments["checkpoints"]]
             target = Path(folder, "target")
             ways: dict[str, Callable[[], Any]] = {COPY: functools.partial(_copy, files, target)}
             for codec in codecs:
-                pack = functools.partial(Pool.pack, target, **given, codec=codec)
+                pack = functools.partial(Pool.pack, target, **arguments, codec=codec)
                 ways[f"pack, {codec}"] = pack
             turns: dict[str, list[tuple[float, int, int]]] = {name: [] for name in ways}
-            for _ in range(rounds):
-                for name, way in ways.items():
-                    seconds, memory = watched(way)
+            for order in orders(list(ways), rounds):
+                for name in order:
+                    seconds, memory = watched(ways[name])
                     written = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
                     turns[name].append((seconds, memory, written))
                     shutil.rmtree(target)
@@ -62,10 +64,10 @@ def watched(work: Callable[[], Any]) -> tuple[float, int]:
     def watch() -> None:
         nonlocal peak
         while not stop.wait(0.005):
-            peak = max(peak, (resident(os.getpid()) or (0, 0))[0])
+            peak = max(peak, status_bytes("RssAnon") or 0)
 
     gc.collect()
-    before = (resident(os.getpid()) or (0, 0))[0]
+    before = status_bytes("RssAnon") or 0
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = time.perf_counter()

@@ -3,23 +3,24 @@
 
 from __future__ import annotations
 
-import statistics
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import mdft_fast
-from benchmarks.harness import Machine
+from benchmarks.harness import OURS, Case, agree, race
+from benchmarks.machine import Machine
 from benchmarks.shapes import TABLES
 from mdft_fast.arena import DTYPE_OF_CODEC, GROUP, LARGEST_CODE, Codec, Layout, TaskVectors
 
 BLOCK = "transformer.resblocks.0."
+TOLERANCE = 1e-3  # of a rival that sums 12.6 million products in one float32
 
 
 def run(
-    machine: Machine, codecs: Sequence[Codec], most: int, rounds: int
+    machine: Machine, codecs: Sequence[Codec], most: int, rounds: int, allow_busy: bool
 ) -> Iterator[dict[str, Any]]:
     """Yields a row for each K = 1, 2, 4, ... and codec: both operators, and their rivals in fp32.
 
@@ -28,54 +29,57 @@ def run(
         codecs: of the task vectors.
         most: the largest K, a power of two.
         rounds: turns of each; medians are reported.
+        allow_busy: of :func:`~benchmarks.harness.race`.
     """
     shapes = {k: v for k, v in TABLES["ViT-L/14"].items() if k.startswith(BLOCK)}
     layout = Layout.of(shapes)
-    base, out, grad = (torch.ones(layout.elements, device=machine.device) for _ in range(3))
-    grads = layout.views(grad)
     for K in (2**i for i in range(most.bit_length())):
-        scale = torch.full((K, len(layout.columns)), 0.3, device=machine.device)
         for codec in codecs:
-            vectors = _vectors(codec, K, layout.elements, machine.device)
+            races = [
+                race(case, machine, rounds=rounds, allow_busy=allow_busy).summary()
+                for case in cases(layout, codec, K, machine.device)
+            ]
+            yield _row(races, layout, codec, K)
 
-            def merge(v: TaskVectors = vectors, c: Tensor = scale) -> None:
-                mdft_fast.merge(base, v, c, layout, out=out)
 
-            def dots(v: TaskVectors = vectors) -> None:
-                mdft_fast.merge_dots(grads, v, layout)
-
-            calls = {"merge": merge, "merge_dots": dots}
-            if codec == "fp32":
-                deltas, one = vectors.codes, scale[:, 0].contiguous()
-                calls["addmv"] = lambda d=deltas, c=one: torch.addmv(base, d.T, c, out=out)
-                calls["mv"] = lambda d=deltas: torch.mv(d, grad)
-            yield _row(machine, calls, codec, K, vectors, layout, rounds)
-            del vectors
+def cases(layout: Layout, codec: Codec, K: int, device: torch.device) -> Iterator[Case]:
+    """Merge and merge_dots; only float32 task vectors have rivals."""
+    base, out, grad = (torch.ones(layout.elements, device=device) for _ in range(3))
+    coefficients = torch.full((K, len(layout.columns)), 0.3, device=device)
+    vectors, name = _vectors(codec, K, layout.elements, device), f"K = {K}, {codec}"
+    check = functools.partial(agree, tolerance=TOLERANCE)
+    fp32 = codec == "fp32"
+    deltas, per_task = vectors.codes, coefficients[:, 0].contiguous()
+    yield Case(
+        "merge", name, lambda: mdft_fast.merge(base, vectors, coefficients, layout, out=out),
+        {"addmv": lambda: torch.addmv(base, deltas.T, per_task, out=out)} if fp32 else {},
+        check, 2 * base.nbytes + vectors.bytes,
+    )  # fmt: skip
+    grads = layout.views(grad)
+    yield Case(
+        "merge_dots", name, lambda: mdft_fast.merge_dots(grads, vectors, layout),
+        {"mv": lambda: torch.mv(deltas, grad)} if fp32 else {},
+        lambda ours, theirs: agree(ours.sum(1), theirs, TOLERANCE),
+        grad.nbytes + vectors.bytes,
+    )  # fmt: skip
 
 
 def _row(
-    machine: Machine, calls: Mapping[str, Any], codec: Codec, K: int, vectors: TaskVectors,
-    layout: Layout, rounds: int,
-) -> dict[str, Any]:  # fmt: skip
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    rates = []
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(machine.seconds(call))
-        rates.append(machine.copy_rate())
-    moved = {"merge": 8 * layout.elements + vectors.bytes,
-             "merge_dots": 4 * layout.elements + vectors.bytes}  # fmt: skip
-    ms = {name: 1e3 * statistics.median(t) for name, t in times.items()}
-    copy = statistics.median(rates)
+    races: Sequence[Mapping[str, Any]], layout: Layout, codec: Codec, K: int
+) -> dict[str, Any]:
+    """Returns both operators' races as one row."""
+    ms = {one["op"]: one["contestants"][OURS]["median_ms"] for one in races}
+    for one in races:
+        rivals = {n: c["median_ms"] for n, c in one["contestants"].items() if n != OURS}
+        ms |= rivals
     return {
         "K": K,
         "codec": codec,
         "elements": layout.elements,
-        "copy_gb_per_s": round(copy / 1e9, 2),
-        "ms": {name: round(t, 3) for name, t in ms.items()},
-        "share_of_copy": {n: round(moved[n] / ms[n] * 1e3 / copy, 3) for n in moved},
+        "copy_gb_per_s": races[0]["copy_gb_per_s"],
+        "busy": any(one["busy"] for one in races),
+        "ms": ms,
+        "share_of_copy": {r["op"]: r["contestants"][OURS]["share_of_copy"] for r in races},
     }
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from benchmarks.bench_debiased_entropy import by_task, ours, padded
-from benchmarks.harness import KEPT_FREE_BYTES, Case, Machine, agree, memory_available, race
-from benchmarks.shapes import CLASSES
+from benchmarks.harness import Case, Compete, agree
+from benchmarks.machine import KEPT_FREE_BYTES, Machine, memory_available
+from benchmarks.shapes import CLASSES, ENCODERS
 from mdft_fast import MetaModel, Pool, Task
 from mdft_fast.model import build_backbone
 from mdft_fast.pool import Head
@@ -23,34 +24,7 @@ from mdft_fast.pool import Head
 K = 8
 SCALE = 0.02  # of the random task vectors' elements: fine-tuning moves weights by about as much
 
-MODELS: dict[str, dict[str, Any]] = {
-    "ViT-Tiny 64x64": {
-        "spec": {
-            "library": "timm",
-            "name": "vit_tiny_patch16_224",
-            "kwargs": {"img_size": 64, "num_classes": 0},
-        },
-        "size": 64,
-        "classes": "pool",
-    },
-    "CLIP ViT-B/32": {
-        "spec": {"library": "open_clip", "name": "ViT-B-32", "kwargs": {}},
-        "size": 224,
-        "classes": "CLIP's eight",
-    },
-    "one block of ViT-L/14": {
-        "spec": {
-            "library": "open_clip",
-            "name": "VisionTransformer",
-            "kwargs": {
-                "image_size": 224, "patch_size": 14, "width": 1024, "layers": 1, "heads": 16,
-                "mlp_ratio": 4.0, "output_dim": 768,
-            },
-        },
-        "size": 224,
-        "classes": "CLIP's eight",
-    },
-}  # fmt: skip
+MODELS = ("ViT-Tiny 64x64", "CLIP ViT-B/32", "one block of ViT-L/14")  # of ENCODERS
 WAYS: dict[str, dict[str, Any]] = {
     "mdft_fast layerwise": {"mode": "layerwise"},
     "mdft_fast streamed": {"mode": "streamed"},
@@ -102,7 +76,7 @@ class World:
 
 def make_world(model: str, batch: int, device: torch.device) -> World:
     """Builds a pool of K random models around a backbone with random weights."""
-    spec, size, classes = (MODELS[model][key] for key in ("spec", "size", "classes"))
+    spec, size, classes = ENCODERS[model]
     counts = CLASSES[classes]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -316,9 +290,6 @@ def case(model: str, batch: int, device: torch.device) -> Case:
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_step(benchmark: Any, batch: int, machine: Machine, options: Any) -> None:
+def test_step(batch: int, machine: Machine, compete: Compete) -> None:
     """A step of a small model."""
-    race(
-        case("ViT-Tiny 64x64", batch, machine.device), machine,
-        rounds=5, allow_busy=options.allow_busy, benchmark=benchmark,
-    )  # fmt: skip
+    compete(case(MODELS[0], batch, machine.device), rounds=5)

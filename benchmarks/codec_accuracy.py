@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,8 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent.parent))  # an installed mdft_fast wins
 
-from benchmarks.harness import environment
+from benchmarks.harness import origin
+from benchmarks.markdown import mean
 from mdft_fast import MetaModel, Pool
 from mdft_fast.app.opening import Built, build, construct_config, specialize_config
 from mdft_fast.app.recipe import Recipe
@@ -43,13 +43,13 @@ def answers(meta: MetaModel, test: TestSet) -> Tensor:
     return torch.cat(named)
 
 
-def own(meta: MetaModel, tests: Sequence[TestSet], at: Mapping[str, Tensor]) -> float:
+def accuracy_of_each(meta: MetaModel, tests: Sequence[TestSet], at: Mapping[str, Tensor]) -> float:
     """Returns the mean over tasks of the accuracy that each task's own λ has on it."""
-    found = []
+    accuracies = []
     for test in tests:
         with meta.using(at[test.task.name]):
-            found.append(evaluate(meta, [test]).average)
-    return sum(found) / len(found)
+            accuracies.append(evaluate(meta, [test]).average)
+    return mean(accuracies)
 
 
 def measure(
@@ -63,7 +63,7 @@ def measure(
         second = dataclasses.replace(specialize_config(recipe), seed=seed)
         meta = built.meta_model()
         agreed = [float((answers(meta, t) == original[t.task.name]).double().mean()) for t in tests]
-        individual = own(meta, tests, {name: meta.individual(name) for name in names})
+        individual = accuracy_of_each(meta, tests, {name: meta.individual(name) for name in names})
         taught = teach(meta, built.unlabelled, holdout=first.holdout, seed=seed)
         learned = construct(meta, taught, first).coefficients
         special = {}
@@ -74,10 +74,10 @@ def measure(
         yield {
             "codec": built.pool.codec,
             "seed": seed,
-            "agreement": sum(agreed) / len(agreed),
+            "agreement": mean(agreed),
             "individual": individual,
             "meta": evaluate(meta, tests).average,
-            "specialized": own(meta, tests, special),
+            "specialized": accuracy_of_each(meta, tests, special),
             "vectors_mb": built.pool.vectors.bytes / 1e6,
             "seconds": time.perf_counter() - began,
         }
@@ -90,26 +90,22 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", default=["fp32", "bf16", "int8", "int4"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path, required=True)
-    given = parser.parse_args()
-    recipe = Recipe.load(given.recipe)
+    options = parser.parse_args()
+    recipe = Recipe.load(options.recipe)
     exact = build(recipe)
     tests = load_test_sets(exact.tasks, exact.pool.preprocess)
     meta = exact.meta_model()
     original = {test.task.name: answers(meta, test) for test in tests}
+    command = "python benchmarks/codec_accuracy.py "
+    command += f"{options.recipe.name} --codecs {' '.join(options.codecs)}"
     rows = []
-    for codec in given.codecs:
+    for codec in options.codecs:
         pool: Pool = exact.pool.encode(codec)
-        for row in measure(dataclasses.replace(exact, pool=pool), original, tests, given.seeds):
+        for row in measure(dataclasses.replace(exact, pool=pool), original, tests, options.seeds):
             rows.append(row)
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
-            now = datetime.datetime.now(datetime.timezone.utc)
-            write_json(given.json, {
-                "created": now.isoformat(timespec="seconds"),
-                "command": "python benchmarks/codec_accuracy.py "
-                f"{given.recipe.name} --codecs {' '.join(given.codecs)}",
-                "preset": recipe.preset,
-                **environment(torch.device("cpu")),
-                "rows": rows,
+            write_json(options.json, {
+                **origin(command, torch.device("cpu")), "preset": recipe.preset, "rows": rows,
             })  # fmt: skip
 
 

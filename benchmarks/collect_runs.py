@@ -18,12 +18,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--json", type=Path, required=True)
-    given = parser.parse_args()
+    options = parser.parse_args()
     runs = []
-    for folder in given.runs:
+    for folder in options.runs:
         result = json.loads((folder / "result.json").read_text())
         runs.append({k: v for k, v in result.items() if k not in ("coefficients", "columns")})
-    write_json(given.json, {"runs": runs})
+    write_json(options.json, {"runs": runs})
 
 
 if __name__ == "__main__":

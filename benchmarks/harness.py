@@ -1,32 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """A race: contestants take turns, equal answers are a condition, and the load is looked at first.
 
-On CUDA turns are timed with events and synchronised; that path has never run.
+The one implementation of a race: run.py and ``pytest benchmarks`` both hold theirs here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
-import gc
-import os
-import resource
 import statistics
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mdft_fast.app.running import environment as system
+from benchmarks.machine import Machine, give_back, load
+from mdft_fast.app.running import environment
 
-COPY_BYTES = 256 << 20  # of the copied buffer: many times a CPU's last-level cache, or a GPU's L2
-FLUSH_BYTES = 64 << 20  # twice the last-level cache of the CPU at hand; a GPU's L2 is 50 MiB
-KEPT_FREE_BYTES = 4 << 30  # for whatever else the machine does
 OURS = "mdft_fast"
 
 
@@ -36,7 +29,7 @@ class Busy(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One race.
+    """Who races.
 
     Attributes:
         op: the operator's name.
@@ -60,21 +53,11 @@ class Case:
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def memory_available() -> int:
-    """Returns the bytes that the system could give us now."""
-    return 1024 * (_status("MemAvailable", "/proc/meminfo") or 0)
+class Compete(Protocol):
+    """The fixture of ``pytest benchmarks`` that holds a race and hands it to pytest-benchmark."""
 
-
-def limit_memory() -> None:
-    """Lets an allocation fail where the system would end the process, or a neighbor's."""
-    limit = max(memory_available() - KEPT_FREE_BYTES, KEPT_FREE_BYTES)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
-
-
-def load() -> tuple[float, bool]:
-    """Returns the load average of the last minute, and whether it is more than our own."""
-    average = os.getloadavg()[0]
-    return average, average > torch.get_num_threads() + 0.5
+    def __call__(self, case: Case, *, rounds: int) -> None:
+        """Holds one race."""
 
 
 def agree(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
@@ -92,83 +75,80 @@ def agree(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
     assert off <= tolerance, f"answers differ by {off:.3g} of their size, allowed {tolerance:.3g}"
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Returns versions, device and threads, with the commit of this checkout, where it is one.
+def origin(command: str, device: torch.device) -> dict[str, Any]:
+    """Returns where a result comes from: date, command, versions, device, threads, commit.
 
-    The package's own says the commit that its native code was built from.
+    The commit is of this checkout, where it is one: the package's own says what its native code
+    was built from.
     """
-    asked = subprocess.run(
+    head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
-    here = {"commit": asked.stdout.strip()} if asked.returncode == 0 else {}
-    return system.environment(device) | here
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        **environment(device),
+        **({"commit": head.stdout.strip()} if head.returncode == 0 else {}),
+    }
 
 
-class Machine:
-    """Times calls on one device, with cold caches."""
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """A race that is over.
 
-    def __init__(self, device: torch.device, copy_bytes: int = COPY_BYTES) -> None:
-        self.device = device
-        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
-        self._from = torch.zeros(copy_bytes // 4, device=device)
-        self._to = torch.zeros_like(self._from)
+    Attributes:
+        case: who ran.
+        seconds: contestant -> time of each of its turns, round by round, ours first.
+        rates: bytes per second of a copy, round by round; empty where the case is not memory bound.
+        peak_mb: contestant -> what a call needed beyond what was there.
+        unavailable: who could not run, and why.
+        load: load average before the start.
+        busy: whether the machine did something else, before or after.
+    """
 
-    def copy(self) -> None:
-        """Reads a large buffer and writes another."""
-        self._to.copy_(self._from)
+    case: Case
+    seconds: Mapping[str, list[float]]
+    rates: list[float]
+    peak_mb: Mapping[str, float | None]
+    unavailable: Mapping[str, str]
+    load: float
+    busy: bool
 
-    def copy_rate(self) -> float:
-        """Returns the bytes per second, read and written, of one copy."""
-        return 2 * self._from.nbytes / self.seconds(self.copy)
+    def summary(self) -> dict[str, Any]:
+        """Returns what was measured, as JSON values."""
+        case, rates = self.case, self.rates
+        return {
+            "op": case.op,
+            "case": case.name,
+            "rounds": len(self.seconds[OURS]),
+            "calls_per_turn": case.calls,
+            "bytes_moved": case.bytes_moved,
+            "load_average": round(self.load, 2),
+            "busy": self.busy,
+            "copy_gb_per_s": round(statistics.median(rates) / 1e9, 2) if rates else None,
+            "contestants": {name: self._contestant(name) for name in self.seconds},
+            "does_not_work_here": dict(self.unavailable),
+        }
 
-    def seconds(self, call: Callable[[], Any], calls: int = 1) -> float:
-        """Returns the mean time of some calls, the first with caches that hold something else."""
-        self._flush.add_(1)
-        if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            for _ in range(calls):
-                call()
-            end.record()
-            end.synchronize()
-            return start.elapsed_time(end) / 1e3 / calls
-        started = time.perf_counter()
-        for _ in range(calls):
-            call()
-        return (time.perf_counter() - started) / calls
-
-    def peak(self, call: Callable[[], Any]) -> tuple[Any, float | None]:
-        """Calls once; returns the answer, and the MB that the call needed beyond what was there."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before, answer = torch.cuda.memory_allocated(), call()
-            return answer, (torch.cuda.max_memory_allocated() - before) / 1e6
-        _give_back()
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of resident memory
-        before_kb = _status("VmRSS")
-        answer = call()
-        after_kb = _status("VmHWM")
-        return answer, (after_kb - before_kb) * 1024 / 1e6 if before_kb and after_kb else None
-
-
-def _status(key: str, file: str = "/proc/self/status") -> int | None:
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        rows = Path(file).read_text().splitlines()
-        return int(next(row for row in rows if row.startswith(key)).split()[1])
-    return None
+    def _contestant(self, name: str) -> dict[str, Any]:
+        turns, moved = self.seconds[name], self.case.bytes_moved
+        ratios = [a / b for a, b in zip(turns, self.seconds[OURS], strict=True)]
+        summary: dict[str, Any] = {
+            "median_ms": _ms(statistics.median(turns)),
+            "iqr_ms": [_ms(x) for x in _quartiles(turns)],
+            "over_ours": round(statistics.median(ratios), 3),
+            "over_ours_iqr": [round(x, 3) for x in _quartiles(ratios)],
+        }
+        if moved:
+            shares = [moved / t / r for t, r in zip(turns, self.rates, strict=True)]
+            summary["gb_per_s"] = round(moved / statistics.median(turns) / 1e9, 2)
+            summary["share_of_copy"] = round(statistics.median(shares), 3)
+        return summary | {"peak_mb": self.peak_mb[name]}
 
 
-def race(
-    case: Case,
-    machine: Machine,
-    *,
-    rounds: int,
-    allow_busy: bool = False,
-    benchmark: Any = None,
-) -> dict[str, Any]:
-    """Lets our operator and its rivals take turns; returns what was measured, as JSON values.
+def race(case: Case, machine: Machine, *, rounds: int, allow_busy: bool = False) -> Race:
+    """Lets our operator and its rivals take turns.
 
     Args:
         case: who runs.
@@ -176,7 +156,6 @@ def race(
         rounds: how often. Each round flushes the caches before every turn and begins with
             another contestant; ratios are taken within a round.
         allow_busy: measures on a busy machine too; the result says so.
-        benchmark: pytest-benchmark's fixture: it then times our turns and keeps the result.
 
     Raises:
         AssertionError: if a rival's answer is not ours: a wrong answer is not timed.
@@ -187,58 +166,21 @@ def race(
         threads = f"{torch.get_num_threads()} threads of our own"
         raise Busy(f"load average {average:.1f} with {threads}: wait, or pass --allow-busy")
     calls, unavailable, peaks = _meet(case, machine)
-    times, rates = _take_turns(case, machine, calls, rounds, benchmark)
-    result = {
-        "op": case.op,
-        "case": case.name,
-        "rounds": rounds,
-        "calls_per_turn": case.calls,
-        "bytes_moved": case.bytes_moved,
-        "load_average": round(average, 2),
-        "busy": busy or load()[1],
-        "copy_gb_per_s": round(statistics.median(rates) / 1e9, 2) if rates else None,
-        "contestants": {
-            name: _summary(case, times, name, rates) | {"peak_mb": peaks[name]} for name in calls
-        },
-        "does_not_work_here": unavailable,
-    }
-    if benchmark is not None:
-        benchmark.extra_info.update(result)
-    return result
-
-
-def _take_turns(
-    case: Case, machine: Machine, calls: Mapping[str, Any], rounds: int, benchmark: Any
-) -> tuple[dict[str, list[float]], list[float]]:
-    """Returns the times of each contestant and the rates of a copy, round by round."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     rates: list[float] = []
-
-    def turns(names: list[str]) -> None:
-        for name in names:
-            times[name].append(machine.seconds(calls[name], case.calls))
+    for order in orders(list(calls), rounds):
+        for name in order:
+            seconds[name].append(machine.seconds(calls[name], case.calls))
         if case.bytes_moved:
             rates.append(machine.copy_rate())
+    return Race(case, seconds, rates, peaks, unavailable, average, busy or load()[1])
 
-    names = list(calls)
-    if benchmark is None:
-        for i in range(rounds):
-            first = i % len(names)
-            turns(names[first:] + names[:first])
-        return times, rates
 
-    def setup() -> None:
-        turns([name for name in names if name != OURS])
-        machine.seconds(lambda: None)  # flushes
-
-    def ours() -> None:
-        for _ in range(case.calls):
-            case.ours()
-
-    benchmark.group = f"{case.op} {case.name}"
-    benchmark.pedantic(ours, setup=setup, rounds=rounds, iterations=1)
-    times[OURS] = [t / case.calls for t in benchmark.stats.stats.data]
-    return times, rates
+def orders(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
+    """Yields who comes after whom, round by round: each begins with another contestant."""
+    for i in range(rounds):
+        first = i % len(names)
+        yield [*names[first:], *names[:first]]
 
 
 def _meet(case: Case, machine: Machine) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
@@ -258,7 +200,7 @@ def _meet(case: Case, machine: Machine) -> tuple[dict[str, Any], dict[str, str],
                 raise
             unavailable[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         if name in unavailable:  # here nothing holds the failed call's frames any more
-            _give_back()
+            give_back()
             continue
         try:
             case.check(ours, theirs)
@@ -267,13 +209,6 @@ def _meet(case: Case, machine: Machine) -> tuple[dict[str, Any], dict[str, str],
         calls[name], peaks[name] = call, peak
         del theirs
     return calls, unavailable, peaks
-
-
-def _give_back() -> None:
-    """Returns what earlier calls left behind, and glibc kept, to the system."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -287,22 +222,6 @@ def _copy(answer: Any) -> Any:
     if isinstance(answer, list | tuple):
         return [_copy(x) for x in answer]
     return answer
-
-
-def _summary(
-    case: Case, times: Mapping[str, list[float]], name: str, rates: list[float]
-) -> dict[str, Any]:
-    mine, ours = times[name], times[OURS]
-    found: dict[str, Any] = {
-        "median_ms": _ms(statistics.median(mine)),
-        "iqr_ms": [_ms(x) for x in _quartiles(mine)],
-        "over_ours": round(statistics.median(a / b for a, b in zip(mine, ours, strict=True)), 3),
-    }
-    if case.bytes_moved:
-        shares = [case.bytes_moved / t / r for t, r in zip(mine, rates, strict=True)]
-        found["gb_per_s"] = round(case.bytes_moved / statistics.median(mine) / 1e9, 2)
-        found["share_of_copy"] = round(statistics.median(shares), 3)
-    return found
 
 
 def _quartiles(values: list[float]) -> tuple[float, float]:

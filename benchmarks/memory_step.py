@@ -39,11 +39,10 @@ def loss_of(features: Tensor, heads: list[Head], teachers: list[Tensor]) -> Tens
     return debiased_entropy_loss(logits, teachers, filter=False, reweight="off").loss.sum()
 
 
-def our_step(pool: Pool, given: dict[str, Any], loss: Callable[[Tensor], Tensor]) -> Any:
+def our_step(pool: Pool, options: dict[str, Any], loss: Callable[[Tensor], Tensor]) -> Any:
     """The step of a MetaModel; returns loss and gradient of λ."""
-    options = {key: given[key] for key in ("precision", "checkpointing")}
-    backbone = on_meta(pool)
-    meta = MetaModel(backbone, pool, mode=given["way"], **options)
+    same = {name: options[name] for name in ("precision", "checkpointing")}
+    meta = MetaModel(on_meta(pool), pool, mode=options["way"], **same)
     optimizer = torch.optim.Adam([meta.coefficients], lr=LR)
 
     def step(images: Tensor) -> tuple[float, Tensor]:
@@ -78,10 +77,10 @@ def checkpointed(backbone: nn.Module, pool: Pool) -> nn.Module:
     return backbone
 
 
-def plain_step(pool: Pool, given: dict[str, Any], loss: Callable[[Tensor], Tensor]) -> Any:
+def plain_step(pool: Pool, options: dict[str, Any], loss: Callable[[Tensor], Tensor]) -> Any:
     """Forward and backward of one plain model: no pool, no λ."""
     backbone = build_backbone(dict(pool.backbone_spec)).requires_grad_()
-    if given["checkpointing"]:
+    if options["checkpointing"]:
         checkpointed(backbone, pool)
     parameters = list(backbone.parameters())
 
@@ -93,10 +92,10 @@ def plain_step(pool: Pool, given: dict[str, Any], loss: Callable[[Tensor], Tenso
     return step
 
 
-def peers_step(pool: Pool, given: dict[str, Any], loss: Callable[[Tensor], Tensor]) -> Any:
+def peers_step(pool: Pool, options: dict[str, Any], loss: Callable[[Tensor], Tensor]) -> Any:
     """Task vectors in float32, one merge through autograd's sums, tensor by tensor."""
     backbone = on_meta(pool)
-    if given["checkpointing"]:
+    if options["checkpointing"]:
         checkpointed(backbone, pool)
     base = [view.clone() for view in pool.layout.views(pool.base)]
     rows = [[v.clone() for v in pool.layout.views(row)] for row in pool.vectors.decode()]
@@ -130,9 +129,9 @@ def data_bytes() -> int:
     return 1024 * int(next(row for row in rows if row.startswith("VmData")).split()[1])
 
 
-def warm_up(given: dict[str, Any]) -> None:
+def warm_up(options: dict[str, Any]) -> None:
     """Brings in what a process has whatever step it takes: libraries, threads, their buffers."""
-    importlib.import_module(given["library"])
+    importlib.import_module(options["library"])
     layer, x = nn.Linear(256, 256), torch.randn(256, 256, requires_grad=True)
     made = checkpoint(layer, x, use_reentrant=False)[None]
     attended = nn.functional.scaled_dot_product_attention(made, made, made)
@@ -140,34 +139,34 @@ def warm_up(given: dict[str, Any]) -> None:
     nn.functional.conv2d(torch.randn(1, 3, 32, 32), torch.randn(8, 3, 4, 4))
 
 
-def main(given: dict[str, Any]) -> None:
-    """Takes the step that ``given`` describes."""
-    torch.set_num_threads(given["threads"])
-    if given["checkpointing"]:
+def main(options: dict[str, Any]) -> None:
+    """Takes the step that ``options`` describes."""
+    torch.set_num_threads(options["threads"])
+    if options["checkpointing"]:
         return_freed_memory()  # as MetaModel does then; for every way alike
-    warm_up(given)
+    warm_up(options)
     print("ready", flush=True)
     sys.stdin.readline()
-    pool = Pool.open(given["pool"])
-    if given.get("limit"):  # beyond what is there, the mapped pool among it
-        limit = data_bytes() + given["limit"]
+    pool = Pool.open(options["pool"])
+    if options.get("limit"):  # beyond what is there, the mapped pool among it
+        limit = data_bytes() + options["limit"]
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     torch.manual_seed(0)
     heads = list(pool.heads.values())
-    teachers = [torch.randn(given["samples"] // len(heads), head.classes) for head in heads]
-    make = {"plain": plain_step, "peers": peers_step}.get(given["way"], our_step)
-    assert make is not our_step or given["way"] in MODES
-    step = make(pool, given, lambda features: loss_of(features, heads, teachers))
-    images = torch.randn(given["samples"], 3, *pool.preprocess["size"])
+    teachers = [torch.randn(options["samples"] // len(heads), head.classes) for head in heads]
+    make = {"plain": plain_step, "peers": peers_step}.get(options["way"], our_step)
+    assert make is not our_step or options["way"] in MODES
+    step = make(pool, options, lambda features: loss_of(features, heads, teachers))
+    images = torch.randn(options["samples"], 3, *pool.preprocess["size"])
     seconds = []
-    for _ in range(given.get("steps", 1)):
+    for _ in range(options.get("steps", 1)):
         started = time.perf_counter()
         value, gradient = step(images)
         seconds.append(time.perf_counter() - started)
-    found = {"seconds": seconds[-1], "loss": value}
+    report = {"seconds": seconds[-1], "loss": value}
     if gradient is not None:
-        found["gradient"] = [float(gradient.norm()), *gradient.flatten()[:4].tolist()]
-    print(json.dumps(found), flush=True)
+        report["gradient"] = [float(gradient.norm()), *gradient.flatten()[:4].tolist()]
+    print(json.dumps(report), flush=True)
 
 
 if __name__ == "__main__":

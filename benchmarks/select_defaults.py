@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import itertools
 import json
 import sys
@@ -27,7 +26,8 @@ import torch
 
 sys.path.append(str(Path(__file__).parent.parent))  # an installed mdft_fast wins
 
-from benchmarks.harness import environment
+from benchmarks.harness import origin
+from benchmarks.markdown import mean
 from mdft_fast import MetaModel, reference
 from mdft_fast.app.opening import build, construct_config, specialize_config
 from mdft_fast.app.recipe import Recipe
@@ -51,9 +51,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "all samples, cross-entropy alone": {"filter": False, "reweight": "off", "use_entropy": False},
 }
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-# METHOD's range and beyond: from where stage 1 ends, 20 steps of 0.05 can be too few. The optimum
-# of this measure is λ = e_k, the individual model: what comes nearest to it in 20 steps wins.
+# The paper's range and beyond: from where stage 1 ends, 20 steps of 0.05 can be too few. This
+# measure is best at λ = e_k, the individual model: what comes nearest to it in 20 steps wins.
 SPECIALIZE_RATES = (0.02, 0.05, 0.1, 0.2, 0.5)
+CPU = torch.device("cpu")
 SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine")
 
 
@@ -63,11 +64,6 @@ def construct_candidates(base: ConstructConfig) -> Iterator[tuple[dict[str, Any]
         optimizer = OptimizerConfig("adam", lr, "cosine")
         config = dataclasses.replace(base, draw="kept", optimizer=optimizer, **change)
         yield {"objective": name, **change, "lr": lr, "schedule": "cosine"}, config
-
-
-def total(measured: dict[str, float]) -> float:
-    """Returns the mean over tasks."""
-    return sum(measured.values()) / len(measured)
 
 
 @torch.no_grad()
@@ -95,21 +91,21 @@ def judge(
         meta = built.meta_model()
         start = meta.coefficients.detach().clone()
         taught = teach(meta, built.unlabelled, holdout=base.holdout, seed=seed)
-        before = total(holdout_cross_entropy(meta, taught))
+        before = mean(holdout_cross_entropy(meta, taught))
         best = (float("inf"), start)
         old = sorted((r for r in known if r["seed"] == seed), key=lambda row: row["share"])
-        for facts, config in construct_candidates(base):
-            if old and any(old[0][key] != facts[key] for key in ("objective", "lr")):
+        for candidate, config in construct_candidates(base):
+            if old and any(old[0][key] != candidate[key] for key in ("objective", "lr")):
                 continue
             meta.set_coefficients(start)
             began = time.perf_counter()
             result = construct(meta, taught, config)
-            after = total(holdout_cross_entropy(meta, taught))
+            after = mean(holdout_cross_entropy(meta, taught))
             best = min(best, (after, result.coefficients), key=lambda pair: pair[0])
             seconds = time.perf_counter() - began
-            first.append({**facts, "seed": seed, "before": before, "after": after,
+            first.append({**candidate, "seed": seed, "before": before, "after": after,
                           "share": after / before, "seconds": seconds})  # fmt: skip
-            print(f"  seed {seed}  {facts['objective']:<34} lr {facts['lr']:<5} "
+            print(f"  seed {seed}  {candidate['objective']:<34} lr {candidate['lr']:<5} "
                   f"{before:.4f} -> {after:.4f}  {seconds:.0f} s", flush=True)  # fmt: skip
         if old:  # the same samples, seed and kernels, so the same number
             assert abs(first[-1]["after"] - old[0]["after"]) < 1e-3, (first[-1], old[0])
@@ -139,16 +135,18 @@ def judge_specialize(
         specialize(meta, task, config)
         shares.append(holdout_alignment(meta, task) / before)
     chosen = {"lr": config.optimizer.lr, "schedule": config.optimizer.schedule}
-    return {**chosen, "seed": config.seed, "share": sum(shares) / len(shares)}
+    return {**chosen, "seed": config.seed, "share": mean(shares)}
 
 
-def winner(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+def winner(rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> list[dict[str, Any]]:
     """Returns each candidate's mean share over recipes and seeds, the lowest first."""
     shares: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
-        shares.setdefault(tuple(row[key] for key in keys), []).append(row["share"])
-    ranked = sorted((sum(values) / len(values), key) for key, values in shares.items())
-    return [{**dict(zip(keys, key, strict=True)), "share": share} for share, key in ranked]
+        shares.setdefault(tuple(row[name] for name in fields), []).append(row["share"])
+    ranked = sorted((mean(values), candidate) for candidate, values in shares.items())
+    return [
+        {**dict(zip(fields, candidate, strict=True)), "share": share} for share, candidate in ranked
+    ]
 
 
 def main() -> None:
@@ -160,31 +158,29 @@ def main() -> None:
     parser.add_argument(
         "--stage-1", type=Path, help="an earlier JSON: of its stage 1 only the best is learned"
     )
-    given = parser.parse_args()
-    earlier = json.loads(given.stage_1.read_text())["pools"] if given.stage_1 else {}
+    options = parser.parse_args()
+    earlier = json.loads(options.stage_1.read_text())["pools"] if options.stage_1 else {}
     pools: dict[str, Any] = {}
     stages: tuple[list[Any], list[Any]] = ([], [])
-    for path in given.recipes:
+    for path in options.recipes:
         name = path.parent.name if path.stem == "recipe" else path.stem  # demo-v1/recipe.yaml
         print(name, flush=True)
         known = earlier.get(name, {}).get("construct", ())
-        first, second = judge(Recipe.load(path), given.seeds, known)
+        first, second = judge(Recipe.load(path), options.seeds, known)
         pools[name] = {"construct": first, "specialize": second}
         stages[0].extend(first)
         stages[1].extend(second)
-    keys = ("objective", "filter", "reweight", "use_entropy", "lr", "schedule")
+    words = [*map(str, options.seeds), *(path.name for path in options.recipes)]
+    fields = ("objective", "filter", "reweight", "use_entropy", "lr", "schedule")
     content = {
         "measure": "held-out teacher cross-entropy (stage 1) and equation 7 (stage 2), as a share "
         "of what it was before; mean over pools and seeds; no labels",
-        "command": "python benchmarks/select_defaults.py --seeds "
-        + " ".join([*map(str, given.seeds), *(path.name for path in given.recipes)]),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        **environment(torch.device("cpu")),
-        "construct": winner(stages[0], keys),
+        **origin(f"python benchmarks/select_defaults.py --seeds {' '.join(words)}", CPU),
+        "construct": winner(stages[0], fields),
         "specialize": winner(stages[1], ("lr", "schedule")),
         "pools": pools,
     }
-    write_json(given.json, content)
+    write_json(options.json, content)
 
 
 if __name__ == "__main__":

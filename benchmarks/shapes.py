@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real layer tables: the vision towers of CLIP, tensor by tensor, made by formula."""
+"""Real sizes: CLIP's vision towers tensor by tensor, classes of tasks, encoders to build."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 Table = dict[str, tuple[int, ...]]
 
@@ -54,13 +55,46 @@ TABLES: dict[str, Table] = {
     "ViT-L/14": clip_vision_tower(width=1024, layers=24, patch=14, size=224, output=768),
     "tiny": clip_vision_tower(width=96, layers=2, patch=8, size=32, output=64),  # for --quick
 }
-assert parameters(TABLES["ViT-B/32"]) == 87_849_216
-assert len(TABLES["ViT-B/32"]) == 152
-assert parameters(TABLES["ViT-L/14"]) == 303_966_208
-assert len(TABLES["ViT-L/14"]) == 296
 
 # Classes of eight tasks: of the pool that the real runs use, and of the papers' CLIP tasks.
 CLASSES: dict[str, tuple[int, ...]] = {
     "pool": (242, 43, 30, 10, 10, 10, 10, 6),
     "CLIP's eight": (397, 196, 45, 10, 10, 43, 10, 47),
 }
+
+
+class Encoder(NamedTuple):
+    """An encoder that a step runs.
+
+    Attributes:
+        spec: what :func:`mdft_fast.model.build_backbone` takes.
+        size: side of an image, in pixels.
+        classes: a key of :data:`CLASSES`.
+    """
+
+    spec: dict[str, Any]
+    size: int = 224
+    classes: str = "CLIP's eight"
+
+
+ENCODERS: dict[str, Encoder] = {
+    "ViT-Tiny 64x64": Encoder(
+        {
+            "library": "timm",
+            "name": "vit_tiny_patch16_224",
+            "kwargs": {"img_size": 64, "num_classes": 0},
+        },
+        size=64,
+        classes="pool",
+    ),
+    "CLIP ViT-B/32": Encoder({"library": "open_clip", "name": "ViT-B-32", "kwargs": {}}),
+    "CLIP ViT-L/14": Encoder({"library": "open_clip", "name": "ViT-L-14", "kwargs": {}}),
+    "one block of ViT-L/14": Encoder({
+        "library": "open_clip",
+        "name": "VisionTransformer",
+        "kwargs": {
+            "image_size": 224, "patch_size": 14, "width": 1024, "layers": 1, "heads": 16,
+            "mlp_ratio": 4.0, "output_dim": 768,
+        },
+    }),
+}  # fmt: skip

@@ -6,17 +6,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import environment
+from benchmarks import harness
 from benchmarks.paper import ITEMS
 from benchmarks.paper.published import DIFFERS
 from benchmarks.paper.study import Study
+from benchmarks.pictures import RC, save
 from mdft_fast import MdftError
 from mdft_fast.app.demo import ensure_pool
-from mdft_fast.app.report import RC, save
 from mdft_fast.files import write_json, write_text
 
 
@@ -36,57 +35,55 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--baselines", type=Path, metavar="FOLDER", help="what examples/finetune_pool.py made")
     add("--points", type=int, default=20, help="of fig3's curves (default: %(default)s)")
     add("--all-pairs", action="store_true", help="fig2: every layer with every layer")
-    given = parser.parse_args(argv)
-    if "paper" in given.items:
-        given.items = list(ITEMS)
-    return given
+    options = parser.parse_args(argv)
+    if "paper" in options.items:
+        options.items = list(ITEMS)
+    return options
 
 
 def main(argv: list[str]) -> int:
     """Measures the items and writes their files; returns the exit status."""
-    given = arguments(argv)
-    overrides = [*given.set, *([f"construct.steps={given.steps}"] if given.steps else [])]
+    options = arguments(argv)
+    overrides = [*options.set, *([f"construct.steps={options.steps}"] if options.steps else [])]
     try:
-        recipe = given.recipe or ensure_pool(progress=print) / "recipe.yaml"
-        study = Study(recipe, overrides, given.seeds, given.work)
-        for name in given.items:
-            content = measured(name, study, given)
-            write(given.out, name, content)
-            print(f"{given.out / name}.md", flush=True)
+        recipe = options.recipe or ensure_pool(progress=print) / "recipe.yaml"
+        study = Study(recipe, overrides, options.seeds, options.work)
+        for name in options.items:
+            content = measured(name, study, options)
+            write(options.out, name, content)
+            print(f"{options.out / name}.md", flush=True)
     except MdftError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def measured(name: str, study: Study, given: argparse.Namespace) -> dict[str, Any]:
+def measured(name: str, study: Study, options: argparse.Namespace) -> dict[str, Any]:
     """Returns an item's results with where they come from."""
     recipe, pool = study.recipe, study.built.pool
-    words = ["python benchmarks/run.py", name, *(["--recipe", recipe_name(given)])]
-    words += ["--set", *given.set] if given.set else []
-    words += ["--steps", str(given.steps)] if given.steps else []
-    words += ["--seeds", *map(str, given.seeds)]
-    words += ["--baselines", "FOLDER"] if given.baselines and name in ("table2", "table3") else []
-    words += ["--all-pairs"] if given.all_pairs and name == "fig2" else []
-    results = ITEMS[name].measure(study, given)
+    words = ["python benchmarks/run.py", name, *(["--recipe", recipe_name(options)])]
+    words += ["--set", *options.set] if options.set else []
+    words += ["--steps", str(options.steps)] if options.steps else []
+    words += ["--seeds", *map(str, options.seeds)]
+    words += ["--baselines", "FOLDER"] if options.baselines and name in ("table2", "table3") else []
+    words += ["--all-pairs"] if options.all_pairs and name == "fig2" else []
+    results = ITEMS[name].measure(study, options)
     return {
         "item": name,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(words),
-        **environment(study.built.device),
+        **harness.origin(" ".join(words), study.built.device),
         "load_average": os.getloadavg()[0],
         "preset": recipe.preset,
-        "seeds": list(given.seeds),
+        "seeds": list(options.seeds),
         "transductive": recipe.transductive,
-        "pool": {"name": recipe_name(given), "tasks": list(study.names), "codec": pool.codec,
+        "pool": {"name": recipe_name(options), "tasks": list(study.names), "codec": pool.codec,
                  "parameters": pool.parameters, "checksum": pool.checksum},
         "results": results,
     }  # fmt: skip
 
 
-def recipe_name(given: argparse.Namespace) -> str:
+def recipe_name(options: argparse.Namespace) -> str:
     """Returns the recipe's name without its place; the embedded demo's is ``demo``."""
-    return given.recipe.stem if given.recipe else "demo"
+    return options.recipe.stem if options.recipe else "demo"
 
 
 def write(folder: Path, name: str, content: dict[str, Any]) -> None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from benchmarks.markdown import mean, number, table
 from benchmarks.paper.analysis import OUTPUT, LayerReader, linear_cka
-from benchmarks.paper.form import Item, Results, number, table
-from benchmarks.paper.study import Study, mean
+from benchmarks.paper.form import Item, Results
+from benchmarks.paper.study import Study
+from benchmarks.pictures import BLUE, GRAY, ORANGE, VERMILION, bare, heading, new_figure
 from mdft_fast import MetaModel
-from mdft_fast.app.report import BLUE, GRAY, ORANGE, VERMILION, bare, heading, new_figure
 from mdft_fast.data import Samples, load_samples
 from mdft_fast.model import find_blocks
 
@@ -44,11 +45,11 @@ def compare(
     device, size = meta.coefficients.device, min(BATCH, len(samples))
     rows = [r for r in torch.arange(len(samples)).split(size) if len(r) == size]
     example = samples.batch(rows[0][:3], device)
-    one, own = (
+    one, individual = (
         LayerReader(plain(meta, lam), blocks, example) for lam in (at, meta.individual(task))
     )
     images = (samples.batch(r, device) for r in rows)
-    return linear_cka((one(x), own(x)) for x in images)
+    return linear_cka((one(x), individual(x)) for x in images)
 
 
 def measure(study: Study, options: argparse.Namespace) -> Results:
@@ -62,11 +63,11 @@ def measure(study: Study, options: argparse.Namespace) -> Results:
         at = {"pretrained": 0.0, "start": 0.3, "meta": study.first(seed)[-1]}
         if task.name in special:
             at["specialized"] = special[task.name][-1]
-        found = {model: compare(meta, lam, task.name, samples, blocks) for model, lam in at.items()}
+        ckas = {model: compare(meta, lam, task.name, samples, blocks) for model, lam in at.items()}
         tasks[task.name] = {
             "images": len(samples),
-            "diagonal": {m: _finite(c.diagonal().tolist()) for m, c in found.items()},
-            "pairs": [_finite(r) for r in found["meta"].tolist()] if options.all_pairs else None,
+            "diagonal": {m: _finite(c.diagonal().tolist()) for m, c in ckas.items()},
+            "pairs": [_finite(r) for r in ckas["meta"].tolist()] if options.all_pairs else None,
         }
     return {"layers": [*blocks, OUTPUT], "batch": BATCH, "tasks": tasks}
 
@@ -87,7 +88,7 @@ def markdown(results: Results) -> str:
             known = [v for v in values if v is not None]
             cells.append(number(mean(known) if known else None, 3))
         rows.append([layer, *cells])
-    own = [
+    by_task = [
         [name, *(number(t["diagonal"]["meta"][i], 3) for i in range(len(layers)))]
         for name, t in tasks.items()
     ]
@@ -96,7 +97,7 @@ def markdown(results: Results) -> str:
         "Linear CKA with the task's individual model, mean over tasks; features are all tokens of "
         f"a block's output, minibatches of {results['batch']} unlabelled images, unbiased "
         "estimator of Nguyen et al. 2021. 1: equal up to rotation and scale.",
-        table(["meta-model, by task", *layers], own),
+        table(["meta-model, by task", *layers], by_task),
         "The paper shows the figure without its numbers, so none stand here.",
     ])  # fmt: skip
 
@@ -116,9 +117,9 @@ def draw(results: Results) -> Figure:
     for axes, (name, task) in zip(grid, tasks.items(), strict=False):
         axes.set_title(name)
         if pairs:
-            shown = torch.tensor([[float("nan") if v is None else v for v in r]
-                                  for r in task["pairs"]])  # fmt: skip
-            image = axes.imshow(shown.numpy(), vmin=0, vmax=1, cmap="viridis", origin="lower")
+            heat = torch.tensor([[float("nan") if v is None else v for v in r]
+                                 for r in task["pairs"]])  # fmt: skip
+            image = axes.imshow(heat.numpy(), vmin=0, vmax=1, cmap="viridis", origin="lower")
             bare(axes)
             axes.set_yticks(range(len(layers)), short)
         else:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from benchmarks.paper.form import Item, Results, percent, spread, table
+from benchmarks.markdown import mean, percent, spread, table
+from benchmarks.paper.form import Item, Results
 from benchmarks.paper.published import CONVERGED
-from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy, mean
-from mdft_fast.app.report import BLUE, GRAY, INK, ORANGE, VERMILION, WINE, heading, new_figure
+from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy
+from benchmarks.pictures import BLUE, GRAY, INK, ORANGE, VERMILION, WINE, heading, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.paper.study import Study
@@ -29,29 +29,3 @@ class Item(NamedTuple):
     measure: Callable[[Study, argparse.Namespace], Results]
     markdown: Callable[[Results], str]
     draw: Callable[[Results], Figure]
-
-
-def table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """Returns a Markdown table; the first column is aligned left, the others right."""
-    rule = [":--"] + ["--:"] * (len(header) - 1)
-    return "\n".join(
-        "| " + " | ".join(map(str, row)) + " |" for row in ([*header], rule, *map(list, lines))
-    )
-
-
-def percent(share: float | None) -> str:
-    """Returns 0.123 as ``12.3``; nothing measured as a dash."""
-    return "–" if share is None else f"{100 * share:.1f}".replace("-", "−")  # noqa: RUF001
-
-
-def spread(shares: Sequence[float]) -> str:
-    """Returns the mean in per cent, with the lowest and highest where they differ."""
-    text = percent(sum(shares) / len(shares))
-    if len(shares) > 1:
-        text += f" ({percent(min(shares))} to {percent(max(shares))})"
-    return text
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """Returns a number, or a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")  # noqa: RUF001

@@ -118,8 +118,11 @@ class Study:
     def each(self, at: Mapping[str, Tensor], recipe: Recipe | None = None) -> Correct:
         """Returns what each task's own λ gets right on that task."""
         chosen = [test for test in self.tests if test.task.name in at]
-        found = (self._one(test, at[test.task.name], recipe) for test in chosen)
-        return {name: hits for pairs in found for name, hits in pairs}
+        return {
+            name: hits
+            for test in chosen
+            for name, hits in self._one(test, at[test.task.name], recipe)
+        }
 
     def individual(self) -> Correct:
         """Returns what the pool's own models get right."""
@@ -141,14 +144,14 @@ class Study:
         """Returns where λ is kept: a name made of all that it depends on."""
         learned = {"construct", "granularity", "start", "precision", "memory"}
         learned |= {"specialize"} if stage != "first" else set()
-        facts = {
+        depends_on = {
             "recipe": recipe.model_dump(mode="json", include=learned),
             "pool": self.built.pool.checksum,
             "tasks": [[t.name, *_stamp(t.adapt.npz)] for t in recipe.tasks],
             "stage": stage,
             "seed": seed,
         }
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+        digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:20]
         return self.work / f"{stage}-{digest}.pt"
 
 
@@ -157,8 +160,8 @@ def _start(recipe: Recipe) -> float | list[float]:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _keep(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -187,9 +190,3 @@ def timed() -> Iterator[dict[str, float]]:
 def accuracy(correct: Correct) -> dict[str, float]:
     """Returns task -> top-1 accuracy."""
     return {name: float(hits.double().mean()) for name, hits in correct.items()}
-
-
-def mean(values: Mapping[str, float] | Sequence[float]) -> float:
-    """Returns the mean of at least one number."""
-    numbers = list(values.values() if isinstance(values, Mapping) else values)
-    return sum(numbers) / len(numbers)

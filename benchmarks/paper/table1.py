@@ -6,11 +6,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from benchmarks.markdown import mean, number, percent, table
 from benchmarks.paper.analysis import accuracy_drop, entropy_and_loss, spearman
-from benchmarks.paper.form import Item, Results, number, percent, table
+from benchmarks.paper.form import Item, Results
 from benchmarks.paper.published import TABLE1
-from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy, mean
-from mdft_fast.app.report import BLUE, GRAY, ORANGE, VERMILION, heading, new_figure
+from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy
+from benchmarks.pictures import BLUE, GRAY, ORANGE, VERMILION, heading, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,8 +84,8 @@ def draw(results: Results) -> Figure:
     rows = range(len(names))
     tasks = [results["tasks"][name] for name in names]
     for model, color, label in (("start", ORANGE, "λ = 0.3"), ("individual", BLUE, "individual")):
-        found = [(t["spearman"][model], y) for y, t in enumerate(tasks)]
-        points = [(x, y) for x, y in found if x is not None]
+        rhos = ((t["spearman"][model], y) for y, t in enumerate(tasks))
+        points = [(rho, y) for rho, y in rhos if rho is not None]
         left.plot(*zip(*points, strict=True), "o", color=color, label=label)
     left.set_xlabel("Spearman's ρ of entropy and true loss")
     for way, color, shift in (("layer-wise", VERMILION, -0.18), ("task-wise", GRAY, 0.18)):

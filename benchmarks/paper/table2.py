@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.paper.form import Item, Results, percent, spread, table
+from benchmarks.markdown import mean, percent, spread, table
+from benchmarks.paper.form import Item, Results
 from benchmarks.paper.published import TABLE2
-from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy, mean
-from mdft_fast import MdftError
-from mdft_fast.app.report import (
+from benchmarks.paper.study import TASK_ARITHMETIC, Study, accuracy
+from benchmarks.pictures import (
     BLUE,
     FAINT,
     GRAY,
@@ -26,6 +26,7 @@ from mdft_fast.app.report import (
     name_rows,
     new_figure,
 )
+from mdft_fast import MdftError
 from mdft_fast.checkpoints import open_state
 from mdft_fast.evaluation import difference_interval
 from mdft_fast.pool import fit, take_inventory
@@ -85,13 +86,13 @@ def measure(study: Study, options: argparse.Namespace) -> Results:
         runs = [study.second(seed, control=control) for seed in study.seeds]
         if runs[0]:
             correct[method] = [study.each({n: p[-1] for n, p in run.items()}) for run in runs]
-    found = {method: [accuracy(run) for run in runs] for method, runs in correct.items()}
+    accuracies = {method: [accuracy(run) for run in runs] for method, runs in correct.items()}
     supervised = read_baselines(study, options.baselines)
     if supervised:
-        own = {Path(n).stem: m["accuracy"] for n, m in supervised["models"].items()}
-        found["finetuned"] = [{name: own[name][name] for name in study.names}]
+        supervised_by = {Path(n).stem: m["accuracy"] for n, m in supervised["models"].items()}
+        accuracies["finetuned"] = [{name: supervised_by[name][name] for name in study.names}]
         if MULTI_TASK in supervised["models"]:
-            found["multi_task"] = [own[Path(MULTI_TASK).stem]]
+            accuracies["multi_task"] = [supervised_by[Path(MULTI_TASK).stem]]
     differences = {}
     for a, b in (("specialized", "individual"), ("specialized", "control"), ("meta", "individual"),
                  ("meta", "task_arithmetic")):  # fmt: skip
@@ -102,7 +103,7 @@ def measure(study: Study, options: argparse.Namespace) -> Results:
                 [one[n] for n in common], [other[n] for n in common]
             )
     return {
-        "accuracy": found,
+        "accuracy": accuracies,
         "differences": differences,
         "supervised": supervised and {k: supervised[k] for k in ("labels", "config")},
     }
@@ -115,17 +116,17 @@ def _averages(results: Results) -> dict[str, list[float]]:
 def markdown(results: Results) -> str:
     """Shows a row a task, an average, and the paper's averages."""
     accuracies, averages = results["accuracy"], _averages(results)
-    shown = [m for m in METHODS if m in accuracies or m in SUPERVISED]
+    columns = [m for m in METHODS if m in accuracies or m in SUPERVISED]
     rows = []
     for task in accuracies["individual"][0]:
         cells = [
             percent(mean([run[task] for run in accuracies[m]]))
             if m in accuracies and task in accuracies[m][0]
             else "not run"
-            for m in shown
+            for m in columns
         ]
         rows.append([task, *cells])
-    last = [f"**{spread(averages[m])}**" if m in averages else "not run" for m in shown]
+    last = [f"**{spread(averages[m])}**" if m in averages else "not run" for m in columns]
     rows.append(["**average**", *last])
     lines = [
         f"{name}: {percent(one['difference'])} [{percent(one['low'])}, {percent(one['high'])}]"
@@ -133,7 +134,7 @@ def markdown(results: Results) -> str:
     ]
     theirs = [[name, f"{b:.1f}", f"{large:.1f}"] for name, (b, large) in TABLE2.items()]
     return "\n\n".join([
-        table(["task", *(METHODS[m][0] for m in shown)], rows),
+        table(["task", *(METHODS[m][0] for m in columns)], rows),
         "Top-1 in per cent; averages with the lowest and highest over seeds. Supervised columns "
         "are `examples/finetune_pool.py`'s, which reads training labels. Differences of averages "
         "in points with 95 % bootstrap interval, first seed: " + "; ".join(lines) + ".",
@@ -152,7 +153,7 @@ def draw(results: Results) -> Figure:
         {m: mean([r[n] for r in runs]) for m, runs in accuracies.items() if n in runs[0]}
         for n in names[:-1]
     ]
-    values.append({m: mean(found) for m, found in averages.items()})
+    values.append({m: mean(runs) for m, runs in averages.items()})
     figure = new_figure(9, 1.7 + 0.38 * len(names))
     heading(figure, TITLE)
     axes = figure.subplots()

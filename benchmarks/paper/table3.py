@@ -8,12 +8,12 @@ import dataclasses
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.paper.form import Item, Results, table
+from benchmarks.markdown import table
+from benchmarks.paper.form import Item, Results
 from benchmarks.paper.published import TABLE3, TRAINABLE
 from benchmarks.paper.study import Study, timed
 from benchmarks.paper.table2 import MULTI_TASK, read_baselines
-from mdft_fast.app.opening import construct_config, specialize_config
-from mdft_fast.app.report import (
+from benchmarks.pictures import (
     BLUE,
     GRAY,
     GREEN,
@@ -24,6 +24,7 @@ from mdft_fast.app.report import (
     name_rows,
     new_figure,
 )
+from mdft_fast.app.opening import construct_config, specialize_config
 from mdft_fast.learning import construct, specialize, teach
 
 if TYPE_CHECKING:
@@ -81,12 +82,16 @@ def _finetuning(baselines: Any) -> dict[str, Any] | None:
     models = dict(baselines["models"])
     sets = {"multi_task": [models.pop(MULTI_TASK)] if MULTI_TASK in models else []}
     sets = {"individual": list(models.values()), **sets}
-    keys = ("seconds", "cpu_seconds", "images", "trainable")
+    measures = ("seconds", "cpu_seconds", "images", "trainable")
     return {
         "labels": baselines["labels"],
         "threads": baselines["threads"],
         "device": baselines["device"],
-        "sums": {name: {k: sum(m[k] for m in ms) for k in keys} for name, ms in sets.items() if ms},
+        "sums": {
+            name: {k: sum(m[k] for m in models) for k in measures}
+            for name, models in sets.items()
+            if models
+        },
     }
 
 
@@ -116,7 +121,7 @@ def markdown(results: Results) -> str:
         )
     else:
         verdict = "Full fine-tuning: not run (`--baselines`)."
-    facts = results["trainable"]
+    learned = results["trainable"]
     theirs = [[name, f"{a:g}", f"{b:g}", f"{c:g}"] for name, (a, b, c) in TABLE3.items()]
     return "\n\n".join([
         table(["phase", "CPU s", "wall s", "images, forward and backward"], rows),
@@ -124,8 +129,8 @@ def markdown(results: Results) -> str:
         "the machine is busy with other work, as wall time does. Fine-tuning makes the very models "
         "that MDFT starts from: the ratio compares two ways to adapt once a pool is there, it does "
         "not make the pool free.",
-        f"Trainable: K · L = {facts['K']} · {facts['L']} = **{facts['numbers']:,}** numbers "
-        f"({facts['bytes']:,} bytes), against {facts['parameters']:,} parameters a fine-tuned "
+        f"Trainable: K · L = {learned['K']} · {learned['L']} = **{learned['numbers']:,}** numbers "
+        f"({learned['bytes']:,} bytes), against {learned['parameters']:,} parameters a fine-tuned "
         f"model. The paper prints {TRAINABLE}.",
         table(["the paper's", "full fine-tuning, s", "MDFT, s", "ratio"], theirs),
     ])  # fmt: skip

@@ -8,10 +8,11 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from benchmarks.paper.form import Item, Results, percent, spread, table
-from benchmarks.paper.study import TASK_ARITHMETIC, Changes, Study, accuracy, mean
+from benchmarks.markdown import mean, percent, spread, table
+from benchmarks.paper.form import Item, Results
+from benchmarks.paper.study import TASK_ARITHMETIC, Changes, Study, accuracy
+from benchmarks.pictures import BLUE, FAINT, INK, ORANGE, VERMILION, heading, new_figure
 from mdft_fast.app.recipe import PRESETS
-from mdft_fast.app.report import BLUE, FAINT, INK, ORANGE, VERMILION, heading, new_figure
 from mdft_fast.evaluation import difference_interval
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def markdown(results: Results, *, words: str) -> str:
             f"{percent(gap['difference'])} [{percent(gap['low'])}, {percent(gap['high'])}]",
         ]
         if two:
-            own = one.get("stage 2")
-            cells.append(spread([mean(r) for r in own]) if own else "none")
+            runs = one.get("stage 2")
+            cells.append(spread([mean(run) for run in runs]) if runs else "none")
         rows.append(cells)
     by_task = [
         [name, *(percent(mean([run[t] for run in one["stage 1"]])) for t in results["individual"])]

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.paper import ITEMS, command, fig3, study, table2, variants
+from benchmarks.pages.blocks import paper
+from benchmarks.pages.results import RESULTS
+from benchmarks.paper import ITEMS, command, fig2, fig3, study, table2, variants
 from benchmarks.paper.study import Study
-from docs import make_paper
 from mdft_fast.arena import digest
 from mdft_fast.evaluation import evaluate
 from tests.conftest import ROOT
@@ -51,14 +52,19 @@ def baselines(recipe: Path) -> Path:
     return recipe.parent
 
 
+def measure(items: list[str], recipe: Path, out: Path, *arguments: str) -> int:
+    """Runs the command, a few steps each; λ that is kept serves all."""
+    work = str(recipe.parent / "work")
+    options = ["--recipe", str(recipe), "--out", str(out), "--work", work, *QUICK]
+    return command.main([*items, *options, *arguments])
+
+
 @pytest.fixture(scope="module")
 def made(recipe: Path, baselines: Path) -> Path:
     """All items of the toy, two steps each."""
-    out = recipe.parent / "paper"
-    options = ["--recipe", str(recipe), "--out", str(out), "--work", str(recipe.parent / "work")]
-    options += ["--baselines", str(baselines), "--points", "2", "--all-pairs"]
-    assert command.main(["paper", *options, *QUICK, "--seeds", "0", "1"]) == 0
-    return out
+    arguments = ["--baselines", str(baselines), "--points", "2", "--all-pairs", "--seeds", "0", "1"]
+    assert measure(["paper"], recipe, recipe.parent / "paper", *arguments) == 0
+    return recipe.parent / "paper"
 
 
 @pytest.fixture(scope="module")
@@ -70,27 +76,30 @@ def results(made: Path, item: str) -> Any:
     return json.loads((made / f"{item}.json").read_text())["results"]
 
 
+def right_at(study: Study, at: Any, tests: Any = None) -> Any:
+    with study.meta().using(at):
+        return evaluate(study.meta(), tests or study.tests)
+
+
 @pytest.mark.parametrize("item", ITEMS)
 def test_an_item_is_json_markdown_and_a_picture(made: Path, item: str) -> None:
     content = json.loads((made / f"{item}.json").read_text())
     assert {"date", "command", "commit", "device", "threads", "versions", "seeds"} <= set(content)
-    text = (made / f"{item}.md").read_text()
-    assert text == command.page(content)
-    assert f"]({item}.png)" in text
-    assert "The paper's numbers are of CLIP" in text
-    assert "labels serve evaluation alone" in text
+    markdown = (made / f"{item}.md").read_text()
+    assert markdown == command.page(content)
+    assert f"]({item}.png)" in markdown
+    assert "The paper's numbers are of CLIP" in markdown
+    assert "labels serve evaluation alone" in markdown
     assert (made / f"{item}.png").read_bytes().startswith(b"\x89PNG")
-    assert str(ROOT) not in text + json.dumps(content)
-    assert str(made.parent) not in text + json.dumps(content)
+    assert str(ROOT) not in markdown + json.dumps(content)
+    assert str(made.parent) not in markdown + json.dumps(content)
 
 
 def test_table1_is_what_it_says(made: Path, opened: Study) -> None:
-    meta = opened.meta()
     for test in opened.tests:
         name = test.task.name
         one = results(made, "table1")["tasks"][name]
-        with meta.using(meta.individual(name)):
-            right = evaluate(meta, [test]).average
+        right = right_at(opened, opened.meta().individual(name), [test]).average
         assert one["individual"] == pytest.approx(right)
         ends = [opened.first(seed, "preset=adamerging")[-1] for seed in (0, 1)]
         after = sum(float(opened.correct(end)[name].double().mean()) for end in ends) / 2
@@ -101,16 +110,15 @@ def test_table1_is_what_it_says(made: Path, opened: Study) -> None:
 
 
 def test_table2_has_every_method_and_the_supervised_ones_marked(made: Path, opened: Study) -> None:
-    found = results(made, "table2")["accuracy"]
-    assert set(found) == set(table2.METHODS)
-    assert found["multi_task"] == [dict.fromkeys(CLASSES, 0.625)]
-    assert found["finetuned"] == [dict.fromkeys(CLASSES, 0.75)]
-    assert [len(found[m]) for m in ("pretrained", "meta", "specialized")] == [1, 2, 2]
-    with opened.meta().using(opened.first(1)[-1]):
-        assert found["meta"][1] == pytest.approx(evaluate(opened.meta(), opened.tests).accuracy)
-    text = (made / "table2.md").read_text()
-    assert "multi-task, supervised" in text
-    assert "not run" not in text
+    accuracies = results(made, "table2")["accuracy"]
+    assert set(accuracies) == set(table2.METHODS)
+    assert accuracies["multi_task"] == [dict.fromkeys(CLASSES, 0.625)]
+    assert accuracies["finetuned"] == [dict.fromkeys(CLASSES, 0.75)]
+    assert [len(accuracies[m]) for m in ("pretrained", "meta", "specialized")] == [1, 2, 2]
+    assert accuracies["meta"][1] == pytest.approx(right_at(opened, opened.first(1)[-1]).accuracy)
+    markdown = (made / "table2.md").read_text()
+    assert "multi-task, supervised" in markdown
+    assert "not run" not in markdown
 
 
 def test_without_baselines_the_supervised_columns_are_not_run(made: Path) -> None:
@@ -129,10 +137,8 @@ def test_baselines_of_another_base_are_refused(
     content = json.loads((baselines / "baselines.json").read_text())
     content["config"]["base_sha256"] = "0" * 64
     (tmp_path / "baselines.json").write_text(json.dumps(content))
-    options = ["--recipe", str(recipe), "--out", str(tmp_path / "out"), *QUICK]
     for folder, message in ((tmp_path, "of the recipe's own base"), (recipe, "no such file")):
-        given = [*options, "--work", str(recipe.parent / "work"), "--baselines", str(folder)]
-        assert command.main(["table3", *given]) == 1
+        assert measure(["table3"], recipe, tmp_path / "out", "--baselines", str(folder)) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -144,23 +150,20 @@ def test_table3_counts_what_is_learned_and_divides_the_times(made: Path, opened:
     assert content["images"] == {"stage 1": 2 * 4 * K, "stage 2": 2 * 4 * K}
     content["runs"] = [{phase: {"cpu_seconds": 0.5, "seconds": 9.0} for phase in run}
                        for run in content["runs"]]  # fmt: skip
-    text = ITEMS["table3"].markdown(content)
-    assert f"**{K * L:,}** numbers" in text
-    assert "took 6.00 times the CPU time of learning λ alone, 3.00 times that of all" in text
+    markdown = ITEMS["table3"].markdown(content)
+    assert f"**{K * L:,}** numbers" in markdown
+    assert "took 6.00 times the CPU time of learning λ alone, 3.00 times that of all" in markdown
 
 
 def test_fig2_of_a_model_with_itself_is_one(made: Path, opened: Study) -> None:
-    from benchmarks.paper.fig2 import compare
-
     task = opened.taught(0)[0]
     meta = opened.meta()
-    table = compare(meta, meta.individual(task.name), task.name, task.samples, ["blocks.0"])
+    table = fig2.compare(meta, meta.individual(task.name), task.name, task.samples, ["blocks.0"])
     torch.testing.assert_close(table.diagonal(), torch.ones(len(table), dtype=torch.float64))
     content = results(made, "fig2")
-    for one in content["tasks"].values():
-        assert [row[i] for i, row in enumerate(one["pairs"])] == one["diagonal"]["meta"]
     assert content["layers"][-1] == "output"
     for one in content["tasks"].values():
+        assert [row[i] for i, row in enumerate(one["pairs"])] == one["diagonal"]["meta"]
         one["pairs"] = None
     ITEMS["fig2"].draw(content)  # lines in place of heat maps
 
@@ -171,21 +174,20 @@ def test_fig3_follows_the_path(made: Path, opened: Study) -> None:
     assert curve["steps"] == [0, 1, 2]
     for seed, run in enumerate(curve["accuracy"]):
         path = opened.first(seed)
-        for step, value in zip(curve["steps"], run, strict=True):
-            with opened.meta().using(path[step]):
-                assert value == pytest.approx(evaluate(opened.meta(), opened.tests).average)
+        right = [right_at(opened, path[step]).average for step in curve["steps"]]
+        assert run == pytest.approx(right)
     assert curve["accuracy"][0][0] == content["task_arithmetic"]
     assert fig3.steps_of(100, 4) == [0, 25, 50, 75, 100]
     assert fig3.steps_of(3, 20) == [0, 1, 2, 3]
 
 
 def test_variants_change_what_their_names_say(opened: Study) -> None:
-    said = {}
+    objectives = {}
     for name, changes in {**variants.FILTER_VARIANTS, **variants.LOSS_VARIANTS}.items():
         c = opened.load(*changes).construct
-        said[name] = (c.objective.alpha, c.objective.entropy, c.filter.enabled,
+        objectives[name] = (c.objective.alpha, c.objective.entropy, c.filter.enabled,
                       c.objective.reweight)  # fmt: skip
-    assert said == {
+    assert objectives == {
         "filter and weights (the paper's)": (1, True, True, "as_written"),
         "filter alone": (1, True, True, "off"),
         "weights alone": (1, True, False, "as_written"),
@@ -204,12 +206,11 @@ def test_what_items_share_is_learned_once(
 ) -> None:
     for stage in ("construct", "specialize"):
         monkeypatch.setattr(study, stage, lambda *_: pytest.fail("learned again"))
-    options = ["--recipe", str(recipe), "--out", str(tmp_path), "--points", "2"]
-    options += ["--work", str(recipe.parent / "work"), "--seeds", "0", "1"]
-    assert command.main(["fig6", "fig3", *options, *QUICK]) == 0
+    arguments = ["--points", "2", "--seeds", "0", "1"]
+    assert measure(["fig6", "fig3"], recipe, tmp_path, *arguments) == 0
     assert (results(tmp_path, "fig6")) == results(made, "fig6")
     with pytest.raises(pytest.fail.Exception, match="learned again"):
-        command.main(["fig6", *options, *QUICK, "--set", "construct.batch=5"])
+        measure(["fig6"], recipe, tmp_path, *arguments, "--set", "construct.batch=5")
 
 
 def test_labels_change_no_coefficient(recipe: Path, opened: Study, tmp_path: Path) -> None:
@@ -226,11 +227,8 @@ def test_labels_change_no_coefficient(recipe: Path, opened: Study, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("name", "pool"), [("paper", "demo"), ("paper_real", "real_pool")])
-def test_a_page_and_its_tables_are_the_committed_results(name: str, pool: str) -> None:
-    folder, text = make_paper.RESULTS / name, make_paper.PAGES[name].read_text()
-    block = make_paper.block(folder)
-    assert make_paper.replaced(text, block) == text, "run: python docs/make_paper.py"
-    for file in folder.glob("*.json"):
+def test_tables_are_the_committed_results(name: str, pool: str) -> None:
+    for file in (RESULTS / name).glob("*.json"):
         content = json.loads(file.read_text())
         assert file.with_suffix(".md").read_text() == command.page(content), file.name
         assert file.with_suffix(".png").is_file()
@@ -239,14 +237,14 @@ def test_a_page_and_its_tables_are_the_committed_results(name: str, pool: str) -
 
 def test_the_page_says_what_is_not_there(made: Path, tmp_path: Path) -> None:
     shutil.copy(made / "fig5.json", tmp_path)
-    block = make_paper.block(tmp_path)
+    block = paper(tmp_path)
     assert block.count("No result is committed yet.") == len(ITEMS) - 1
     assert f"](../benchmarks/results/{tmp_path.name}/fig5.png)" in block
 
 
 def test_run_py_hands_over(tmp_path: Path) -> None:
-    ran = subprocess.run([sys.executable, "benchmarks/run.py", "fig4", "--recipe", "none.yaml",
-                          "--out", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True,
+    words = ["benchmarks/run.py", "fig4", "--recipe", "none.yaml", "--out", str(tmp_path / "out")]
+    ran = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True,
                          timeout=120, check=False)  # fmt: skip
     assert ran.returncode == 1
     assert "none.yaml: not readable" in ran.stderr

@@ -76,17 +76,17 @@ def linear_cka(batches: Iterable[Batch]) -> Tensor:
     """
     sums: tuple[Tensor, ...] | None = None
     for first, second in batches:
-        found = _hsics([_gram(x) for x in first], [_gram(y) for y in second])
-        if sums is not None and sums[0].shape != found[0].shape:
+        batch = _hsics([_gram(x) for x in first], [_gram(y) for y in second])
+        if sums is not None and sums[0].shape != batch[0].shape:
             raise MdftError(
                 f"cka: every batch must be of {list(sums[0].shape)} layers, got "
-                f"{list(found[0].shape)}"
+                f"{list(batch[0].shape)}"
             )
-        sums = found if sums is None else tuple(a + b for a, b in zip(sums, found, strict=True))
+        sums = batch if sums is None else tuple(a + b for a, b in zip(sums, batch, strict=True))
     if sums is None:
         raise MdftError("cka: wanted one batch or more, got none")
-    cross, own, other = sums
-    scale = own.clamp(min=0).sqrt()[:, None] * other.clamp(min=0).sqrt()
+    cross, one, other = sums
+    scale = one.clamp(min=0).sqrt()[:, None] * other.clamp(min=0).sqrt()
     return torch.where(scale > 0, cross / scale, torch.nan)
 
 
@@ -100,7 +100,7 @@ def _gram(features: Tensor) -> Tensor:
 
 
 def _hsics(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    own = torch.stack([unbiased_hsic(k, k) for k in first])
+    one = torch.stack([unbiased_hsic(k, k) for k in first])
     other = torch.stack([unbiased_hsic(l, l) for l in second])  # noqa: E741
     cross = torch.stack([torch.stack([unbiased_hsic(k, l) for l in second]) for k in first])  # noqa: E741
-    return cross, own, other
+    return cross, one, other

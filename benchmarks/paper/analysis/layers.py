@@ -38,20 +38,20 @@ class LayerReader:
         self.names = (*self._blocks, OUTPUT)
         two, three = self._outputs(example[:2]), self._outputs(example[:3])
         pairs = zip(self.names, two, three, strict=True)
-        self._places = [_place(name, a.shape, b.shape) for name, a, b in pairs]
+        self._dimensions = [_dimension(name, a.shape, b.shape) for name, a, b in pairs]
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Returns each layer's features ``[n, F]`` of images ``[n, 3, H, W]``: all tokens."""
-        outputs = zip(self._outputs(images), self._places, strict=True)
-        return [output.movedim(place, 0).flatten(1) for output, place in outputs]
+        outputs = zip(self._outputs(images), self._dimensions, strict=True)
+        return [output.movedim(dimension, 0).flatten(1) for output, dimension in outputs]
 
     @torch.no_grad()
     def _outputs(self, images: Tensor) -> list[Tensor]:
-        found: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
 
         def keep(name: str) -> Any:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                found[name] = output[0] if isinstance(output, (tuple, list)) else output
+                outputs[name] = output[0] if isinstance(output, (tuple, list)) else output
 
             return hook
 
@@ -60,16 +60,16 @@ class LayerReader:
             for name in self._blocks
         ]
         try:
-            found[OUTPUT] = self._module(images)
+            outputs[OUTPUT] = self._module(images)
         finally:
             for hook in hooks:
                 hook.remove()
-        if silent := [name for name in self.names if not isinstance(found.get(name), Tensor)]:
+        if silent := [name for name in self.names if not isinstance(outputs.get(name), Tensor)]:
             raise MdftError(f"layers: every block must run and give a tensor, got none of {silent}")
-        return [found[name] for name in self.names]
+        return [outputs[name] for name in self.names]
 
 
-def _place(name: str, two: torch.Size, three: torch.Size) -> int:
+def _dimension(name: str, two: torch.Size, three: torch.Size) -> int:
     """Returns the dimension that counts images: 2 in one shape, 3 in the other."""
     changed = [i for i, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
     if len(changed) != 1 or (two[changed[0]], three[changed[0]]) != (2, 3):

@@ -28,8 +28,8 @@ def test_entropy_and_loss_are_those_of_each_sample(world: World) -> None:
     logits = meta(test.samples.batch(torch.arange(40)), test.task.name).detach().double()
     q = logits.softmax(-1)
     torch.testing.assert_close(entropy.double(), -(q * q.log()).sum(-1), rtol=1e-4, atol=1e-5)
-    wanted = F.cross_entropy(logits, test.labels, reduction="none")
-    torch.testing.assert_close(loss.double(), wanted, rtol=1e-4, atol=1e-5)
+    expected = F.cross_entropy(logits, test.labels, reduction="none")
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(MdftError, match=r"labels must be \[40\], got \[39\]"):
         entropy_and_loss(meta, test.task.name, test.samples, test.labels[1:])
 
@@ -42,8 +42,8 @@ def ranks(values: list[float]) -> Tensor:
 
 def test_spearman_is_the_correlation_of_ranks_and_knows_ties() -> None:
     a, b = [0.1, 5.0, 5.0, 2.0, -3.0], [1.0, 2.0, 9.0, 9.0, 0.0]
-    wanted = float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1])
-    assert spearman(torch.tensor(a), torch.tensor(b)) == pytest.approx(wanted)
+    expected = float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1])
+    assert spearman(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected)
     x = torch.linspace(-3, 3, 50)
     assert spearman(x, x.exp()) == pytest.approx(1)
     assert spearman(x, -(x**3)) == pytest.approx(-1)
@@ -66,20 +66,6 @@ def test_drop_in_points_and_relative() -> None:
         accuracy_drop(80.0, 60.0)
 
 
-class TokensFirst(nn.Module):
-    """A block whose tokens come first, as open_clip's did, in an encoder of plain vectors."""
-
-    def __init__(self, tuples: bool) -> None:
-        super().__init__()
-        self.block, self.idle, self.tuples = Doubling(tuples), nn.Linear(2, 2), tuples
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).permute(2, 0, 1)  # [T, B, 3]
-        out = self.block(tokens)
-        out = out[0] if self.tuples else out
-        return out.mean(0)
-
-
 class Doubling(nn.Module):
     def __init__(self, tuples: bool) -> None:
         super().__init__()
@@ -89,12 +75,27 @@ class Doubling(nn.Module):
         return (2 * x, None) if self.tuples else 2 * x
 
 
+class TokensFirst(nn.Module):
+    """A block whose tokens come first, as open_clip's did, in an encoder of plain vectors."""
+
+    def __init__(self, tuples: bool) -> None:
+        super().__init__()
+        self.block, self.idle = Doubling(tuples), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.block(x.flatten(2).permute(2, 0, 1))  # [T, B, 3]
+        return (out[0] if self.block.tuples else out).mean(0)
+
+
+def images(count: int, size: int = 2) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("tuples", [False, True])
-@pytest.mark.parametrize("images", [4, 5])
-def test_layers_find_the_images_dimension(tuples: bool, images: int) -> None:
+@pytest.mark.parametrize("count", [4, 5])
+def test_layers_find_the_images_dimension(tuples: bool, count: int) -> None:
     """Also with as many images as tokens, where a single shape says nothing."""
-    module = TokensFirst(tuples).eval()
-    x = torch.randn(images, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    module, x = TokensFirst(tuples).eval(), images(count)
     read = LayerReader(module, ["block"], x)
     assert read.names == ("block", "output")
     block, output = read(x)
@@ -106,7 +107,7 @@ def test_layers_find_the_images_dimension(tuples: bool, images: int) -> None:
 def test_layers_of_a_meta_model_change_nothing(world: World) -> None:
     module = world.meta().materialize()
     before = copy.deepcopy(module.state_dict())
-    x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = images(6, 8)
     first, second, output = LayerReader(module, ["blocks.0", "blocks.1"], x)(x)
     assert first.shape == second.shape == (6, 8 * 8 * 8)
     torch.testing.assert_close(output, module(x))
@@ -114,14 +115,14 @@ def test_layers_of_a_meta_model_change_nothing(world: World) -> None:
 
 
 def test_layers_errors_say_what_was_wanted_and_what_came() -> None:
-    x = torch.zeros(4, 3, 2, 2)
-    with pytest.raises(MdftError, match=r"must run and give a tensor, got none of \['idle'\]"):
-        LayerReader(TokensFirst(False).eval(), ["idle"], x)
-    with pytest.raises(MdftError, match="must be in eval mode, got training mode"):
-        LayerReader(TokensFirst(False), ["block"], x)
-    with pytest.raises(MdftError, match="3 images or more, got 2"):
-        LayerReader(TokensFirst(False).eval(), ["block"], x[:2])
     summed = nn.Sequential(nn.Flatten(), nn.Softmax(0)).eval()
     summed.register_forward_hook(lambda module, inputs, output: output.sum(0))
-    with pytest.raises(MdftError, match=r"must count the images, got \[12\] for 2"):
-        LayerReader(summed, [], x)
+    tokens = TokensFirst(False).eval()
+    for module, blocks, count, message in (
+        (TokensFirst(False), ["block"], 4, "must be in eval mode, got training mode"),
+        (tokens, ["idle"], 4, r"must run and give a tensor, got none of \['idle'\]"),
+        (tokens, ["block"], 2, "3 images or more, got 2"),
+        (summed, [], 4, r"must count the images, got \[12\] for 2"),
+    ):
+        with pytest.raises(MdftError, match=message):
+            LayerReader(module, blocks, images(count))
