@@ -112,8 +112,8 @@ def load_samples(
             plain ``ImageFolder``; any other data set, see
             :func:`~mdft_fast.data.images.sources.stack_images`; or samples loaded before. Arrays
             are kept, not copied.
-        preprocess: see :class:`~mdft_fast.checkpoints.Preprocess`. Arrays of another size are refused,
-            never resized.
+        preprocess: see :class:`~mdft_fast.checkpoints.Preprocess`. Arrays of another size are
+            refused, never resized.
         watch: told how far decoding is; None: a bar where standard error is a terminal.
 
     Raises:

@@ -11,18 +11,11 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
-GENERATED = re.compile(r"<!-- results:([\w-]+:)?begin -->.*?<!-- results:\1?end -->", re.S)
 
 
 def blocks(page: Path, language: str) -> list[str]:
     """Returns the code of a language on a page."""
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
-
-
-def prose(text: str) -> str:
-    """Returns a page without code, targets of links, and what is generated from results."""
-    text = re.sub(r"^```.*?^```", "", GENERATED.sub("", text), flags=re.M | re.S)
-    return re.sub(r"\]\([^)]*\)", "]", re.sub(r"`[^`]*`", "`", text))
 
 
 def run(code: list[str], names: dict[str, Any] | None = None) -> dict[str, Any]:

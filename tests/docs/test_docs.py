@@ -15,9 +15,11 @@ import pytest
 import typer
 
 import mdft_fast
+from benchmarks.pages.blocks import BLOCK
 from mdft_fast.app import cli
-from tests.docs.pages import DOCS, GENERATED, PAGES, ROOT, blocks, prose, rows
+from tests.docs.pages import DOCS, PAGES, ROOT, blocks, rows
 
+ACCURACY = re.compile(r"(?<![\w.])\d\d\.\d(?![\d.])")
 NOTEBOOK = ROOT / "examples" / "own_model.ipynb"
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -105,22 +107,11 @@ def test_commands_and_options_that_pages_name_exist(page: Path) -> None:
             assert {w for w in words if w.startswith("-")} <= known, line
 
 
-# A number with a unit was measured; so was an accuracy on a page of results.
-MEASURED = re.compile(r"(?<![\w.])\d[\d.,]*\s?(?:%|ms|µs|s|[KMGT]i?B(?:/s)?|minutes|points)(?!\w)")
-ACCURACY = re.compile(r"(?<![\w.])\d\d\.\d(?![\d.])")
-LEVEL = "95 %"  # of intervals
-
-
-@by_page
-def test_measured_numbers_come_from_committed_results(page: Path) -> None:
+@pytest.mark.parametrize("page", [*DOCS.glob("paper*.md"), DOCS / "results.md"])
+def test_accuracies_in_words_are_those_of_the_tables(page: Path) -> None:
     text = page.read_text()
-    generated = "".join(match[0] for match in GENERATED.finditer(text))
-    kinds = (MEASURED, ACCURACY) if page.name.startswith(("paper", "results")) else (MEASURED,)
-    numbers = {number for kind in kinds for number in kind.findall(prose(text))} - {LEVEL}
-    made = {
-        n for n in numbers if re.search(rf"(?<![\w.,]){n.removesuffix(' %')}(?![\w.])", generated)
-    }
-    assert numbers == made
+    tables = set(ACCURACY.findall("".join(match[0] for match in BLOCK.finditer(text))))
+    assert set(ACCURACY.findall(BLOCK.sub("", text))) <= tables
 
 
 @by_page
