@@ -69,7 +69,7 @@ def construct_candidates(base: ConstructConfig) -> Iterator[tuple[dict[str, Any]
 @torch.no_grad()
 def holdout_alignment(meta: MetaModel, task: TaughtTask) -> float:
     """Returns equation (7) on a task's held-out samples."""
-    features = meta.encode(task.images(task.holdout))
+    features = meta.encode(task.batch(task.holdout))
     return float(reference.alignment(features, task.features[task.holdout]))
 
 

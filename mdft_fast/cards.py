@@ -32,7 +32,7 @@ class CoefficientCard:
 
     Attributes:
         coefficients: λ, float32 ``[K, L]``.
-        tasks: names of its rows.
+        tasks: names of its rows: the tasks', or whose the pool's vectors are.
         columns: names of its columns.
         granularity: which tensors share a column.
         pool_checksum: of the pool that it belongs to.
@@ -53,7 +53,7 @@ class CoefficientCard:
         """Returns the card of a meta-model at its present λ."""
         return CoefficientCard(
             meta.coefficients.detach().cpu().clone(),
-            meta.pool.names,
+            meta.pool.vector_names,
             meta.layout.columns,
             meta.granularity,
             meta.pool.checksum,
@@ -119,14 +119,15 @@ class CoefficientCard:
                 f"{pool.checksum[:12]}..., got {self.pool_checksum[:12]}..."
             )
         meta = MetaModel(backbone, pool, granularity=self.granularity, device=device)
-        if sorted(self.tasks) != sorted(pool.names) or self.columns != meta.layout.columns:
+        if sorted(self.tasks) != sorted(pool.vector_names) or self.columns != meta.layout.columns:
             raise MdftError(
-                f"{self.source}: tasks and columns must be the pool's ({list(pool.names)}, "
+                f"{self.source}: tasks and columns must be the pool's ({list(pool.vector_names)}, "
                 f"{len(meta.layout.columns)} columns), got {list(self.tasks)} and "
                 f"{len(self.columns)} columns"
             )
         # By name: whoever sorts the file's keys has not changed the model.
-        meta.set_coefficients(self.coefficients[[self.tasks.index(name) for name in pool.names]])
+        rows = [self.tasks.index(name) for name in pool.vector_names]
+        meta.set_coefficients(self.coefficients[rows])
         return meta
 
 

@@ -119,6 +119,23 @@ def _weights(h: Tensor, h0: float, filter: bool, reweight: Reweight) -> tuple[Te
     return weight, kept
 
 
+def filter_and_weigh(
+    entropy: Tensor, classes: int, *, mu: float, filter: bool, reweight: Reweight
+) -> tuple[Tensor, Tensor]:
+    """STUB until the operators' branch comes: which rows are kept, and their weights."""
+    weight, kept = _weights(entropy, mu * math.log(classes), filter, reweight)
+    return kept, weight
+
+
+def loss_divisor(
+    entropy: Tensor, classes: int, *, mu: float, filter: bool, reweight: Reweight
+) -> Tensor:
+    """STUB until the operators' branch comes."""
+    plain: Reweight = "as_written" if reweight == "normalized" else "off"
+    kept, weight = filter_and_weigh(entropy, classes, mu=mu, filter=filter, reweight=plain)
+    return weight.sum() if reweight == "normalized" else kept.sum().to(entropy.dtype)
+
+
 def debiased_entropy(
     logits: Sequence[Tensor],
     teacher_logits: Sequence[Tensor],

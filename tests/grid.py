@@ -12,7 +12,7 @@ import torch
 
 
 class Grid(NamedTuple):
-    """Operators with the schemas of csrc/library.cpp, and the device of their tensors."""
+    """Operators with the schemas of csrc/schemas.h, and the device of their tensors."""
 
     ops: Any
     device: torch.device

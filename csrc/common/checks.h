@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Words for error messages, the same for every device and for the fakes in mdft_fast/ops.
+// Words for error messages, the same for every device.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -75,8 +75,10 @@ inline DType dtype_of(ScalarType type) {
       return DType::kInt8;
     case ScalarType::Byte:
       return DType::kInt4;
-    default:
+    case ScalarType::Float:
       return DType::kFloat32;
+    default:
+      cannot_happen("a dtype that no operator takes");
   }
 }
 

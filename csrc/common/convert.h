@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Conversions between storage formats and accumulators, each a single rounding. Included once for
-// each instruction set, inside the namespace mdft::MDFT_ISA, as vec8.h; shared with the kernels,
-// which use the GPU's own instructions: the same bits, but for a NaN's payload.
+// each target (the instruction sets `portable` and `avx2`, the grids `cuda` and `emulated`), inside
+// the namespace mdft::MDFT_TARGET, so that two builds of one text have different names and no code
+// is shared. Kernels use the GPU's own instructions: the same bits, but for a NaN's payload.
 #pragma once
 
-#ifndef MDFT_ISA
-#error "define MDFT_ISA (the namespace of this instruction set) before including convert.h"
+#ifndef MDFT_TARGET
+#error "define MDFT_TARGET (the namespace of what this is built for) before including convert.h"
 #endif
 
 #include <cstdint>
@@ -18,7 +19,7 @@
 #include <cuda_fp16.h>
 #endif
 
-namespace mdft::MDFT_ISA {
+namespace mdft::MDFT_TARGET {
 
 template <typename to_t, typename from_t>
 MDFT_HOST_DEVICE inline to_t bit_cast(from_t value) {
@@ -84,4 +85,4 @@ MDFT_HOST_DEVICE inline void narrow(float x, Float16Bits* p) {  // to nearest, t
 #endif
 }
 
-}  // namespace mdft::MDFT_ISA
+}  // namespace mdft::MDFT_TARGET

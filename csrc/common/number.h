@@ -4,11 +4,14 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 #if defined(__CUDACC__)
 #define MDFT_HOST_DEVICE __host__ __device__
+#define MDFT_DEVICE __device__ __forceinline__
 #else
 #define MDFT_HOST_DEVICE
+#define MDFT_DEVICE inline
 #endif
 
 namespace mdft {
@@ -19,7 +22,11 @@ static_assert(kTile % kGroup == 0);
 
 enum class DType : int { kFloat32, kBFloat16, kFloat16, kFloat64, kInt8, kInt4 };
 
-// Storage only; vec8.h converts.
+// For what the checks have ruled out: a mistake of ours must not pass for a result. Each file has a
+// copy of its own (static), as of all code that more than one instruction set is built for.
+[[noreturn]] static inline void cannot_happen(const char* what) { throw std::logic_error(what); }
+
+// Storage only; convert.h converts.
 struct BFloat16Bits {
   uint16_t bits;
 };

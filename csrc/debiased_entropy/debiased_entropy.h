@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// debiased_entropy: METHOD's equations 2 to 6 for all tasks of a step, value and gradient.
+// debiased_entropy: equations 2 to 6 of docs/method.md for all tasks of a step, value and gradient.
 // Rows of all tasks lie one after another; each task has its own number of classes.
 //
 //   logits           [M]      all rows of the meta-model's logits z; float32, float64, float16 or
@@ -13,9 +13,14 @@
 //   use_entropy, filter       switches: the term H(q); remove a row iff H >= H0, else keep all
 //   reweight                  0 off (weight 1), 1 exp(H0 - H), 2 the same with mean 1 over the kept
 //   entropy_of_meta           H in filter and weight is the meta-model's, not the teacher's
+//   divide_by        [K]      or None: each task's number of kept rows. Where these are a part of a
+//                             task's rows, the number that belongs to all of them; for reweight 2
+//                             the sum of their exp(H0 - H), by which no weight here is divided
+//                             then. float32 (float64 where logits are), read on the device
 //
 // and, per task k, with q = softmax(z):
-//   loss    [K]  mean over the kept rows of weight * (alpha CE(p, q) + use_entropy H(q)); 0 if none
+//   loss    [K]  sum over the kept rows of weight * (alpha CE(p, q) + use_entropy H(q)), divided by
+//                divide_by; 0 if none is kept, whatever divide_by
 //   entropy [R]  the H that filter and weight read
 //   weight  [R]  0 where removed
 //   kept    [R]  bool
@@ -28,9 +33,12 @@
 // debiased_entropy_backward: grad[m] * grad_loss[task of m], in the dtype of grad.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <optional>
 
 #include "common/checks.h"
+#include "debiased_entropy/arguments.h"
 
 namespace mdft {
 
@@ -51,10 +59,21 @@ inline void check_rows(const char* op, const Tensor& logits, const Tensor& row_o
   check_beside(op, "task_rows", task_rows, logits);
 }
 
+// One number for each task, in the dtype of the sums.
+inline void check_of_each_task(const char* op, const char* what, const Tensor& x,
+                               const Tensor& task_rows, const Tensor& logits) {
+  const int64_t K = task_rows.size(0) - 1;
+  STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == K, op, ": ", what, " must be [", K, "], got ",
+                  shape(x));
+  check_dtype(op, what, x, accumulator(logits.scalar_type()));
+  check_beside(op, what, x, logits);
+}
+
 inline void check_debiased_entropy_args(const Tensor& logits, const Tensor& teacher,
                                         const std::optional<Tensor>& teacher_entropy,
                                         const Tensor& row_offsets, const Tensor& task_rows,
-                                        double alpha, double mu, int64_t reweight) {
+                                        double alpha, double mu, int64_t reweight,
+                                        const std::optional<Tensor>& divide_by) {
   constexpr const char* op = "debiased_entropy";
   check_rows(op, logits, row_offsets, task_rows);
   STD_TORCH_CHECK(teacher.dim() == 1 && teacher.size(0) == logits.size(0),
@@ -76,17 +95,63 @@ inline void check_debiased_entropy_args(const Tensor& logits, const Tensor& teac
   STD_TORCH_CHECK(mu >= 0, "debiased_entropy: mu must be >= 0, got ", mu);
   STD_TORCH_CHECK(reweight >= kReweightOff && reweight <= kReweightNormalized,
                   "debiased_entropy: reweight must be 0, 1 or 2, got ", reweight);
+  if (divide_by) check_of_each_task(op, "divide_by", *divide_by, task_rows, logits);
 }
 
 inline void check_debiased_entropy_backward_args(const Tensor& grad, const Tensor& row_offsets,
                                                  const Tensor& task_rows, const Tensor& grad_loss) {
   constexpr const char* op = "debiased_entropy_backward";
   check_rows(op, grad, row_offsets, task_rows);
-  const int64_t K = task_rows.size(0) - 1;
-  STD_TORCH_CHECK(grad_loss.dim() == 1 && grad_loss.size(0) == K,
-                  "debiased_entropy_backward: grad_loss must be [", K, "], got ", shape(grad_loss));
-  check_dtype(op, "grad_loss", grad_loss, accumulator(grad.scalar_type()));
-  check_beside(op, "grad_loss", grad_loss, grad);
+  check_of_each_task(op, "grad_loss", grad_loss, task_rows, grad);
+}
+
+struct EntropyResults {
+  Tensor loss, entropy, weight, kept, grad;
+};
+
+inline EntropyResults new_results(const Tensor& logits, int64_t R, int64_t K) {
+  const ScalarType acc = accumulator(logits.scalar_type());
+  return {.loss = torch::stable::new_empty(logits, {K}, acc),
+          .entropy = torch::stable::new_empty(logits, {R}, acc),
+          .weight = torch::stable::new_empty(logits, {R}, acc),
+          .kept = torch::stable::new_empty(logits, {R}, ScalarType::Bool),
+          .grad = torch::stable::empty_like(logits)};
+}
+
+inline const void* pointer_to(const std::optional<Tensor>& x) {
+  return x ? x->const_data_ptr() : nullptr;
+}
+
+// What a checked call reads and writes; `numbers` has room for R rows.
+inline EntropyArgs entropy_args(const Tensor& logits, const Tensor& teacher,
+                                const std::optional<Tensor>& teacher_entropy,
+                                const Tensor& row_offsets, const Tensor& task_rows, double alpha,
+                                double mu, bool use_entropy, bool filter, int64_t reweight,
+                                bool entropy_of_meta, const std::optional<Tensor>& divide_by,
+                                const EntropyResults& out, RowNumbers* numbers) {
+  return {.logits = logits.const_data_ptr(),
+          .teacher = teacher.const_data_ptr(),
+          .teacher_entropy = pointer_to(teacher_entropy),
+          .row_offsets = row_offsets.const_data_ptr<int64_t>(),
+          .task_rows = task_rows.const_data_ptr<int64_t>(),
+          .divide_by = pointer_to(divide_by),
+          .numbers = numbers,
+          .loss = out.loss.mutable_data_ptr(),
+          .entropy = out.entropy.mutable_data_ptr(),
+          .weight = out.weight.mutable_data_ptr(),
+          .kept = out.kept.mutable_data_ptr<bool>(),
+          .grad = out.grad.mutable_data_ptr(),
+          .logits_dtype = dtype_of(logits.scalar_type()),
+          .teacher_dtype = dtype_of(teacher.scalar_type()),
+          .M = logits.size(0),
+          .R = row_offsets.size(0) - 1,
+          .alpha = alpha,
+          .mu = mu,
+          .use_entropy = use_entropy,
+          .filter = filter,
+          .reweight = reweight != kReweightOff,
+          .normalize = reweight == kReweightNormalized && !divide_by,
+          .entropy_of_meta = entropy_of_meta};
 }
 
 }  // namespace mdft

@@ -8,7 +8,9 @@ from mdft_fast.checkpoints.metadata import OTHER, SourceFacts, check_preprocess,
 from mdft_fast.checkpoints.opening import as_state, open_state, read_state
 from mdft_fast.checkpoints.preprocess import (
     LEAST_CROP,
+    Interpolation,
     Preprocess,
+    Resize,
     as_preprocess,
     edges_before_crop,
 )
@@ -23,7 +25,9 @@ __all__ = [
     "LEAST_CROP",
     "OTHER",
     "Entry",
+    "Interpolation",
     "Preprocess",
+    "Resize",
     "SourceFacts",
     "State",
     "StateSource",

@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """λ by gradient: the two stages."""
 
-from mdft_fast.learning.config import ConstructConfig, OptimizerConfig, Schedule, SpecializeConfig
+from mdft_fast.learning.config import (
+    ConstructConfig,
+    OptimizerConfig,
+    Schedule,
+    SpecializeConfig,
+    StageConfig,
+)
 from mdft_fast.learning.construction import construct
+from mdft_fast.learning.cuda_graph import check_capturable_mode
 from mdft_fast.learning.learner import Callback, Learner, RunResult, StepRecord
 from mdft_fast.learning.order import BatchOrder, split
 from mdft_fast.learning.specialization import specialize
@@ -17,8 +24,10 @@ __all__ = [
     "RunResult",
     "Schedule",
     "SpecializeConfig",
+    "StageConfig",
     "StepRecord",
     "TaughtTask",
+    "check_capturable_mode",
     "construct",
     "holdout_cross_entropy",
     "specialize",

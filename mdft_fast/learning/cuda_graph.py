@@ -3,7 +3,7 @@
 
 A step launches thousands of kernels from Python; where they are short, the device waits for the
 host. A replay is one launch. Recorded are merge, forward, heads, losses, backward, dots and the
-optimizer's update; before each replay the step's images, row numbers and learning rate are copied
+optimizer's update; before each replay the step's inputs, row numbers and learning rate are copied
 to where the graph reads them. All that needs the host's eyes stays outside: the draw of samples,
 λ's path, callbacks.
 
@@ -13,16 +13,15 @@ in tests/learning/test_graph.py, the rest waits in tests/cuda/test_graph.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from mdft_fast.errors import MdftError
-from mdft_fast.learning.learner import Learner, Losses
-from mdft_fast.learning.teachers import Inputs, TaughtTask, gather
-from mdft_fast.model import MetaModel
+from mdft_fast.learning.learner import Learner
+from mdft_fast.learning.objectives import Inputs, Losses
+from mdft_fast.model import MetaModel, each, tensors_of
 
 _WARM_UPS = 3  # as in torch's own examples: libraries choose and load their kernels meanwhile
 
@@ -100,18 +99,18 @@ class StepGraph:
         """
         if self._memory is None:
             self._memory = self._record(inputs)
-        own, losses = self._memory
-        _copy(inputs, own)
+        held, losses = self._memory
+        _copy(inputs, held)
         self._capture.replay()
         return Losses(*(result.clone() for result in losses))  # the next replay writes there
 
     def _record(self, inputs: Inputs) -> tuple[Inputs, Losses]:
         """Makes the memory that the graph knows, and the graph. λ stays as it is."""
-        own = Inputs(inputs.images.clone(), tuple(rows.clone() for rows in inputs.rows))
-        losses = Losses.zeros(len(inputs.rows), inputs.images.device)
+        held = Inputs(each(torch.clone, inputs.batch), tuple(rows.clone() for rows in inputs.rows))
+        losses = Losses.zeros(len(inputs.rows), self._learner.meta.coefficients.device)
 
         def run() -> None:
-            made = self._compute(own)
+            made = self._compute(held)
             self._learner.update([made.loss.sum()])
             for to, result in zip(losses, made, strict=True):
                 to.copy_(result.detach())
@@ -119,17 +118,18 @@ class StepGraph:
         with self._learner.unchanged():
             self._capture.warm_up(run)
         self._capture.record(run)
-        return own, losses
+        return held, losses
 
 
 def _copy(inputs: Inputs, to: Inputs) -> None:
-    for own, new in zip((to.images, *to.rows), (inputs.images, *inputs.rows), strict=True):
-        if own.shape != new.shape:
+    tensors = (*tensors_of(inputs.batch), *inputs.rows)
+    for held, new in zip((*tensors_of(to.batch), *to.rows), tensors, strict=True):
+        if held.shape != new.shape:
             raise MdftError(
-                f"cuda_graph: a step's inputs must be {list(own.shape)} as in the first step, got "
+                f"cuda_graph: a step's inputs must be {list(held.shape)} as in the first step, got "
                 f"{list(new.shape)}"
             )
-        own.copy_(new, non_blocking=True)
+        held.copy_(new, non_blocking=True)
 
 
 def check_capturable(meta: MetaModel) -> None:
@@ -141,16 +141,13 @@ def check_capturable(meta: MetaModel) -> None:
     device = meta.coefficients.device
     if device.type != "cuda":
         raise MdftError(f"cuda_graph: the meta-model must be on a CUDA device, got {device}")
-    if meta.mode == "streamed":
+    check_capturable_mode(meta.mode)
+
+
+def check_capturable_mode(mode: str) -> None:
+    """Refuses a memory mode whose steps cannot be recorded."""
+    if mode == "streamed":
         raise MdftError(
             "cuda_graph: mode must be 'resident' or 'layerwise', got 'streamed', whose copies from "
             "the host are made anew at each step"
         )
-
-
-def replayed(
-    learner: Learner, tasks: Sequence[TaughtTask], compute: Callable[[Inputs], Losses]
-) -> Callable[[Sequence[Tensor]], Losses]:
-    """Returns what updates λ from each task's rows (int64 on the CPU), by a graph."""
-    graph = StepGraph(learner, compute, CudaCapture(learner.meta.coefficients.device))
-    return lambda rows: graph.update(gather(tasks, rows))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both stages share: λ under an optimizer, the order of samples, and their saved state."""
+"""λ on its way: under an optimizer, with an order of samples, and their saved state."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mdft_fast.errors import MdftError
 from mdft_fast.learning.config import OptimizerConfig
+from mdft_fast.learning.objectives import Losses
 from mdft_fast.learning.order import BatchOrder
 from mdft_fast.model import MetaModel
 
@@ -32,23 +33,6 @@ _CAPTURABLE: dict[str, dict[str, bool]] = {
 }
 
 
-class Losses(NamedTuple):
-    """What a step's forward pass gives.
-
-    Attributes:
-        loss: ``[K]``, each task's part of the objective; λ goes down their sum.
-        kept: ``[K]``, how many of each task's samples count.
-    """
-
-    loss: Tensor
-    kept: Tensor
-
-    @staticmethod
-    def zeros(tasks: int, device: torch.device) -> Losses:
-        """Returns float32 zeros for K tasks: to add to, or to write to."""
-        return Losses(torch.zeros(tasks, device=device), torch.zeros(tasks, device=device))
-
-
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
     """What a step did. Tensors are on the device: reading them waits for it.
@@ -60,9 +44,9 @@ class StepRecord:
         steps: how many there will be.
         losses: each task's loss ``[K]``, detached.
         names: their tasks.
-        kept: task -> share of its drawn samples that were kept.
+        kept: share of each task's drawn samples that were kept ``[K]``.
         lr: the step's learning rate.
-        samples: images encoded.
+        samples: inputs encoded.
         seconds: the step's wall time, as the host saw it.
     """
 
@@ -72,24 +56,21 @@ class StepRecord:
     steps: int
     losses: Tensor
     names: tuple[str, ...]
-    kept: Mapping[str, float] | Tensor
+    kept: Tensor
     lr: float
     samples: int
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values, one line of ``metrics.jsonl``."""
-        losses = [float(x) for x in self.losses.tolist()]
-        kept = self.kept
-        if isinstance(kept, Tensor):
-            kept = dict(zip(self.names, (float(x) for x in kept.tolist()), strict=True))
+        losses = self.losses.tolist()
         return {
             "stage": self.stage,
             "task": self.task,
             "step": self.step,
             "loss": sum(losses),
             "losses": dict(zip(self.names, losses, strict=True)),
-            "kept": dict(kept),
+            "kept": dict(zip(self.names, self.kept.tolist(), strict=True)),
             "seconds": self.seconds,
             "samples_per_s": self.samples / self.seconds if self.seconds > 0 else None,
             "lr": self.lr,
@@ -232,32 +213,6 @@ class Learner:
             order.restore(state["orders"][name])
         self.path = list(state["path"].to(self.meta.coefficients.device))
         self.step = state["step"]
-
-
-def micro_batches(sizes: Sequence[int], most: int | None) -> Iterator[list[tuple[int, slice]]]:
-    """Cuts the rows of several tasks, one after another, into micro-batches.
-
-    Args:
-        sizes: number of rows of each task.
-        most: rows of a micro-batch; None: all.
-
-    Yields:
-        (task's number, its rows) of each micro-batch, in order; tasks without rows are left out.
-    """
-    parts: list[tuple[int, slice]] = []
-    room = most = most or max(1, sum(sizes))
-    for number, rows in enumerate(sizes):
-        start = 0
-        while start < rows:
-            end = min(rows, start + room)
-            parts.append((number, slice(start, end)))
-            room -= end - start
-            start = end
-            if room == 0:
-                yield parts
-                parts, room = [], most
-    if parts:
-        yield parts
 
 
 Callback = Callable[[StepRecord, Learner], None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages know of each task: its unlabelled images, and what its own model says of them.
+"""What the stages know of each task: its unlabelled samples, and what its own model says of them.
 
 A teacher never changes, so it is asked once: the pool's own model is the meta-model at λ = e_k.
 """
@@ -7,22 +7,20 @@ A teacher never changes, so it is asked once: the pool's own model is the meta-m
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mdft_fast import reference
 from mdft_fast.errors import MdftError
 from mdft_fast.learning.order import split
-from mdft_fast.model import MetaModel
+from mdft_fast.model import Batch, MetaModel
 from mdft_fast.pool import Head
 
-_BATCH = 128  # images a teacher sees at once; no gradient is kept
+_BATCH = 128  # samples a teacher sees at once; no gradient is kept
 
 
 class Samples(Protocol):
@@ -32,8 +30,8 @@ class Samples(Protocol):
         """Returns their number."""
         ...
 
-    def batch(self, indices: Tensor, device: torch.device) -> Tensor:
-        """Returns the samples of some indices, int64 ``[b]``, as one batch ``[b, ...]``."""
+    def batch(self, indices: Tensor, device: torch.device) -> Batch:
+        """Returns some samples, int64 ``[b]`` indices, as one batch of b rows on a device."""
         ...
 
     def digests(self) -> npt.NDArray[Any]:
@@ -60,7 +58,7 @@ class TaughtTask:
 
     Attributes:
         name: the task's.
-        samples: its n unlabelled images.
+        samples: its n unlabelled samples.
         learn: int64 indices to learn from.
         holdout: int64 indices kept apart.
         features: float32 ``[n, D]``, the teacher's encoder output, on the meta-model's device.
@@ -86,31 +84,16 @@ class TaughtTask:
         return self.logits.shape[1]
 
     def kept(self, mu: float) -> Tensor:
-        """Returns the learning indices with H < mu log C (equation 4)."""
-        passes = self.entropy.cpu()[self.learn] < mu * math.log(self.classes)
-        return self.learn[passes]
+        """Returns the learning indices that pass the filter: H < mu log C (equation 4)."""
+        entropy = self.entropy.cpu()[self.learn]
+        kept, _ = reference.filter_and_weigh(
+            entropy, self.classes, mu=mu, filter=True, reweight="off"
+        )
+        return self.learn[kept]
 
-    def images(self, indices: Tensor) -> Tensor:
-        """Returns images as the encoder wants them, on the teacher's device."""
+    def batch(self, indices: Tensor) -> Batch:
+        """Returns samples as the encoder wants them, on the teacher's device."""
         return self.samples.batch(indices, self.logits.device)
-
-
-class Inputs(NamedTuple):
-    """What a step computes with, on the meta-model's device.
-
-    Attributes:
-        images: float32 ``[B, 3, H, W]``, the tasks' one after another.
-        rows: for each task int64 ``[B_k]``: which of its samples they are.
-    """
-
-    images: Tensor
-    rows: tuple[Tensor, ...]
-
-
-def gather(tasks: Sequence[TaughtTask], rows: Sequence[Tensor]) -> Inputs:
-    """Returns the inputs of a step that drew these samples of these tasks."""
-    images = torch.cat([task.images(row) for task, row in zip(tasks, rows, strict=True)])
-    return Inputs(images, tuple(row.to(images.device) for row in rows))
 
 
 @torch.no_grad()
@@ -122,14 +105,14 @@ def teach(
     seed: int,
     batch: int | None = None,
 ) -> list[TaughtTask]:
-    """Asks each task's own model about its unlabelled images, once.
+    """Asks each task's own model about its unlabelled samples, once.
 
     Args:
         meta: the meta-model; its λ is set to each e_k in turn and restored.
         tasks: tasks of the pool; what is taught already is passed through.
         holdout: share of the samples kept apart.
         seed: of the split.
-        batch: images encoded at once; None: 128.
+        batch: samples encoded at once; None: 128.
 
     Raises:
         MdftError: if a task is not of this pool, or was taught by another one's model.
@@ -189,15 +172,8 @@ def holdout_cross_entropy(
             continue
         rows = []
         for indices in task.holdout.split(batch or _BATCH):
-            q = task.head(meta.encode(task.images(indices)))
+            q = task.head(meta.encode(task.batch(indices)))
             p = task.logits[indices.to(q.device)].softmax(-1)
             rows.append(reference.cross_entropy(p, q))
         measured[task.name] = float(torch.cat(rows).mean())
     return measured
-
-
-def represent(features: Tensor, head: Head, representation: str) -> Tensor:
-    """Returns what stage 2 aligns, of encoder outputs ``[B, D]``."""
-    if representation == "normalized":
-        return F.normalize(features, dim=-1)
-    return head(features) if representation == "logits" else features

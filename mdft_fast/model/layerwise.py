@@ -22,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mdft_fast.arena import TILE
 from mdft_fast.errors import MdftError
+from mdft_fast.model.batches import Batch
 from mdft_fast.model.feeds.feed import Feed, shares
 from mdft_fast.model.partition import Absent, Piece, installed, replaced_forward
 from mdft_fast.model.recompute import recomputed
@@ -99,7 +100,7 @@ class Layerwise:
         self._buffer: Tensor | None = None  # kept on the CPU: a fresh one costs page faults
         self._held: tuple[_Pass, Piece] | None = None  # whose weights the buffer holds
 
-    def encode(self, x: Tensor, coefficients: Tensor) -> Tensor:
+    def encode(self, x: Batch, coefficients: Tensor) -> Tensor:
         """Runs the backbone on ``x`` with the weights that λ gives."""
         this = _Pass(coefficients)
         with contextlib.ExitStack() as stack:

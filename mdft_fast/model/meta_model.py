@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import is_fake
 from mdft_fast.arena import Slot
 from mdft_fast.checkpoints import Entry, check_activation, entry
 from mdft_fast.errors import MdftError, nearest
+from mdft_fast.model.batches import Batch, in_dtype
 from mdft_fast.model.feeds.feed import ArenaFeed, Feed, StagedFeed
 from mdft_fast.model.granularity import Granularity, group_columns
 from mdft_fast.model.layerwise import Layerwise
@@ -28,6 +29,9 @@ from mdft_fast.pool import Head, Pool
 Mode = Literal["resident", "layerwise", "streamed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Precision = Literal["fp32", "bf16"]
+# λ of the baseline "task arithmetic" (Ilharco et al. 2023, arXiv:2212.04089), as AdaMerging
+# (arXiv:2310.02575) takes it for many tasks; the paper's stage 1 starts there.
+TASK_ARITHMETIC = 0.3
 DTYPE_OF_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -80,7 +84,7 @@ class MetaModel(nn.Module):
         pool: Pool,
         *,
         granularity: Granularity = "tensor",
-        start: float | Sequence[float] | Tensor = 0.3,
+        start: float | Sequence[float] | Tensor = TASK_ARITHMETIC,
         mode: Mode = "resident",
         precision: Precision = "fp32",
         checkpointing: bool = False,
@@ -177,9 +181,17 @@ class MetaModel(nn.Module):
         return given
 
     def individual(self, task: str) -> Tensor:
-        """Returns the ``[K, L]`` coefficients that give a task's own model: 1 at it, else 0."""
+        """Returns the ``[K, L]`` coefficients that give a task's own model: 1 at it, else 0.
+
+        Raises:
+            MdftError: if the task has no vector, or no more: a merge has made one of all.
+        """
+        names = self.pool.vector_names
+        if task not in names:
+            self._check_task(task)
+            raise MdftError(f"task {task!r}: must have a vector of its own, got {list(names)}")
         matrix = torch.zeros_like(self.coefficients, requires_grad=False)
-        matrix[self._number(task)] = 1.0
+        matrix[names.index(task)] = 1.0
         return matrix
 
     @torch.no_grad()
@@ -198,8 +210,8 @@ class MetaModel(nn.Module):
             with torch.no_grad():
                 self.coefficients.copy_(before)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Returns the encoder's output, float32 ``[B, D]``, for images ``[B, 3, H, W]``.
+    def encode(self, x: Batch) -> Tensor:
+        """Returns the encoder's output, float32 ``[B, D]``, for a batch of B inputs.
 
         Differentiable in λ and in ``x``. In mode "resident" on the CPU, backward through a graph
         made before λ changed and was merged anew raises: its weights are gone.
@@ -208,17 +220,18 @@ class MetaModel(nn.Module):
             MdftError: under autocast outside of "resident": autocast saves copies of weights that
                 would outlive their block.
         """
-        if self.mode != "resident" and torch.is_autocast_enabled(x.device.type):
+        if self.mode != "resident" and torch.is_autocast_enabled(self.coefficients.device.type):
             raise MdftError(
                 f"meta-model: autocast must be off in mode {self.mode!r}, got it on; use "
                 "precision 'bf16'"
             )
-        features = self._runner.encode(x.to(DTYPE_OF_PRECISION[self.precision]), self.coefficients)
+        inputs = in_dtype(x, DTYPE_OF_PRECISION[self.precision])
+        features = self._runner.encode(inputs, self.coefficients)
         return features.float()
 
-    def forward(self, x: Tensor, task: str) -> Tensor:
-        """Returns the logits ``[B, C]`` of a task for images ``[B, 3, H, W]``."""
-        self._number(task)
+    def forward(self, x: Batch, task: str) -> Tensor:
+        """Returns the logits ``[B, C]`` of a task for a batch of B inputs."""
+        self._check_task(task)
         return self.heads[task](self.encode(x))
 
     def weights(self) -> tuple[Tensor, ...]:
@@ -269,10 +282,9 @@ class MetaModel(nn.Module):
         """Keeps the backbone in eval mode: only λ is trained, and λ has no mode."""
         return super().train(mode)
 
-    def _number(self, task: str) -> int:
+    def _check_task(self, task: str) -> None:
         if task not in self.pool.names:
             raise MdftError(f"task: must be one of {list(self.pool.names)}, got {task!r}")
-        return self.pool.names.index(task)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MetaModel:
         """Moves everything to another device; dtypes stay, since λ is learned in float32."""

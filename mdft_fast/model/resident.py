@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mdft_fast.arena import Layout, TaskVectors
 from mdft_fast.errors import MdftError
+from mdft_fast.model.batches import Batch
 from mdft_fast.model.partition import Owner, Piece, installed, replaced_forward
 from mdft_fast.model.recompute import recomputed
 from mdft_fast.ops import merge_tensors
@@ -54,7 +55,7 @@ class Resident:
         self._arena: Tensor | None = None
         self._merged: Tensor | None = None  # the λ that the arena holds
 
-    def encode(self, x: Tensor, coefficients: Tensor) -> Tensor:
+    def encode(self, x: Batch, coefficients: Tensor) -> Tensor:
         """Runs the backbone on ``x`` with the weights that λ gives."""
         weights = self.weights(coefficients)
         with contextlib.ExitStack() as stack:

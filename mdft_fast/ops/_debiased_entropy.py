@@ -38,6 +38,7 @@ def debiased_entropy_loss(
     filter: bool = True,
     reweight: Reweight = "as_written",
     teacher_entropy: Sequence[Tensor] | None = None,
+    divide_by: Tensor | None = None,
 ) -> DebiasedEntropy:
     r"""Computes each task's debiased entropy: filtered, reweighted, value and gradient at once.
 
@@ -60,6 +61,7 @@ def debiased_entropy_loss(
             ``"normalized"`` the same with mean 1 over the task's kept rows.
         teacher_entropy: for each task ``[B_k]`` H(p) in nats, cached; ``teacher_logits`` then
             holds the probabilities p.
+        divide_by: a stub.
 
     Returns:
         ``loss`` ``[K]`` (0 where no row is kept), ``entropy`` ``[R]`` the H that filter and weight
@@ -78,6 +80,18 @@ def debiased_entropy_loss(
     Source:
         Model-driven fine-tuning, equations 2 to 6; the filter is EATA's (arXiv:2204.02610).
     """
+    if divide_by is not None:  # STUB until the operator takes it
+        whole = debiased_entropy_loss(
+            logits, teacher_logits, alpha=alpha, mu=mu, entropy_of=entropy_of,
+            use_entropy=use_entropy, filter=filter, reweight=reweight,
+            teacher_entropy=teacher_entropy,
+        )  # fmt: skip
+        parts = torch.stack([
+            reference.loss_divisor(h, z.shape[1], mu=mu, filter=filter, reweight=reweight)
+            for h, z in zip(whole.entropy.split([len(z) for z in logits]), logits, strict=True)
+        ])  # fmt: skip
+        share = torch.where(parts > 0, parts / divide_by, 0.0)
+        return whole._replace(loss=whole.loss * share)
     rows = _rows(logits, teacher_logits, teacher_entropy)
     if reweight not in REWEIGHTS or entropy_of not in ENTROPIES:
         raise ValueError(

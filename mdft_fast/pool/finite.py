@@ -60,9 +60,9 @@ def _problems(pool: Pool) -> Iterator[tuple[str, str, str]]:
     for name, tensor in pool.buffers.items():
         if problem := describe_not_finite(tensor, name):
             yield BASE, "base: ", problem
-    for task, row in zip(pool.names, rows_of(pool.vectors), strict=True):
+    for name, row in zip(pool.vector_names, rows_of(pool.vectors), strict=True):
         for problem in _in_vector(row, pool.layout):
-            yield TAU, f"task vector of {task!r}: ", problem
+            yield TAU, f"task vector of {name!r}: ", problem
     for task, head in pool.heads.items():
         for name, part in (("weight", head.weight), ("bias", head.bias)):
             if part is not None and (problem := describe_not_finite(part, name)):

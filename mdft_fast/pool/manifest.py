@@ -44,6 +44,8 @@ class Manifest:
         notes: as in the pool.
         errors: as in the pool.
         activation: as in the pool.
+        vector_names: as in the pool.
+        methods: as in the pool.
         files: relative path -> size and sha256, for every other file of the folder.
     """
 
@@ -59,6 +61,8 @@ class Manifest:
     notes: tuple[str, ...]
     errors: Mapping[str, CodecError]
     activation: str | None
+    vector_names: tuple[str, ...]
+    methods: tuple[str, ...]
     files: Mapping[str, Written]
 
 
@@ -97,6 +101,8 @@ def to_json(pool: Pool, files: Mapping[str, Written]) -> str:
         "tensors": tensors,
         "files": {name: written._asdict() for name, written in files.items()},
     }
+    if pool.methods:  # a plain pool's file stays as it was
+        content |= {"methods": list(pool.methods), "vectors": list(pool.vector_names)}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -154,6 +160,8 @@ def _manifest(top: _Node) -> Manifest:
         notes=top.strings("notes"),
         errors=_errors(top.items("tensors")),
         activation=_activation(top),
+        vector_names=top.strings("vectors") if "vectors" in top else tuple(names),
+        methods=top.strings("methods") if "methods" in top else (),
         files=_files(top.child("files"), [BASE, TAU, *(head_file(name) for name in names)]),
     )
 

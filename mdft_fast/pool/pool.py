@@ -43,7 +43,7 @@ class Pool:
         layout: where each merged tensor lies; one column of λ a tensor.
         base: ``[N]`` float32 arena of the pre-trained model; padding is 0.
         vectors: the K task vectors ``[K, N]``; padding is 0.
-        tasks: one a task vector, in the same order.
+        tasks: one a task vector, in the same order, where no merge has made one vector of them.
         heads: task -> its classifier.
         buffers: the base's tensors that are not merged, as they were: buffers, frozen parameters.
         left_out: tensor -> why it is not merged.
@@ -55,6 +55,8 @@ class Pool:
         errors: tensor -> what the codec cost its task vectors, as packing measured it; an upper
             bound where that was done more than once. Empty: nothing rounded, or not recorded.
         activation: the backbone's, "quick_gelu", "gelu" or "gelu_tanh"; None: unknown.
+        vector_names: whose the K vectors are: the tasks', or a merge's name. Empty: the tasks'.
+        methods: what the task vectors went through after packing, as ``ties(density=0.2)``.
     """
 
     layout: Layout
@@ -71,6 +73,11 @@ class Pool:
     notes: tuple[str, ...] = ()
     errors: Mapping[str, CodecError] = dataclasses.field(default_factory=dict)
     activation: str | None = None
+    vector_names: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vector_names", self.vector_names or self.names)
 
     def __repr__(self) -> str:
         """Returns one line."""
@@ -102,7 +109,8 @@ class Pool:
     @property
     def owners(self) -> list[str]:
         """For errors: whose each task vector is."""
-        return [f"task {name!r}" for name in self.names]
+        tasks = set(self.names)
+        return [f"{'task' if name in tasks else 'merge'} {name!r}" for name in self.vector_names]
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -139,15 +147,20 @@ class Pool:
                 f"the task vectors were rounded to codec {self.codec!r} before they went to "
                 f"{vectors.codec!r}: that error stays",
             )
-        return dataclasses.replace(
-            self,
-            vectors=vectors,
-            checksum=pool_checksum(
-                self.layout, vectors.codec, digest(self.base), encoder.digests, self.buffers
-            ),
-            notes=notes,
-            errors=add_errors(self.errors, encoder.errors),
-        )
+        errors = add_errors(self.errors, encoder.errors)
+        return self.with_vectors(vectors, encoder.digests, notes=notes, errors=errors)
+
+    def with_vectors(self, vectors: TaskVectors, digests: Sequence[str], **changes: Any) -> Pool:
+        """Returns the pool with other vectors, and the checksum that is theirs.
+
+        Args:
+            vectors: over the same base.
+            digests: sha256 of each one's codes and scales.
+            changes: other attributes that change.
+        """
+        base = digest(self.base)
+        checksum = pool_checksum(self.layout, vectors.codec, base, digests, self.buffers)
+        return dataclasses.replace(self, vectors=vectors, checksum=checksum, **changes)
 
     @staticmethod
     def from_checkpoints(
@@ -266,9 +279,12 @@ class Pool:
     def describe(self) -> str:
         """Returns what is inside, as text."""
         spec, size = self.backbone_spec, self.preprocess["size"]
+        rounded = () if self.codec == "fp32" else ("their vectors were rounded",)
+        merged = "" if self.vector_names == self.names else f", merged by {self.vector_names[0]}"
+        later = (*self.methods, *rounded)
         lines = [
-            f"pool of {self.K} tasks, {len(self.layout.slots)} tensors, {self.parameters:,} "
-            f"parameters ({self.N:,} with padding)",
+            f"pool of {len(self.tasks)} tasks{merged}, {len(self.layout.slots)} tensors, "
+            f"{self.parameters:,} parameters ({self.N:,} with padding)",
             f"backbone  {spec.get('library', '?')} {spec.get('name', '?')}, "
             f"images {size[0]} x {size[1]}, activation {self.activation or 'unknown'}",
             f"codec     {self.codec}, {self.vectors.bytes / 1e6:,.1f} MB of task vectors, "
@@ -276,7 +292,7 @@ class Pool:
             f"checksum  {self.checksum}",
             f"left out  {len(self.left_out)} tensors",
             *(f"  {name}: {why}" for name, why in self.left_out.items()),
-            "tasks" if self.codec == "fp32" else "tasks, before their vectors were rounded",
+            f"tasks, before {', '.join(later)}" if later else "tasks",
         ]
         lines += [
             f"  {task.name}: {task.classes} classes, base + task vector "

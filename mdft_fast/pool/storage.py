@@ -82,7 +82,7 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> Pool:
         if key not in wanted:
             raise MdftError(f"{folder / BASE}: tensor {key!r} is not in {MANIFEST}")
     elements = manifest.layout.elements
-    vectors = _read_vectors(folder, (len(manifest.tasks), elements), manifest.codec)
+    vectors = _read_vectors(folder, (len(manifest.vector_names), elements), manifest.codec)
     pool = Pool(
         layout=manifest.layout,
         base=_take(folder / BASE, "base", torch.float32, (elements,)),
@@ -98,6 +98,8 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> Pool:
         notes=manifest.notes,
         errors=manifest.errors,
         activation=manifest.activation,
+        vector_names=manifest.vector_names,
+        methods=manifest.methods,
     )
     if verify:
         pool.check_finite(folder)

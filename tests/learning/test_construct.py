@@ -22,11 +22,6 @@ CONFIG = ConstructConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
-    return make_world()
-
-
 def learn(world: World, config: ConstructConfig, **options: Any) -> Tensor:
     return construct(world.meta(), world.unlabelled, config, **options).coefficients
 
@@ -231,7 +226,7 @@ def test_kept_draw_encodes_no_removed_sample(world: World) -> None:
     encode = meta.encode
     meta.encode = lambda x: seen.append(x) or encode(x)  # type: ignore[method-assign]
     construct(meta, taught, dataclasses.replace(CONFIG, steps=3))
-    allowed = torch.cat([t.images(t.kept(CONFIG.mu)) for t in taught]).flatten(1)
+    allowed = torch.cat([t.batch(t.kept(CONFIG.mu)) for t in taught]).flatten(1)
     for batch in seen:
         for image in batch.flatten(1):
             assert (allowed == image).all(1).any()
@@ -269,7 +264,7 @@ def test_records_say_what_happened(world: World) -> None:
         ({"mu": float("nan")}, "construct.mu: must be a finite number >= 0, got nan"),
         ({"holdout": 1.0}, r"construct.holdout: must be in \[0, 1\), got 1.0"),
         ({"alpha": 0.0, "use_entropy": False}, "leaves no objective"),
-        ({"entropy_of": "meta"}, "draw must be 'batch', got 'kept'"),
+        ({"entropy_of": "meta"}, "draw: must be 'batch' where .*'meta'.*, got 'kept'"),
     ],
 )
 def test_configurations_that_make_no_sense(changes: dict[str, Any], message: str) -> None:

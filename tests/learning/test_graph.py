@@ -8,7 +8,6 @@ tests/cuda/test_graph.py is for the capture itself.
 
 from __future__ import annotations
 
-import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,35 +15,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdft_fast import (
-    ConstructConfig,
-    MdftError,
-    OptimizerConfig,
-    SpecializeConfig,
-    construct,
-    specialize,
-)
-from mdft_fast.learning import BatchOrder, Learner, StepRecord, construction, specialization
-from mdft_fast.learning import cuda_graph as graphs
+from mdft_fast import ConstructConfig, MdftError, OptimizerConfig, SpecializeConfig
+from mdft_fast.learning import BatchOrder, Learner, loop
 from mdft_fast.learning.cuda_graph import Run, StepGraph, check_capturable
-from mdft_fast.learning.learner import Losses
-from mdft_fast.learning.teachers import Inputs
-from tests.world import World, make_world
+from mdft_fast.learning.objectives import Inputs, Losses
+from tests.learning.recorded import (
+    CONFIGS,
+    assert_same_path,
+    assert_same_records,
+    learn,
+    paths_and_states,
+)
+from tests.world import World
 
-ADAM = OptimizerConfig(lr=0.01, schedule="cosine")
-CONFIGS = {
-    "construct": ConstructConfig(steps=10, batch=8, mu=0.8, optimizer=ADAM),
-    "drawn by batch": ConstructConfig(steps=10, batch=8, mu=0.8, draw="batch", optimizer=ADAM),
-    "adamw": ConstructConfig(
-        steps=10, batch=8, mu=0.8, optimizer=OptimizerConfig("adamw", 0.01, "cosine")
-    ),
-    "sgd": ConstructConfig(
-        steps=10, batch=8, mu=0.8, optimizer=OptimizerConfig("sgd", 0.01, "cosine")
-    ),
-    "specialize": SpecializeConfig(
-        steps=10, batch=16, optimizer=OptimizerConfig(lr=0.05, schedule="cosine")
-    ),
-}
+ROUND_OFF = 1e-4  # fused optimizers round elsewhere; Adam carries a gradient's round-off to λ
 
 
 class Repeat:
@@ -68,38 +52,13 @@ class Repeat:
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     Repeat.made.clear()
-    monkeypatch.setattr(graphs, "CudaCapture", Repeat)
+    monkeypatch.setattr(loop, "CudaCapture", Repeat)
 
 
 @pytest.fixture
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a stage that is told to record do so on the CPU."""
-    for module in (construction, specialization):
-        monkeypatch.setattr(module, "check_capturable", lambda meta: None)
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return make_world()
-
-
-def learn(world: World, config: Any, graph: bool, **options: Any) -> tuple[Tensor, list[Any]]:
-    """λ's path and the records, read after the last step."""
-    config = dataclasses.replace(config, cuda_graph=graph)
-    records: list[StepRecord] = []
-    keep = [lambda record, _: records.append(record), *options.pop("callbacks", ())]
-    meta = options.pop("meta", None) or world.meta()
-    if isinstance(config, ConstructConfig):
-        result = construct(meta, world.unlabelled, config, callbacks=keep, **options)
-    else:
-        result = specialize(meta, world.unlabelled[1], config, callbacks=keep, **options)
-    return result.path, [record.as_dict() for record in records]
-
-
-def assert_same_path(got: Tensor, wanted: Tensor, config: Any) -> None:
-    """Fused optimizers round elsewhere; Adam carries a gradient's round-off to λ times lr."""
-    assert float((wanted[-1] - wanted[0]).abs().max()) > 1e-3
-    assert float((got - wanted).abs().max()) < config.steps * config.optimizer.lr * 1e-4
+    monkeypatch.setattr(loop, "check_capturable", lambda meta: None)
 
 
 @pytest.mark.usefixtures("anywhere")
@@ -109,12 +68,8 @@ def test_a_replayed_stage_is_the_plain_one(world: World, name: str) -> None:
     wanted, plain = learn(world, config, graph=False)
     got, replayed = learn(world, config, graph=True)
     assert [c.warm_ups for c in Repeat.made] == [3]  # recorded once
-    assert_same_path(got, wanted, config)
-    for mine, other in zip(replayed, plain, strict=True):  # each step's own, not the last one's
-        assert mine["losses"] == pytest.approx(other["losses"], rel=1e-3)
-        assert {k: mine[k] for k in ("kept", "lr", "step")} == {
-            k: other[k] for k in ("kept", "lr", "step")
-        }
+    assert_same_path(got, wanted, config, ROUND_OFF)
+    assert_same_records(replayed, plain, rel=1e-3)
 
 
 @pytest.mark.usefixtures("anywhere")
@@ -225,21 +180,13 @@ def test_inputs_of_another_shape_are_refused(world: World) -> None:
 @pytest.mark.parametrize("name", ["construct", "sgd", "specialize"])
 def test_resumes_bit_for_bit_and_from_a_plain_run(world: World, name: str) -> None:
     config = CONFIGS[name]
-    states: dict[bool, Any] = {}
-    paths = {}
-    for graph in (False, True):
-
-        def keep(record: StepRecord, learner: Learner, graph: bool = graph) -> None:
-            if record.step == 4:
-                states[graph] = learner.state()
-
-        paths[graph], _ = learn(world, config, graph=graph, callbacks=[keep])
+    paths, states = paths_and_states(world, config, world.meta)
     for graph in (True, True, False):  # a state can be used again: nobody writes into it
         resumed, _ = learn(world, config, graph=graph, resume=states[graph])
         assert torch.equal(resumed, paths[graph])
     for before, after in ((False, True), (True, False)):
         resumed, _ = learn(world, config, graph=after, resume=states[before])
-        assert_same_path(resumed, paths[False], config)
+        assert_same_path(resumed, paths[False], config, ROUND_OFF)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])

@@ -11,15 +11,10 @@ import torch
 
 from mdft_fast import ConstructConfig, MdftError, OptimizerConfig, SpecializeConfig, construct
 from mdft_fast.learning import Learner, StepRecord, specialize
-from mdft_fast.learning.learner import micro_batches
-from tests.world import World, make_world
+from mdft_fast.learning.loop import micro_batches
+from tests.world import World
 
 CONFIG = ConstructConfig(steps=8, batch=8, mu=0.8, optimizer=OptimizerConfig("sgd", lr=0.02))
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return make_world()
 
 
 class Records:

@@ -13,14 +13,9 @@ from torch.func import functional_call
 
 from mdft_fast import MdftError, OptimizerConfig, SpecializeConfig, specialize
 from mdft_fast.learning import BatchOrder, split, teach
-from tests.world import Encoder, World, make_world
+from tests.world import Encoder, World
 
 CONFIG = SpecializeConfig(steps=20, batch=16)
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return make_world()
 
 
 def distance(world: World, coefficients: Tensor, task: str) -> float:

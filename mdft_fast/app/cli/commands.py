@@ -18,6 +18,7 @@ from mdft_fast.app.cli.console import (
     show_codec_errors,
     show_table,
 )
+from mdft_fast.app.cli.method_commands import methods
 
 app = typer.Typer(
     cls=Group,
@@ -173,6 +174,7 @@ def pack(
 
 app.command()(inspect)
 app.command()(convert)
+app.command()(methods)
 
 
 @app.command()

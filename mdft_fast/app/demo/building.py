@@ -27,9 +27,9 @@ from mdft_fast.app.demo.glyphs import SIZE
 from mdft_fast.app.demo.tasks import TASKS, DemoTask, draw_plain, split_images
 from mdft_fast.errors import MdftError, need
 from mdft_fast.files import cache_folder
+from mdft_fast.model import TASK_ARITHMETIC
 
 VERSION = 1  # raise it with every change of what is built: the folder's name and stamp hold it
-TASK_ARITHMETIC = 0.3  # the usual coefficient of the baseline
 _MODULES = ("open_clip", "sklearn", "matplotlib", "safetensors")
 
 Progress = Callable[[str], None]

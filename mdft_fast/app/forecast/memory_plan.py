@@ -92,8 +92,8 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
         precision=recipe.precision,
         passes=passes,
         gpu=device.type == "cuda",
-        # A pool that is encoded anew on opening is not read from its files any more.
-        mapped=() if packed is None else (packed,),
+        # A pool that is changed or encoded anew on opening is not read from its files any more.
+        mapped=() if packed is None or recipe.transform else (packed,),
     )
     budget = memory.budget if memory.budget is not None else int(_SHARE * available_memory(device))
     codec = memory.codec if packed is None or memory.codec != "fp32" else packed

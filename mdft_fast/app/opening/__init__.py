@@ -4,10 +4,8 @@
 from mdft_fast.app.opening.building import (
     Built,
     build,
-    construct_config,
     images_at_once,
     pack,
-    specialize_config,
 )
 from mdft_fast.app.opening.pool_sources import (
     agreed_backbone,
@@ -23,6 +21,7 @@ from mdft_fast.app.opening.sample_loading import LoadedData, load_data
 from mdft_fast.app.opening.sample_sources import sources_of
 from mdft_fast.app.opening.task_heads import prompts_of, shape_of_head
 from mdft_fast.app.opening.tasks import MakeHead, check_heads, tasks_of
+from mdft_fast.app.recipe import construct_config, specialize_config
 
 __all__ = [
     "Built",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,10 @@ from mdft_fast.app.opening.pool_sources import (
     agreed_backbone,
     choose_device,
     from_checkpoints,
-    in_codec,
+    narrower,
     open_packed,
     pool_arguments,
+    prepared,
     preprocess_of,
     spec_of,
 )
@@ -26,12 +28,12 @@ from mdft_fast.app.opening.sample_sources import Sources, sources_of
 from mdft_fast.app.opening.task_heads import Base, head_of
 from mdft_fast.app.opening.tasks import MakeHead, check_heads, tasks_of
 from mdft_fast.data import Samples, Task, load_test_images
-from mdft_fast.learning import ConstructConfig, OptimizerConfig, SpecializeConfig
+from mdft_fast.methods import apply
 from mdft_fast.model import MetaModel, Mode
 from mdft_fast.pool import Head, Pool
 
 if TYPE_CHECKING:
-    from mdft_fast.app.recipe import Optimizer, Recipe, TaskRecipe
+    from mdft_fast.app.recipe import Recipe, TaskRecipe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ class Built:
             self.backbone,
             self.pool,
             granularity=self.recipe.granularity,
-            start=start if isinstance(start, float) else list(start),
+            start=list(start) if isinstance(start, tuple) else start,
             mode=mode,
             precision=self.recipe.precision,
             checkpointing=memory.checkpointing,
@@ -91,7 +93,7 @@ def build(recipe: Recipe) -> Built:
         base = _packed_base(recipe, pool, backbone)
         tasks = tasks_of(recipe, _heads(recipe, base, notes), pool)
         check_heads(tasks, backbone, pool.preprocess["size"])
-        pool = in_codec(recipe, pool)
+        pool = prepared(recipe, pool)
     else:
         tasks = _tasks(recipe, notes)
         backbone, pool = from_checkpoints(recipe, tasks)
@@ -108,18 +110,29 @@ def build(recipe: Recipe) -> Built:
 
 
 def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: bool = False) -> Pool:
-    """Packs a recipe's checkpoints into a pool's folder, one task vector at a time in memory."""
+    """Packs a recipe's checkpoints into a pool's folder, one task vector at a time in memory.
+
+    With transforms the new vectors are in memory, all K in the codec; the plain ones go to a folder
+    beside ``path`` for the while, unrounded.
+    """
     recipe.check_files()
     if recipe.pool.folder is not None:
-        made = any(task.head is not None for task in recipe.tasks)  # heads that go over the pool's
+        # Heads that go over the pool's, and vectors that change.
+        made = any(task.head is not None for task in recipe.tasks) or recipe.transform
         pool = build(recipe).pool if made else Pool.open(recipe.pool.folder)
-        own = recipe.memory.codec if recipe.memory.codec != "fp32" else None
-        pool.save(path, codec or own, overwrite=overwrite)
+        pool.save(path, codec or narrower(recipe), overwrite=overwrite)
         return Pool.open(path)
     notes: list[str] = []
     arguments = pool_arguments(recipe, _tasks(recipe, notes))
     codec = codec or recipe.memory.codec
-    return Pool.pack(path, **arguments, codec=codec, overwrite=overwrite, notes=notes)
+    if not recipe.transform:
+        return Pool.pack(path, **arguments, codec=codec, overwrite=overwrite, notes=notes)
+    beside = path.absolute().parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{path.name}.plain-") as folder:
+        plain = Pool.pack(Path(folder) / "pool", **arguments, notes=notes)
+        apply(plain, recipe.transform, codec=codec).save(path, overwrite=overwrite)
+    return Pool.open(path)
 
 
 def _tasks(recipe: Recipe, notes: list[str]) -> tuple[Task, ...]:
@@ -166,48 +179,8 @@ def _packed_base(recipe: Recipe, pool: Pool, backbone: nn.Module) -> Base:
 
 
 def images_at_once(recipe: Recipe) -> int:
-    """Returns how many images a run's largest forward pass takes."""
-    images = recipe.construct.batch * len(recipe.tasks)
+    """Returns how many samples a run's largest forward pass takes."""
+    samples = recipe.construct.batch * len(recipe.tasks)
     if recipe.specialized:
-        images = max(images, recipe.specialize.batch)
-    return min(images, recipe.memory.micro_batch or images)
-
-
-def construct_config(recipe: Recipe) -> ConstructConfig:
-    """Returns stage 1's configuration."""
-    c = recipe.construct
-    return ConstructConfig(
-        steps=c.steps,
-        batch=c.batch,
-        draw=c.draw,
-        alpha=c.objective.alpha,
-        use_entropy=c.objective.entropy,
-        reweight=c.objective.reweight,
-        filter=c.filter.enabled,
-        mu=c.filter.mu,
-        entropy_of=c.filter.entropy_of,
-        optimizer=_optimizer(c.optimizer),
-        holdout=c.holdout,
-        seed=recipe.seed,
-        micro_batch=recipe.memory.micro_batch,
-        cuda_graph=recipe.memory.cuda_graph,
-    )
-
-
-def specialize_config(recipe: Recipe) -> SpecializeConfig:
-    """Returns stage 2's configuration."""
-    s = recipe.specialize
-    return SpecializeConfig(
-        steps=s.steps,
-        batch=s.batch,
-        representation=s.representation,
-        optimizer=_optimizer(s.optimizer),
-        holdout=recipe.construct.holdout,
-        seed=recipe.seed,
-        micro_batch=recipe.memory.micro_batch,
-        cuda_graph=recipe.memory.cuda_graph,
-    )
-
-
-def _optimizer(given: Optimizer) -> OptimizerConfig:
-    return OptimizerConfig(given.name, given.lr, given.schedule)
+        samples = max(samples, recipe.specialize.batch)
+    return min(samples, recipe.memory.micro_batch or samples)

@@ -17,6 +17,7 @@ from mdft_fast.checkpoints import (
     open_state,
 )
 from mdft_fast.errors import MdftError
+from mdft_fast.methods import apply
 from mdft_fast.model import build_backbone, names_of
 from mdft_fast.pool import Pool, TaskLike
 
@@ -41,7 +42,7 @@ def open_pool(recipe: Recipe) -> tuple[nn.Module, Pool]:
     recipe.check_files(pool_alone=True)
     if recipe.pool.folder is not None:
         backbone, pool = open_packed(recipe)
-        return backbone, in_codec(recipe, pool)
+        return backbone, prepared(recipe, pool)
     return from_checkpoints(recipe, [_Headless(task.name) for task in recipe.tasks])
 
 
@@ -55,17 +56,21 @@ def open_packed(recipe: Recipe) -> tuple[nn.Module, Pool]:
     return backbone, pool
 
 
-def in_codec(recipe: Recipe, pool: Pool) -> Pool:
-    """Returns a packed pool in the recipe's codec; "fp32" stands for its own."""
-    if recipe.memory.codec == "fp32":  # what was packed narrower gains nothing from fp32
-        return pool
-    return pool.encode(recipe.memory.codec)
+def prepared(recipe: Recipe, pool: Pool) -> Pool:
+    """Returns a packed pool after the recipe's transforms, and in its codec."""
+    return apply(pool, recipe.transform, codec=narrower(recipe))
+
+
+def narrower(recipe: Recipe) -> str | None:
+    """Returns the codec that a recipe wants of a packed pool; None for "fp32": the pool's own."""
+    # What was packed narrower gains nothing from fp32.
+    return None if recipe.memory.codec == "fp32" else recipe.memory.codec
 
 
 def from_checkpoints(recipe: Recipe, tasks: Sequence[TaskLike]) -> tuple[nn.Module, Pool]:
     """Makes the pool of a recipe's checkpoints, and its backbone without weights."""
     pool = Pool.from_checkpoints(**pool_arguments(recipe, tasks), codec=recipe.memory.codec)
-    return without_weights(pool.backbone_spec, pool), pool
+    return without_weights(pool.backbone_spec, pool), apply(pool, recipe.transform)
 
 
 def pool_arguments(recipe: Recipe, tasks: Sequence[TaskLike]) -> dict[str, Any]:

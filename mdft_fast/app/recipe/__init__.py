@@ -8,16 +8,20 @@ from mdft_fast.app.recipe.recipe import UNKNOWN, Recipe, unknown_keys
 from mdft_fast.app.recipe.sample_sections import AdaptData, EvaluateData, HfData, TorchvisionData
 from mdft_fast.app.recipe.sections import (
     Backbone,
-    Construct,
-    Filter,
     HeadSource,
     Memory,
-    Objective,
-    Optimizer,
     PoolSource,
     Preprocess,
-    Specialize,
     TaskRecipe,
+)
+from mdft_fast.app.recipe.stage_sections import (
+    Construct,
+    Filter,
+    Objective,
+    Optimizer,
+    Specialize,
+    construct_config,
+    specialize_config,
 )
 from mdft_fast.app.recipe.yaml_text import parse
 
@@ -41,7 +45,9 @@ __all__ = [
     "Specialize",
     "TaskRecipe",
     "TorchvisionData",
+    "construct_config",
     "draft",
     "parse",
+    "specialize_config",
     "unknown_keys",
 ]

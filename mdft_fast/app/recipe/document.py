@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -14,18 +15,24 @@ from mdft_fast.app.recipe.presets import PRESETS
 from mdft_fast.app.recipe.sample_sections import AdaptData, EvaluateData
 from mdft_fast.app.recipe.sections import (
     Backbone,
-    Construct,
     Granularity,
     Memory,
-    NoTransform,
     PoolSource,
-    Precision,
     Preprocess,
-    Specialize,
     TaskRecipe,
 )
+from mdft_fast.app.recipe.stage_sections import (
+    Construct,
+    Specialize,
+    construct_config,
+    specialize_config,
+)
+from mdft_fast.app.recipe.transforms import Transforms
 from mdft_fast.app.recipe.value_types import Device, FilePath, PerVector, Section, choice
-from mdft_fast.errors import nearest
+from mdft_fast.errors import MdftError, nearest
+from mdft_fast.learning import StageConfig, check_capturable_mode
+from mdft_fast.model import Precision
+from mdft_fast.options import words_of
 
 with warnings.catch_warnings():
     # pydantic keeps a deprecated method BaseModel.construct; here it is a stage's name.
@@ -36,44 +43,45 @@ with warnings.catch_warnings():
 
         Attributes:
             version: of this format.
-            preset: where the keys below came from that the file does not hold.
+            preset: what holds where this file is silent. paper is the method to the letter;
+                adamerging and entropy are what it builds on.
             pool: the models.
-            backbone: their module; may be left out with a packed pool, which knows it.
-            preprocess: of their inputs; may be left out where pool or checkpoints know it.
-            tasks: K of them.
-            transform: of task vectors; none so far.
-            granularity: what shares one coefficient.
-            start: λ before the first step, one number or one a task vector.
-            device: auto: CUDA where there is one.
+            backbone: builds the module whose parameters are merged.
+            preprocess: from uint8 images to inputs.
+            tasks: each: model, classifier, unlabelled samples.
+            transform: methods that the task vectors go through first, as [{ties: {density: 0.2}}].
+            granularity: what shares a coefficient.
+            start: λ before the first step: one number, or a list with one a task.
+            device: where the run computes; auto: CUDA where torch sees a GPU.
             precision: of the merged weights and the forward pass.
-            memory: how weights are held.
-            construct: stage 1.
-            specialize: stage 2.
-            seed: of every draw.
-            output: the run folder.
+            output: the run folder; an older run is never overwritten.
             transductive: whether the unlabelled samples may be the test images.
-            duplicates: what is done with test images among the unlabelled samples.
-            deterministic: whether equal inputs must give equal bits.
+            duplicates: what is done with test images among the unlabelled ones. Those of a
+                prototype head count too. They are found by content; drop leaves them out.
+            deterministic: equal inputs give equal bits. On CUDA: torch's deterministic
+                algorithms, for the length of the run.
         """
 
-        version: Annotated[Literal[1], choice(1)]
+        version: Literal[1]
         preset: Annotated[str, choice(*PRESETS)] = "default"
         pool: PoolSource
         backbone: Backbone | None = None
         preprocess: Preprocess | None = None
         tasks: Annotated[tuple[TaskRecipe, ...], Field(strict=False)]
-        transform: NoTransform = ()
+        transform: Transforms = ()
         granularity: Granularity
         start: PerVector
         device: Device = "auto"
         precision: Precision = "fp32"
-        memory: Memory = Memory()
+        memory: Memory = Memory.default()
         construct: Construct  # type: ignore[assignment]
         specialize: Specialize
-        seed: Annotated[int, Field(ge=0)] = 0
+        seed: Annotated[int, Interval(ge=0), Field(description=words_of(StageConfig, "seed"))] = (
+            StageConfig.seed
+        )
         output: FilePath
         transductive: bool = False
-        duplicates: Annotated[Literal["refuse", "drop"], choice("refuse", "drop")] = "refuse"
+        duplicates: Literal["refuse", "drop"] = "refuse"
         deterministic: bool = True
 
         @model_validator(mode="after")
@@ -129,9 +137,9 @@ def _head_problems(key: str, task: TaskRecipe) -> Iterator[str]:
     if head is None:
         return
     kinds = ("file", "zero_shot", "prototypes")
-    given = [kind for kind in kinds if getattr(head, kind)]
-    if len(given) != 1:
-        yield f"{key}: must have exactly one of {list(kinds)}, got {given or 'none'}"
+    present = [kind for kind in kinds if getattr(head, kind)]
+    if len(present) != 1:
+        yield f"{key}: must have exactly one of {list(kinds)}, got {present or 'none'}"
     if not head.file and head.normalize is not None:
         yield f"{key}.normalize: belongs to {key}.file, and there is none"
     shots = head.prototypes
@@ -151,21 +159,19 @@ def _same_images(adapt: AdaptData, test: EvaluateData) -> bool:
 
 
 def _method_problems(recipe: Keys) -> Iterator[str]:
-    construct = recipe.construct
     if recipe.transductive and recipe.duplicates == "drop":
         yield "duplicates: must be 'refuse' with transductive: true, which lets test images in"
     if isinstance(recipe.start, tuple) and len(recipe.start) != len(recipe.tasks):
         wanted = f"must be one number or {len(recipe.tasks)}, one a task"
         yield f"start: {wanted}, got {len(recipe.start)}"
-    if construct.objective.alpha == 0 and not construct.objective.entropy:
-        yield "construct.objective: is empty, alpha is 0 and entropy is off"
-    memory = recipe.memory
-    if memory.cuda_graph and (memory.micro_batch is not None or memory.mode == "streamed"):
-        got = f"micro_batch {memory.micro_batch}" if memory.micro_batch else "mode 'streamed'"
-        yield f"memory.cuda_graph: records a whole step on the device, so must be false with {got}"
-    moving = construct.filter.enabled and construct.filter.entropy_of == "meta"
-    if construct.draw == "kept" and moving:
-        yield (
-            "construct.draw: must be 'batch' where construct.filter.entropy_of is 'meta', whose "
-            "kept samples change with every step"
-        )
+    checks: list[Callable[[Keys], Any]] = [construct_config, specialize_config]
+    if recipe.memory.cuda_graph:
+        checks.append(lambda recipe: check_capturable_mode(recipe.memory.mode))
+    yield from dict.fromkeys(line for check in checks for line in _complaint(check, recipe))
+
+
+def _complaint(check: Callable[[Keys], Any], recipe: Keys) -> Iterator[str]:
+    try:
+        check(recipe)
+    except MdftError as error:
+        yield str(error)

@@ -3,80 +3,32 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mdft_fast.app.recipe.discovery import find_head, find_models, find_samples, notes_of
+from mdft_fast.app.recipe.error_lines import models_in
 from mdft_fast.app.recipe.presets import PRESETS
-from mdft_fast.app.recipe.recipe import UNKNOWN
+from mdft_fast.app.recipe.recipe import UNKNOWN, Recipe
+from mdft_fast.app.recipe.sections import Backbone, PoolSource, Preprocess, TaskRecipe
+from mdft_fast.app.recipe.value_types import Section
 from mdft_fast.app.recipe.yaml_text import render
 from mdft_fast.checkpoints import OTHER, open_state
 from mdft_fast.errors import MdftError
 from mdft_fast.model import Recognized, recognize
+from mdft_fast.options import first_sentence
 
-_COMMENTS = {  # what the preset decides; a path of keys -> what it means
-    "granularity": "what shares a coefficient: task, block or tensor",
-    "start": "coefficients before the first step; one number, or a list with one a task",
-    "construct.steps": "updates of the coefficients",
-    "construct.batch": "samples a task and step",
-    "construct.draw": "kept: draw from the samples that pass the filter; batch: draw, then filter",
-    "construct.objective.alpha": "weight of the cross-entropy to the teachers",
-    "construct.objective.entropy": "whether the model's own entropy is minimised too",
-    "construct.objective.reweight": "as_written, normalized or off",
-    "construct.filter.enabled": "whether unsure samples are removed",
-    "construct.filter.mu": "removed where entropy >= mu log(classes)",
-    "construct.filter.entropy_of": "teacher or meta; meta needs draw: batch",
-    "construct.optimizer.name": "adam, adamw or sgd",
-    "construct.optimizer.lr": "learning rate of the first step",
-    "construct.optimizer.schedule": "constant or cosine",
-    "construct.holdout": "share of the unlabelled samples kept apart to measure on",
-    "specialize.tasks": "all, none or a list of names",
-    "specialize.steps": "updates; the end of the road is the task's own model, so few",
-    "specialize.batch": "samples a step",
-    "specialize.representation": "what is aligned: encoder, normalized or logits",
-    "specialize.optimizer.name": "adam, adamw or sgd",
-    "specialize.optimizer.lr": "1e-3 hardly moves in 20 steps",
-    "specialize.optimizer.schedule": "constant or cosine",
-    "specialize.control": "stage 2 without stage 1 too: shows what stage 1 is worth",
-}
-_PREPROCESS = {
-    "size": "pixels: one number or [height, width]",
-    "mean": "on the scale 0 to 1; one number or one a channel",
-    "std": "likewise",
-}
-_RESIZING = {
-    "resize": "shortest or squash",
-    "interpolation": "bicubic or bilinear",
-    "crop_pct": "share of the resized edges that is cut out",
-}
-_SECTIONS = {"construct": "stage 1: one model for all tasks", "specialize": "stage 2: one a task"}
 _HEAD = """\
 # A recipe for mdft. Relative paths start at this file. Check it, then:
 #
 #   mdft run {file}
 #
-# Lines that begin with "# " and a key show what holds anyway; take the "# " off to change it.
-version: 1                 # of this format
-preset: default            # paper: the method to the letter; adamerging, entropy: what it builds on
-"""
-_OUTPUT = "the run folder; an older run is never overwritten"
-_TAIL = """\
-transform: []              # of task vectors; none so far
-device: auto               # cpu, cuda, cuda:0; auto: CUDA where there is one
-precision: fp32            # of merged weights and activations: fp32 or bf16
-memory:                    # how weights are held; `mdft plan` shows what each choice takes
-  mode: auto               # resident, layerwise or streamed; auto: the fastest that fits
-  codec: fp32              # how task vectors are stored: fp32, bf16, fp16, int8 or int4
-  budget: null             # what a run may take, 4GB say; null: what is free
-  checkpointing: false     # true: a block's activations are computed again in backward
-  micro_batch: null        # images a forward pass; null: a whole step's at once
-seed: 0                    # of every draw: equal seeds, equal results
-deterministic: true        # equal inputs give equal bits
-transductive: false        # true: the unlabelled samples may be the test images
-duplicates: refuse         # drop: test images among the unlabelled samples are left out
-"""
+# Lines that begin with "# " and a key show what holds anyway; take the "# " off to change it."""
+# What the file must hold, or what is looked for in the folder; the others follow as comments.
+_WRITTEN = ("version", "preset", "pool", "backbone", "preprocess", "tasks", "output")
 
 
 def draft(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> str:
@@ -99,94 +51,103 @@ def draft(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> str
     if not folder.is_dir():
         got = "a file" if folder.exists() else "no such folder"
         raise MdftError(f"{folder}: must be a folder of checkpoints, got {got}")
-    facts = notes_of(folder)
+    notes = notes_of(folder)
     if (folder / "tau.safetensors").is_file():  # a packed pool
-        names = [task["name"] for task in facts.get("tasks", [])]
+        names = [task["name"] for task in notes.get("tasks", [])]
         source = [
-            _line("pool:", "the models"),
-            _line(f"  folder: {_value(_path(folder, target))}", "a packed pool"),
+            _section_line(Recipe, "pool"),
+            _key_line(PoolSource, "folder", _path(folder, target), "  "),
         ]
     else:
         base, inside, models = find_models(folder)
-        names = _in_order(models, facts)
+        names = _in_order(models, notes)
         source = [
-            _line("pool:", "the models"),
-            _line(f"  base: {_value(_path(base, target))}", "the pre-trained model"),
-            _line(
-                f"  models: {_value(_path(inside, target))}", "holds <task>.safetensors or the like"
-            ),
-            *_architecture(base, facts),
+            _section_line(Recipe, "pool"),
+            _key_line(PoolSource, "base", _path(base, target), "  "),
+            _key_line(PoolSource, "models", _path(inside, target), "  "),
+            *_architecture(base, notes),
         ]
-    lines = [_line("tasks:", "each: model, classifier, unlabelled samples")]
+    tasks: list[str] = []
     for name in names:
-        told = _task(folder, name, target, facts)
-        lines += told if name == names[0] else [line for line in told if not _is_remark(line)]
-    head, tail = _HEAD.format(file=target.name), _line(f"output: runs/{target.stem}", _OUTPUT)
-    return "\n".join([head, *source, *lines, *_preset_lines(), _TAIL + tail]) + "\n"
+        lines = _task(folder, name, target, notes)
+        tasks += lines if name == names[0] else [line for line in lines if not _is_remark(line)]
+    return "\n".join([
+        _HEAD.format(file=target.name),
+        _key_line(Recipe, "version", 1),
+        _key_line(Recipe, "preset", "default"),
+        *source,
+        _section_line(Recipe, "tasks"),
+        *tasks,
+        *_unchanged(Recipe, PRESETS["default"], ""),
+        _key_line(Recipe, "output", f"runs/{target.stem}"),
+        "",
+    ])  # fmt: skip
 
 
-def _in_order(names: Sequence[str], facts: Mapping[str, Any]) -> list[str]:
-    known = [task["name"] for task in facts.get("tasks", [])]
+def _in_order(names: Sequence[str], notes: Mapping[str, Any]) -> list[str]:
+    known = [task["name"] for task in notes.get("tasks", [])]
     return sorted(names, key=lambda n: (known.index(n) if n in known else len(known), n))
 
 
-def _architecture(base: Path, facts: Mapping[str, Any]) -> Iterator[str]:
+def _architecture(base: Path, notes: Mapping[str, Any]) -> Iterator[str]:
     """Yields backbone and preprocess, by ``pool.json`` or else by the base."""
     opened = open_state(base)
-    built = facts.get("architecture", {})
+    built = notes.get("architecture", {})
     if built:
-        found = Recognized(built.get("library", "timm"), built.get("name"), built.get("kwargs", {}))
+        model = Recognized(built.get("library", "timm"), built.get("name"), built.get("kwargs", {}))
     else:
-        found = recognize(base, opened) or Recognized("timm", None)
-    kwargs = {key: UNKNOWN if value is None else value for key, value in found.kwargs.items()}
-    yield _line("backbone:", "builds the module whose parameters are merged")
-    yield _line(f"  library: {_value(found.library)}", "timm, open_clip or transformers")
-    said = "the library's name of the model"
-    yield _line(
-        f"  name: {_value(found.name or UNKNOWN)}", said if found.name else found.note or said
-    )
-    note = found.note if found.name else ""
-    yield _line(f"  kwargs: {_value(kwargs)}", note or "of the library's builder")
-    yield from _preprocess(base.name, opened.facts.preprocess(), facts.get("input", {}))
+        model = recognize(base, opened) or Recognized("timm", None)
+    kwargs = {key: UNKNOWN if value is None else value for key, value in model.kwargs.items()}
+    yield _section_line(Recipe, "backbone")
+    yield _key_line(Backbone, "library", model.library, "  ")
+    yield _key_line(Backbone, "name", model.name or UNKNOWN, "  ", "" if model.name else model.note)
+    yield _key_line(Backbone, "kwargs", kwargs, "  ", model.note if model.name else "")
+    yield from _preprocess(base.name, opened.facts.preprocess(), notes.get("input", {}))
 
 
-def _preprocess(base: str, said: Mapping[str, Any], noted: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the section, as a comment where the base says all of it by itself."""
-    if said.keys() >= _PREPROCESS.keys() and OTHER not in said.values():
-        yield _line(f"# preprocess: {_value(said)}", f"as {base} says, where a run finds it")
+def _preprocess(base: str, told: Mapping[str, Any], noted: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the section, as a comment where the base tells all of it by itself."""
+    keys = Preprocess.model_fields
+    needed = {key for key, field in keys.items() if field.is_required()}
+    if told.keys() >= needed and OTHER not in told.values():
+        yield _line(f"# preprocess: {_value(told)}", f"as {base} says, where a run finds it")
         return
-    yield _line("preprocess:", "from uint8 images to inputs")
-    for key, comment in _PREPROCESS.items():
-        value = said.get(key, noted.get(key, UNKNOWN))
-        yield _line(f"  {key}: {_value(value)}", f"as {base} says" if key in said else comment)
-    for key, comment in _RESIZING.items():
-        if said.get(key) == OTHER:
-            yield _line(f"  {key}: {UNKNOWN}", f"{comment}; {base} has another way")
-        elif key in said:
-            yield _line(f"  {key}: {said[key]}", f"as {base} says")
+    yield _section_line(Recipe, "preprocess")
+    for key in keys:
+        if told.get(key) == OTHER:
+            comment = f"{_choices(Preprocess, key)}; {base} has another way"
+            yield _key_line(Preprocess, key, UNKNOWN, "  ", comment)
+        elif key in told:
+            yield _key_line(Preprocess, key, told[key], "  ", f"as {base} says")
+        elif key in needed:
+            yield _key_line(Preprocess, key, noted.get(key, UNKNOWN), "  ")
 
 
-def _task(folder: Path, name: str, target: Path, facts: Mapping[str, Any]) -> Iterator[str]:
+def _task(folder: Path, name: str, target: Path, notes: Mapping[str, Any]) -> Iterator[str]:
     found = find_head(folder, name)
-    yield "  # a name, unique; it names files and folders"
+    yield _remark("name", "  ")
     yield f"  - name: {_value(name)}"
     if not (folder / "tau.safetensors").is_file():  # a packed pool holds its heads
         head: dict[str, Any] = {"file": found[0] if found else UNKNOWN}
         if found is None or found[1].normalize is None:  # task_vectors' heads know it themselves
-            head["normalize"] = "normalize(" in str(facts["head"]) if "head" in facts else UNKNOWN
-        yield "    # the classifier; normalize: whether it reads features at length 1"
+            head["normalize"] = "normalize(" in str(notes["head"]) if "head" in notes else UNKNOWN
+        yield _remark("head")
         yield f"    head: {_flow(head, target)}"
     rows = found[1].tensors.get("weight") if found else None
     classes = len(rows) if rows is not None and rows.dim() else None
     adapt, test = find_samples(folder, name, classes)
     adapt = adapt or {"npz": UNKNOWN, "x": UNKNOWN}
-    yield "    # unlabelled samples: an array uint8 [n, H, W, 3], or a folder of images"
+    yield _remark("adapt")
     yield f"    adapt: {_flow(adapt, target)}  # or {{torchvision: ...}}, {{hf: ...}}"
-    yield "    # labelled samples, to measure accuracy at the end; nothing is learned from them"
+    yield _remark("evaluate")
     if test:
         yield f"    evaluate: {_flow(test, target)}"
     else:
         yield f"    # evaluate: {{npz: {UNKNOWN}, x: x_test, y: y_test}}"
+
+
+def _remark(key: str, indent: str = "    ") -> str:
+    return f"{indent}# {first_sentence(TaskRecipe.words(key))}"
 
 
 def _flow(mapping: Mapping[str, Any], target: Path) -> str:
@@ -207,22 +168,43 @@ def _is_remark(line: str) -> bool:
     return text.startswith("#") and not text.startswith("# evaluate: {")
 
 
-def _preset_lines() -> Iterator[str]:
-    for key, value in PRESETS["default"].items():
-        if isinstance(value, dict):
-            yield _line(f"{key}:", _SECTIONS[key])
-            yield from _commented(value, key, "  ")
+def _unchanged(section: type[Section], preset: Mapping[str, Any], indent: str) -> Iterator[str]:
+    """Yields the keys that a folder says nothing of, each with the value that holds anyway."""
+    for key, field in section.model_fields.items():
+        if section is Recipe and key in _WRITTEN:
+            continue
+        inner = next(models_in(field.annotation), None)
+        held = preset.get(key, field.default)
+        if inner is not None and issubclass(inner, Section):
+            yield _section_line(section, key, indent)
+            values = held.model_dump() if isinstance(held, Section) else held
+            yield from _unchanged(inner, values, f"{indent}  ")
         else:
-            yield _line(f"# {key}: {_value(value)}", _COMMENTS[key])
+            shown = list(held) if isinstance(held, tuple) else held
+            yield _key_line(section, key, shown, f"{indent}# ")
 
 
-def _commented(values: Mapping[str, Any], path: str, indent: str) -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield f"{indent}{key}:"
-            yield from _commented(value, f"{path}.{key}", f"{indent}  ")
-        else:
-            yield _line(f"{indent}# {key}: {_value(value)}", _COMMENTS[f"{path}.{key}"])
+def _section_line(section: type[Section], key: str, indent: str = "") -> str:
+    inner = next(models_in(section.model_fields[key].annotation))
+    words = section.words(key) or inspect.cleandoc(inner.__doc__ or "").partition("\n")[0]
+    words = first_sentence(words).removesuffix(".")
+    return _line(f"{indent}{key}:", words[0].lower() + words[1:])
+
+
+def _key_line(
+    section: type[Section], key: str, value: Any, indent: str = "", comment: str = ""
+) -> str:
+    meaning, choices = first_sentence(section.words(key)), _choices(section, key)
+    if not comment:
+        named = all(str(choice) in meaning for choice in section.choices(key))
+        comment = meaning if named else f"{meaning}: {choices}"
+    return _line(f"{indent}{key}: {_value(value)}", comment)
+
+
+def _choices(section: type[Section], key: str) -> str:
+    """Returns ``a, b or c`` for a key of few values."""
+    *others, last = [str(value) for value in section.choices(key)] or [""]
+    return f"{', '.join(others)} or {last}" if others else ""
 
 
 def _line(text: str, comment: str) -> str:

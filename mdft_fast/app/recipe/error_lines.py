@@ -9,8 +9,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from mdft_fast.app.recipe.value_types import shown
+from mdft_fast.app.recipe.value_types import quoted
 from mdft_fast.errors import MdftError, nearest
+from mdft_fast.options import kind_of
 
 _WANTED = {
     "int_type": "a whole number",
@@ -93,30 +94,40 @@ def _message(
         return f"unknown key{nearest(str(path[-1]), known) or f'; known are {known}'}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         known = _keys(root, path)
-        return f"must be a mapping{f' of {known}' if known else ''}, got {shown(got)}"
+        return f"must be a mapping{f' of {known}' if known else ''}, got {quoted(got)}"
+    if kind == "literal_error":
+        choices = kind_of(_annotation(root, path)).choices
+        wanted = f"one of {list(choices)}" if len(choices) > 1 else str(*choices)
+        return f"must be {wanted}, got {quoted(got)}{nearest(str(got), map(str, choices))}"
     if kind in _LIMITS:
         words, key = _LIMITS[kind]
-        return f"must be {words} {context[key]:g}, got {shown(got)}"
+        return f"must be {words} {context[key]:g}, got {quoted(got)}"
     if kind in _WANTED:
-        return f"must be {_WANTED[kind]}, got {shown(got)}"
-    return f"{text}, got {shown(got)}"
+        return f"must be {_WANTED[kind]}, got {quoted(got)}"
+    return f"{text}, got {quoted(got)}"
 
 
 def _keys(root: type[BaseModel], path: Path) -> list[str]:
     """Returns the known keys of the mapping at a path; none where any key is allowed."""
-    models = [root]
+    return [name for model in models_in(_annotation(root, path)) for name in model.model_fields]
+
+
+def _annotation(root: type[BaseModel], path: Path) -> Any:
+    """Returns the annotation of the key at a path; None where there is none."""
+    annotation: Any = root
     for part in path:
         if isinstance(part, str):
-            fields = [m.model_fields[part] for m in models if part in m.model_fields]
-            models = [model for field in fields for model in _models(field.annotation)]
-    return [name for model in models for name in model.model_fields]
+            fields = [m.model_fields.get(part) for m in models_in(annotation)]
+            annotation = next((field.annotation for field in fields if field), None)
+    return annotation
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yields the sections that an annotation names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
-        yield from _models(inner)
+        yield from models_in(inner)
 
 
 def _meant(found: Sequence[dict[str, Any]], root: type[BaseModel]) -> Iterator[Path]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mdft_fast.app.recipe.value_types import shown
+from mdft_fast.app.recipe.value_types import quoted
 from mdft_fast.app.recipe.yaml_text import parse
 
 
@@ -46,7 +46,7 @@ def _set(holder: Any, parts: list[str], value: Any) -> None:
             if not last and holder.get(key) is None:
                 holder[key] = {}
         else:
-            raise ValueError(f"{'.'.join(parts[:depth])} is no mapping but {shown(holder)}")
+            raise ValueError(f"{'.'.join(parts[:depth])} is no mapping but {quoted(holder)}")
         if last:
             holder[key] = value
         else:

@@ -1,37 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The presets: what a recipe does where its keys do not say.
 
-A preset holds every key of ``granularity``, ``start``, ``construct`` and ``specialize``; keys of
-the recipe override it one by one. This dict is the only place where these numbers stand.
+A preset is the defaults of the stages' configurations and of the meta-model, and what it changes.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
-# The paper's values where it gives them; docs/method.md says which of them it leaves open.
-_PAPER: dict[str, Any] = {
-    "granularity": "tensor",
-    "start": 0.3,
-    "construct": {
-        "steps": 100,
-        "batch": 16,
-        "draw": "kept",
-        "objective": {"alpha": 1.0, "entropy": True, "reweight": "as_written"},
-        "filter": {"enabled": True, "mu": 0.4, "entropy_of": "teacher"},
-        "optimizer": {"name": "adam", "lr": 1e-3, "schedule": "constant"},
-        "holdout": 0.2,
-    },
-    "specialize": {
-        "tasks": "all",
-        "steps": 20,
-        "batch": 64,
-        "representation": "encoder",
-        "optimizer": {"name": "adam", "lr": 0.05, "schedule": "constant"},
-        "control": True,
-    },
-}
+from mdft_fast.app.recipe.stage_sections import Construct, Specialize
+from mdft_fast.model import MetaModel
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -49,32 +29,33 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-_ADAMERGING = merged(
-    _PAPER,
-    {
-        "construct": {
-            "steps": 500,  # as AdaMerging's authors; it has no second stage
-            "objective": {"alpha": 0.0, "reweight": "off"},
-            "filter": {"enabled": False},
-        },
-        "specialize": {"tasks": "none"},
+_MODEL = inspect.signature(MetaModel).parameters
+_PAPER: dict[str, Any] = {
+    "granularity": _MODEL["granularity"].default,
+    "start": _MODEL["start"].default,
+    "construct": Construct.default().model_dump(),
+    "specialize": Specialize.default().model_dump(),
+}
+# Chosen by benchmarks/select_defaults.py, without a label: tests/test_defaults.py holds it.
+_MEASURED: dict[str, Any] = {
+    "construct": {
+        "objective": {"entropy": False, "reweight": "off"},
+        "filter": {"enabled": False},
+        "optimizer": {"lr": 0.2, "schedule": "cosine"},
     },
-)
-
+    "specialize": {"optimizer": {"lr": 0.2}},
+}
+_ADAMERGING: dict[str, Any] = {
+    "construct": {
+        "steps": 500,  # as AdaMerging's authors; it has no second stage
+        "objective": {"alpha": 0.0, "reweight": "off"},
+        "filter": {"enabled": False},
+    },
+    "specialize": {"tasks": "none"},
+}
 PRESETS: dict[str, dict[str, Any]] = {
-    # Chosen by benchmarks/select_defaults.py, without a label: tests/test_defaults.py holds it.
-    "default": merged(
-        _PAPER,
-        {
-            "construct": {
-                "objective": {"entropy": False, "reweight": "off"},
-                "filter": {"enabled": False},
-                "optimizer": {"lr": 0.2, "schedule": "cosine"},
-            },
-            "specialize": {"optimizer": {"lr": 0.2}},
-        },
-    ),
+    "default": merged(_PAPER, _MEASURED),
     "paper": _PAPER,
-    "adamerging": _ADAMERGING,
-    "entropy": merged(_ADAMERGING, {"granularity": "task"}),
+    "adamerging": merged(_PAPER, _ADAMERGING),
+    "entropy": merged(_PAPER, {**_ADAMERGING, "granularity": "task"}),
 }

@@ -12,7 +12,6 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer, model_vali
 
 from mdft_fast.app.recipe.value_types import FilePath, Section, Text, choice, problem
 from mdft_fast.data import (
-    SPLITS,
     TORCHVISION_SETS,
     FolderSource,
     HfSource,
@@ -32,9 +31,9 @@ class TorchvisionData(Section):
     """A data set on disk in torchvision's layout.
 
     Attributes:
-        name: which one.
+        name: which data set, in torchvision's layout.
         root: the folder that the set's own folder lies in.
-        split: null: train for adapt, test for evaluate.
+        split: which part; null: test for evaluate, else train.
     """
 
     name: Annotated[str, choice(*TORCHVISION_SETS)]
@@ -46,8 +45,8 @@ class HfData(Section):
     """A data set of Hugging Face's ``datasets`` on disk.
 
     Attributes:
-        path: what ``save_to_disk`` wrote, a parquet file, or a folder of them.
-        split: null: train for adapt, test for evaluate, where there are splits.
+        path: what `save_to_disk` of `datasets` wrote, a parquet file, or a folder of them.
+        split: which part; null: test for evaluate, else train, where there are splits.
         image: column of the images.
         label: column of the labels, read by the evaluation alone.
     """
@@ -62,18 +61,16 @@ class AdaptData(Section):
     """Unlabelled samples: one of npz, folder, torchvision and hf.
 
     Attributes:
-        npz: a file of arrays.
+        npz: file of the samples: exactly one of npz, folder, torchvision, hf.
         x: its array of images, uint8 [n, H, W, 3].
-        folder: images as <class>/<image>, or in folders or lists of splits above that.
-        split: of the folder: train, val or test.
-        torchvision: one of the data sets that torchvision reads.
-        hf: a data set of Hugging Face's ``datasets``.
+        folder: image files as `<class>/<image>`, or in folders or lists of splits above that.
+        split: of the folder; null: test for evaluate, else train, where it has splits.
     """
 
     npz: FilePath | None = None
     x: Text = "x"
     folder: FilePath | None = None
-    split: Annotated[Literal["train", "val", "test"], choice(*SPLITS)] | None = None
+    split: Literal["train", "val", "test"] | None = None
     torchvision: TorchvisionData | None = None
     hf: HfData | None = None
     _role: ClassVar[Role] = "train"
@@ -138,13 +135,7 @@ class EvaluateData(AdaptData):
     """Labelled test samples, read by the evaluation alone.
 
     Attributes:
-        npz: as for adapt.
-        x: as for adapt.
-        y: the file's array of labels.
-        folder: as for adapt; its folders of classes are the labels.
-        split: as for adapt.
-        torchvision: as for adapt.
-        hf: as for adapt.
+        y: the npz file's array of labels, read by the evaluation alone.
     """
 
     y: Text = "y"

@@ -3,40 +3,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from annotated_types import Interval
+from pydantic import Field
 
+from mdft_fast import model
+from mdft_fast.app.recipe.dataclass_sections import DataclassSection, filled_from
 from mdft_fast.app.recipe.sample_sections import AdaptData, EvaluateData
 from mdft_fast.app.recipe.value_types import (
     Bytes,
     FilePath,
     NameOrList,
-    Number,
     PerChannel,
     PixelSize,
     Section,
     TaskName,
     Text,
-    WhichTasks,
-    choice,
-    problem,
+    Texts,
+    not_yet,
 )
-from mdft_fast.checkpoints import LEAST_CROP
+from mdft_fast.arena import Codec
+from mdft_fast.checkpoints import LEAST_CROP, Interpolation, Resize
 from mdft_fast.data import Role
-
-Schedule = Annotated[Literal["constant", "cosine"], choice("constant", "cosine")]
-Positive = Annotated[int, Field(ge=1)]
-Weight = Annotated[Number, Field(ge=0)]
+from mdft_fast.learning import StageConfig
 
 
 class PoolSource(Section):
     """Where the models are: a base and a folder of checkpoints, or a packed pool.
 
     Attributes:
-        base: the pre-trained model's file or folder.
-        models: folder that holds ``<task>.safetensors``, ``<task>.pt``, ``<task>/finetuned.pt`` or
-            a folder ``<task>`` for every task.
+        base: the pre-trained model, a file or folder.
+        models: folder of the fine-tuned models. For every task it holds `<task>.safetensors`,
+            `<task>.pt`, `<task>/finetuned.pt` or a folder `<task>`.
         folder: a packed pool, in place of the two.
     """
 
@@ -49,8 +48,9 @@ class Backbone(Section):
     """The module whose parameters are merged.
 
     Attributes:
-        library: who builds it, ``timm``, ``open_clip`` or ``transformers``.
-        name: the library's name of the model.
+        library: who builds it: timm, open_clip or transformers.
+        name: the library's name of the model. For open_clip also `VisionTransformer`, with the
+            tower's own arguments and `quick_gelu`; for transformers one of four classes.
         kwargs: further arguments of the library's builder.
     """
 
@@ -63,22 +63,23 @@ class Preprocess(Section):
     """How an image becomes an input.
 
     Attributes:
-        size: pixels, one number or [height, width].
-        mean: on the scale [0, 1], one number or one a channel.
-        std: on the scale [0, 1], one number or one a channel.
-        resize: how images of another size come to this one; null: the pool's, else shortest.
-        interpolation: of the resizing; null: the pool's, else bicubic.
-        crop_pct: share of the resized edges that is cut out; null: the pool's, else 1.
+        size: pixels: one number or [height, width]. Image files of another size are resized once,
+            arrays are refused.
+        mean: on the scale 0 to 1; one number or one a channel.
+        std: on the scale 0 to 1, above 0; likewise.
+        resize: how images of another size come to this one; null: the pool's or the base's, else
+            shortest. shortest: the shortest edge, then the center is cut out; squash: both edges.
+        interpolation: of the resizing, antialiased; null: the pool's or the base's, else bicubic.
+        crop_pct: share of the resized edges that is cut out; null: the pool's or the base's, else
+            1. As timm says it: `resize` goes to floor(size / crop_pct).
     """
 
     size: PixelSize
     mean: PerChannel
     std: PerChannel
-    resize: Annotated[Literal["shortest", "squash"], choice("shortest", "squash")] | None = None
-    interpolation: (
-        Annotated[Literal["bicubic", "bilinear"], choice("bicubic", "bilinear")] | None
-    ) = None
-    crop_pct: Annotated[Number, Field(ge=LEAST_CROP, le=1)] | None = None
+    resize: Resize | None = None
+    interpolation: Interpolation | None = None
+    crop_pct: Annotated[float, Interval(ge=LEAST_CROP, le=1)] | None = None
 
     def said(self) -> dict[str, Any]:
         """Returns the keys that are not null."""
@@ -90,11 +91,11 @@ class ZeroShot(Section):
 
     Attributes:
         model: open_clip's name of the model.
-        weights: its checkpoint, a local file.
-        classes: names in prompts, a data set's or a list; None: those of the data set that the
-            task is named for, else the task's class names.
-        templates: prompts with ``{}`` for the name, a data set's or a list; None: those of the
-            data set of ``classes``, else "a photo of a {}.".
+        weights: its checkpoint, a local file with open_clip's names.
+        classes: names as prompts have them, in the order of the labels; null: those of the data
+            set that the task is named for, else the task's class names.
+        templates: prompts with `{}` for the name; null: those of the data set of `classes`, else
+            `a photo of a {}.`.
     """
 
     model: Text
@@ -107,19 +108,14 @@ class Prototypes(EvaluateData):
     """A head made of the base's features of labelled images, given for that purpose alone.
 
     Attributes:
-        npz: as for evaluate, and so x, y, folder, split, torchvision and hf; but what names no
-            split means train.
-        x: its array of images.
-        folder: as for evaluate.
-        split: as for evaluate.
-        torchvision: as for evaluate.
-        hf: as for evaluate.
-        y: the file's array of labels.
+        npz: file of the labelled images: exactly one of npz, folder, torchvision, hf. These
+            labels make the head, and nothing else; these images must not be the test images.
+        y: the npz file's array of labels.
         scale: what cosines are multiplied by.
-        normalize: whether features are divided by their norm first.
+        normalize: whether features are divided by their norm; false: the nearest class mean.
     """
 
-    scale: Annotated[Number, Field(gt=0)] = 20.0
+    scale: Annotated[float, Interval(gt=0)] = 20.0
     normalize: bool = True
     _role: ClassVar[Role] = "train"
 
@@ -128,11 +124,9 @@ class HeadSource(Section):
     """A task's classifier: exactly one of ``file``, ``zero_shot`` and ``prototypes``.
 
     Attributes:
-        file: file with ``weight`` [C, D] and maybe ``bias`` [C]; a pickled ``head_<Task>.pt`` too.
-        normalize: of a file: whether the features are divided by their norm first; None: as the
-            file says.
-        zero_shot: made of class names.
-        prototypes: made of labelled images.
+        file: file with `weight` [C, D] and maybe `bias` [C]; task_vectors' `head_<Task>.pt` too.
+        normalize: of a file: whether the features are divided by their norm first; null: as the
+            file says. Only `head_<Task>.pt` does.
     """
 
     file: FilePath | None = None
@@ -145,146 +139,41 @@ class TaskRecipe(Section):
     """One task.
 
     Attributes:
-        name: unique; it names the checkpoint and the folder of results.
-        head: the classifier; may be left out where a packed pool holds it.
-        adapt: unlabelled samples.
-        evaluate: labelled test samples, if there are any.
-        class_names: one name a class; where left out, the data's own or plain numbers.
+        name: a name, unique; it names the checkpoint and the folder of results. Not `average`.
+        head: the classifier; normalize: whether it reads features at length 1.
+        adapt: unlabelled samples: an array uint8 [n, H, W, 3], or a folder of images.
+        evaluate: labelled samples, to measure accuracy at the end; nothing is learned from them.
+        class_names: one name a class, in the data's order; null: the packed pool's, the data's
+            (folders of classes, the data set, the array `class_names`), else plain numbers.
     """
 
     name: TaskName
     head: HeadSource | None = None
     adapt: AdaptData
     evaluate: EvaluateData | None = None
-    class_names: Annotated[tuple[Text, ...], Field(strict=False)] | None = None
+    class_names: Texts | None = None
 
 
-class Memory(Section):
+@filled_from(StageConfig)
+class Memory(DataclassSection):
     """How the weights are held; `mdft plan` shows what each choice takes.
 
     Attributes:
-        mode: where merged weights live; auto: the fastest mode that fits.
-        codec: how an element of a task vector is stored.
-        budget: what a run may take, 4GB or a number of bytes; null: what is free.
+        mode: where merged weights live, auto is the fastest that fits.
+        codec: how task vectors are stored. Of a packed pool fp32 is as it was packed.
+        budget: what a step's tensors may take; null: what is free. Python and torch themselves
+            are not counted.
         checkpointing: whether each block's activations are computed again in backward.
-        micro_batch: images a forward pass; null: a whole step's at once.
         blocks: modules that are blocks; null: what a number in parameters' names marks.
-        cuda_graph: whether a step is recorded once and replayed (CUDA; not streamed).
     """
 
-    mode: Annotated[
-        Literal["auto", "resident", "layerwise", "streamed"],
-        choice("auto", "resident", "layerwise", "streamed"),
-    ] = "auto"
-    codec: Annotated[
-        Literal["fp32", "bf16", "fp16", "int8", "int4"],
-        choice("fp32", "bf16", "fp16", "int8", "int4"),
-    ] = "fp32"
+    mode: Literal["auto", model.Mode] = "auto"
+    codec: Codec = "fp32"
     budget: Bytes | None = None
     checkpointing: bool = False
-    micro_batch: Annotated[int, Field(gt=0)] | None = None
-    blocks: Annotated[tuple[Text, ...], Field(strict=False)] | None = None
-    cuda_graph: bool = False
+    micro_batch: int | None
+    blocks: Texts | None = None
+    cuda_graph: bool
 
 
-class Optimizer(Section):
-    """The optimiser of λ.
-
-    Attributes:
-        name: which one.
-        lr: learning rate of the first step.
-        schedule: how it goes on; cosine ends near 0.
-    """
-
-    name: Annotated[Literal["adam", "adamw", "sgd"], choice("adam", "adamw", "sgd")]
-    lr: Annotated[Number, Field(gt=0)]
-    schedule: Schedule
-
-
-class Objective(Section):
-    """Equation (2,3) and (5).
-
-    Attributes:
-        alpha: weight of the cross-entropy to the teacher.
-        entropy: whether the meta-model's entropy is minimised too.
-        reweight: γ' as written, with mean 1 over the kept samples, or 1 everywhere.
-    """
-
-    alpha: Weight
-    entropy: bool
-    reweight: Annotated[
-        Literal["as_written", "normalized", "off"], choice("as_written", "normalized", "off")
-    ]
-
-
-class Filter(Section):
-    """Equation (4): keep a sample iff its entropy is below μ log C.
-
-    Attributes:
-        enabled: whether samples are removed at all.
-        mu: the threshold as a share of the largest entropy there is.
-        entropy_of: whose entropy, the teacher's or the meta-model's at each step.
-    """
-
-    enabled: bool
-    mu: Weight
-    entropy_of: Annotated[Literal["teacher", "meta"], choice("teacher", "meta")]
-
-
-class Construct(Section):
-    """Stage 1.
-
-    Attributes:
-        steps: number of updates of λ.
-        batch: samples a task and step.
-        draw: "kept": every batch is drawn from the kept samples; "batch": drawn from all, then
-            filtered.
-        objective: what is minimised.
-        filter: which samples count.
-        optimizer: how.
-        holdout: share of the unlabelled samples that no step sees, to measure on.
-    """
-
-    steps: Positive
-    batch: Positive
-    draw: Annotated[Literal["kept", "batch"], choice("kept", "batch")]
-    objective: Objective
-    filter: Filter
-    optimizer: Optimizer
-    holdout: Annotated[Number, Field(ge=0, lt=1)]
-
-
-class Specialize(Section):
-    """Stage 2, equation (7).
-
-    Attributes:
-        tasks: all, none or the names of those to specialize for.
-        steps: number of updates of λ.
-        batch: samples a step.
-        representation: what is aligned.
-        optimizer: how.
-        control: whether to run stage 2 from task arithmetic too, without stage 1: what of its
-            result is owed to stage 1?
-    """
-
-    tasks: WhichTasks
-    steps: Positive
-    batch: Positive
-    representation: Annotated[
-        Literal["encoder", "normalized", "logits"], choice("encoder", "normalized", "logits")
-    ]
-    optimizer: Optimizer
-    control: bool
-
-
-def _no_transform(value: Any) -> Any:
-    if value not in ([], ()):
-        raise problem("task-vector transforms aren't there yet, only an empty list [] so far")
-    return ()
-
-
-NoTransform = Annotated[tuple[()], BeforeValidator(_no_transform)]
-Granularity = Annotated[
-    Literal["task", "block", "tensor"], choice("task", "block", "tensor", later=("row",))
-]
-Precision = Annotated[Literal["fp32", "bf16"], choice("fp32", "bf16")]
+Granularity = Annotated[model.Granularity, not_yet("row", get_args(model.Granularity))]

@@ -3,30 +3,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 
 from mdft_fast.errors import nearest
+from mdft_fast.options import kind_of, words_of
 from mdft_fast.pool import TASK_NAME_FORM, is_task_name
 
 
-class Section(BaseModel):
-    """A mapping of the recipe: frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-
-
-def shown(value: object) -> str:
-    """Returns a value as an error message shows it: short, and strings in quotes."""
+def quoted(value: object) -> str:
+    """Returns a value as an error message has it: short, and strings in quotes."""
     if isinstance(value, bool):
         return "true" if value else "false"
     text = "null" if value is None else repr(value)
@@ -35,7 +29,7 @@ def shown(value: object) -> str:
 
 def wrong(wanted: str, got: object, hint: str = "") -> PydanticCustomError:
     """Returns the error ``must be <wanted>, got <got><hint>``."""
-    return problem(f"must be {wanted}, got {shown(got)}{hint}")
+    return problem(f"must be {wanted}, got {quoted(got)}{hint}")
 
 
 def problem(message: str) -> PydanticCustomError:
@@ -43,31 +37,101 @@ def problem(message: str) -> PydanticCustomError:
     return PydanticCustomError("recipe", "{message}", {"message": message})
 
 
-def choice(*now: str | int, later: tuple[str, ...] = ()) -> BeforeValidator:
-    """Returns a check that a value is one of ``now``; those of ``later`` are named as not yet."""
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """A check that stands in a key's annotation.
+
+    Attributes:
+        words: what a value must be; for the error, and for the page of keys.
+        read: from a value to what the recipe holds, None for what is wrong.
+        choices: the values there are, where they are few.
+    """
+
+    words: str
+    read: Callable[[Any], Any]
+    choices: tuple[str, ...] = ()
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        """Puts the check before pydantic's own."""
+        return core_schema.no_info_before_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: Any) -> Any:
+        held = self.read(value)
+        if held is None:
+            raise wrong(self.words, value, nearest(str(value), self.choices))
+        return held
+
+
+class Section(BaseModel):
+    """A mapping of the recipe: frozen, no unknown keys, no silent conversions.
+
+    What a key means stands in the class docstring's ``Attributes:``, or in the field's description.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def words(cls, key: str) -> str:
+        """Returns all that is said of a key."""
+        return cls.model_fields[key].description or words_of(cls, key)
+
+    @classmethod
+    def annotation(cls, key: str) -> Any:
+        """Returns a key's annotation, with what stands beside the type."""
+        field = cls.model_fields[key]
+        whole: Any = field.annotation
+        return Annotated[(whole, *field.metadata)] if field.metadata else whole
+
+    @classmethod
+    def wanted(cls, key: str) -> Wanted | None:
+        """Returns a key's own check, where it has one."""
+        checks = (part for part in _beside(cls.annotation(key)) if isinstance(part, Wanted))
+        return next(checks, None)
+
+    @classmethod
+    def choices(cls, key: str) -> Sequence[Any]:
+        """Returns the values that a key may have, where they are few."""
+        check = cls.wanted(key)
+        return check.choices if check else kind_of(cls.annotation(key)).choices
+
+
+def _beside(annotation: Any) -> Iterator[Any]:
+    """Yields what stands beside the types of an annotation, from outside in."""
+    if get_origin(annotation) is Annotated:
+        yield from annotation.__metadata__
+    for inner in get_args(annotation)[:1]:
+        yield from _beside(inner)
+
+
+def choice(*choices: str) -> Wanted:
+    """Returns a check for choices that are no ``Literal``, since they are known at run time."""
+    return Wanted(
+        f"one of {list(choices)}", lambda value: value if value in choices else None, choices
+    )
+
+
+def not_yet(later: str, now: tuple[str, ...]) -> BeforeValidator:
+    """Returns a check that names a choice to come as such."""
 
     def check(value: Any) -> Any:
-        if any(value == known and type(value) is type(known) for known in now):
-            return value
-        if value in later:
+        if value == later:
             raise problem(f"{value!r} isn't there yet, only {list(now)} so far")
-        wanted = f"one of {list(now)}" if len(now) > 1 else shown(now[0])
-        raise wrong(wanted, value, nearest(str(value), map(str, now)))
+        return value
 
     return BeforeValidator(check)
 
 
 def _one_or_many(
     words: str, count: int | None = None, kinds: tuple[type, ...] = (int, float)
-) -> BeforeValidator:
-    def check(value: Any) -> Any:
+) -> Wanted:
+    def read(value: Any) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         good = bool(items) and all(type(v) in kinds and math.isfinite(v) for v in items)
         if not good or (items is value and count not in (None, len(items))):
-            raise wrong(f"one {'whole ' * (float not in kinds)}number or {words}", value)
+            return None
         return tuple(value) if isinstance(value, list) else value
 
-    return BeforeValidator(check)
+    return Wanted(f"one {'whole ' * (float not in kinds)}number or {words}", read)
 
 
 def _located(value: Any, info: ValidationInfo) -> Any:
@@ -80,35 +144,27 @@ def _located(value: Any, info: ValidationInfo) -> Any:
     return Path(os.path.normpath(Path(folder) / Path(value).expanduser()))
 
 
-def _device(value: Any) -> Any:
-    if isinstance(value, str) and _DEVICE.fullmatch(value):
-        return value
-    raise wrong("auto, cpu, cuda or cuda:<number>", value)
-
-
 def _task_name(value: Any) -> Any:
     if value == "average":
         raise problem("'average' is the mean over tasks in every result; choose another name")
-    if is_task_name(value):
-        return value
-    raise wrong(f"text of {TASK_NAME_FORM} (quote a bare number)", value)
+    return value if is_task_name(value) else None
 
 
 def _which_tasks(value: Any) -> Any:
     if value in ("all", "none"):
         return value
-    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
-        return tuple(value)
-    raise wrong("'all', 'none' or a list of task names", value)
+    is_list = isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+    return tuple(value) if is_list else None
 
 
 def _name_or_list(value: Any) -> Any:
     items = [value] if isinstance(value, str) else value
     if isinstance(items, (list, tuple)) and items and all(i and isinstance(i, str) for i in items):
         return value if isinstance(value, str) else tuple(value)
-    raise wrong("a data set's name or a list of text", value)
+    return None
 
 
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE)
 
 
@@ -118,19 +174,28 @@ def _bytes(value: Any) -> Any:
         number, unit, binary = parts.groups()
         power = " KMGT".index(unit.upper()) if unit else 0
         value = int(float(number) * (1024 if binary else 1000) ** power)
-    if type(value) is not int or value <= 0:
-        raise wrong("a size such as 4GB or 500MiB, or a number of bytes", value)
-    return value
+    return value if type(value) is int and value > 0 else None
 
 
 FilePath = Annotated[Path, BeforeValidator(_located)]
-Device = Annotated[str, BeforeValidator(_device)]
-TaskName = Annotated[str, BeforeValidator(_task_name)]
-WhichTasks = Annotated[Literal["all", "none"] | tuple[str, ...], BeforeValidator(_which_tasks)]
-NameOrList = Annotated[str | tuple[str, ...], BeforeValidator(_name_or_list)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-PerChannel = Annotated[Number | tuple[Number, ...], _one_or_many("three, one a channel", 3)]
-PerVector = Annotated[Number | tuple[Number, ...], _one_or_many("a list, one a task")]
+Device = Annotated[
+    str,
+    Wanted(
+        "auto, cpu, cuda or cuda:<number>",
+        lambda value: value if isinstance(value, str) and _DEVICE.fullmatch(value) else None,
+    ),
+]
+TaskName = Annotated[str, Wanted(f"text of {TASK_NAME_FORM} (quote a bare number)", _task_name)]
+WhichTasks = Annotated[
+    Literal["all", "none"] | tuple[str, ...],
+    Wanted("'all', 'none' or a list of task names", _which_tasks),
+]
+NameOrList = Annotated[
+    str | tuple[str, ...], Wanted("a data set's name or a list of text", _name_or_list)
+]
+PerChannel = Annotated[float | tuple[float, ...], _one_or_many("three, one a channel", 3)]
+PerVector = Annotated[float | tuple[float, ...], _one_or_many("a list, one a task")]
 PixelSize = Annotated[int | tuple[int, int], _one_or_many("two, height and width", 2, (int,))]
-Bytes = Annotated[int, BeforeValidator(_bytes)]
+Bytes = Annotated[int, Wanted("a size such as 4GB or 500MiB, or a number of bytes", _bytes)]
 Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]

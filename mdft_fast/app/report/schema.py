@@ -92,6 +92,7 @@ class PoolFacts(TypedDict):
     parameters: int
     tensors: int
     left_out: dict[str, str]
+    methods: NotRequired[list[str]]  # what the task vectors went through
     tasks: list[TaskCounts]
 
 

@@ -20,11 +20,9 @@ from mdft_fast.evaluation import (
     evaluate,
     load_test_sets,
 )
-from mdft_fast.model import MetaModel
+from mdft_fast.model import TASK_ARITHMETIC, MetaModel
 
 Check = Callable[[list[TestSet]], Evaluation]
-
-TASK_ARITHMETIC = 0.3  # the usual λ of task arithmetic, and the control's start
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from mdft_fast.app.report import write_report
 from mdft_fast.app.running.environment import Phases, deterministic, environment
 from mdft_fast.app.running.fingerprints import inputs_of
 from mdft_fast.app.running.learned import Learned
-from mdft_fast.app.running.measurement import TASK_ARITHMETIC, Measured, measure, worse_than_base
+from mdft_fast.app.running.measurement import Measured, measure, worse_than_base
 from mdft_fast.app.running.progress import Progress
 from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.app.running.sample_counts import filter_facts, task_facts
@@ -45,7 +45,7 @@ from mdft_fast.learning import (
     specialize,
     teach,
 )
-from mdft_fast.model import MetaModel
+from mdft_fast.model import TASK_ARITHMETIC, MetaModel
 
 if TYPE_CHECKING:
     from mdft_fast.app.recipe import Recipe
@@ -230,6 +230,7 @@ def _result(
             "parameters": pool.parameters,
             "tensors": len(pool.layout.slots),
             "left_out": dict(pool.left_out),
+            **({"methods": list(pool.methods)} if pool.methods else {}),
             "tasks": [
                 task_facts(task, recipe, measured.tests.get(task.name, 0), folder)
                 for task in taught

@@ -241,7 +241,7 @@ def test_a_wrong_value_says_what_was_wanted_and_what_came(
 
 @pytest.mark.parametrize(
     "assignment",
-    ["granularity=row", "transform=[{ties: {density: 0.2}}]"],
+    ["granularity=row"],
 )
 def test_what_is_coming_is_named_as_not_yet(file: Path, assignment: str) -> None:
     (found,) = problems(file, assignment)

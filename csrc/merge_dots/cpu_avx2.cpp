@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loop of merge_dots built for AVX2, FMA and F16C; cpu.cpp chooses it at run time. Includes
+// nothing of torch: see common/number.h.
+#if defined(__x86_64__)
+#define MDFT_TARGET avx2
+#include "merge_dots/cpu_loops.h"
+
+namespace mdft {
+DotsLoop merge_dots_loop_avx2() { return avx2::merge_dots_range; }
+}  // namespace mdft
+#endif

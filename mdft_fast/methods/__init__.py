@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be made of a pool without learning: one file a method, one table."""
+
+from mdft_fast.methods.applying import apply
+from mdft_fast.methods.largest import kth_largest
+from mdft_fast.methods.lines import Lines
+from mdft_fast.methods.method import NEEDS, Merge, Method, Need, Site, Transform, Vectors
+from mdft_fast.methods.table import (
+    describe_field,
+    entry_of,
+    method_of,
+    needs,
+    page,
+    summary,
+    table_of,
+)
+from mdft_fast.methods.ties import Ties
+
+# The table: recipes, `mdft methods` and docs know what stands here, in this order.
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Ties,
+        Lines,
+    )
+}
+
+__all__ = [
+    "METHODS",
+    "NEEDS",
+    "Lines",
+    "Merge",
+    "Method",
+    "Need",
+    "Site",
+    "Ties",
+    "Transform",
+    "Vectors",
+    "apply",
+    "describe_field",
+    "entry_of",
+    "kth_largest",
+    "method_of",
+    "needs",
+    "page",
+    "summary",
+    "table_of",
+]

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pool's vectors, tensor by tensor, as they stand after some methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdft_fast.arena import TILE, Slot
+from mdft_fast.errors import MdftError
+from mdft_fast.methods.method import NEEDS, Merge, Method, Site, Transform
+from mdft_fast.model import block_of
+from mdft_fast.pool import Pool
+
+_OF_A_POOL = ("survey", "depth")  # needs that are met by a pool alone
+
+
+class Stream:
+    """The vectors of a pool after some methods. Nothing is kept: a tensor costs all steps anew.
+
+    Attributes:
+        pool: where the vectors come from.
+        names: whose vectors these are: the tasks', or behind a merge its name alone.
+        owners: the same for errors.
+        parameters: ``P``: number of elements of each, padding not counted.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        """Begins with the pool's own vectors."""
+        self.pool = pool
+        self.names, self.owners = pool.vector_names, pool.owners
+        self.parameters = pool.parameters
+        self._depths = depths([slot.name for slot in pool.layout.slots])
+        self._steps: tuple[tuple[Method, Any], ...] = ()
+
+    def then(self, method: Method) -> Stream:
+        """Returns the vectors after one more method; makes its pass ahead if it needs one.
+
+        Raises:
+            MdftError: if it needs what a pool alone has not.
+        """
+        for need in method.needs:
+            if need not in _OF_A_POOL:
+                raise MdftError(f"{method.name}: needs {NEEDS[need]}, and a pool has none")
+        if "depth" in method.needs and not any(self._depths.values()):
+            raise MdftError(f"{method.name}: needs a model with numbered blocks, got none")
+        after = Stream(self.pool)
+        after.names, after.owners = self.names, self.owners
+        if isinstance(method, Merge):
+            after.names, after.owners = (method.name,), [f"merge {method.name!r}"]
+        survey = method.survey(self) if "survey" in method.needs else None
+        after._steps = (*self._steps, (method, survey))
+        return after
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yields float32 ``[K, *shape]`` for each tensor, in arena order."""
+        for slot in self.pool.layout.slots:
+            yield self.tensor(slot)
+
+    def tensor(self, slot: Slot) -> Tensor:
+        """Returns the vectors of one tensor, float32 ``[K, *shape]``; not to be written to."""
+        first = slot.tile * TILE
+        stored = self.pool.vectors.decode(first, first + slot.tiles * TILE)[:, : slot.numel]
+        check_finite(stored, slot, self.pool.owners)
+        deltas = stored.view(len(stored), *slot.shape)
+        for method, survey in self._steps:
+            deltas = _changed(method, deltas, Site(slot, self._depths[slot.name], survey))
+        return deltas
+
+
+def depths(names: Sequence[str]) -> dict[str, float]:
+    """Returns tensor name -> depth in [0, 1]; see :class:`Site`."""
+    block = block_of(list(names))
+    numbered = [name for name in dict.fromkeys(block.values()) if name not in ("stem", "tail")]
+    last = max(len(numbered) - 1, 1)
+    depth = {"stem": 0.0, "tail": 1.0} | {name: i / last for i, name in enumerate(numbered)}
+    return {name: depth[block[name]] for name in names}
+
+
+@torch.no_grad()
+def _changed(method: Method, deltas: Tensor, site: Site) -> Tensor:
+    """Returns what a method makes of a tensor's vectors; a merge's one is ``[1, *shape]``."""
+    if isinstance(method, Merge):
+        made, shape = method.merge(deltas, site)[None], (1, *deltas.shape[1:])
+    else:
+        assert isinstance(method, Transform)
+        made, shape = method.transform(deltas, site), tuple(deltas.shape)
+    if tuple(made.shape) != shape:
+        cut = slice(1 if isinstance(method, Merge) else 0, None)
+        raise MdftError(
+            f"{method.name}: must make {list(shape[cut])} of tensor {site.slot.name!r}, got "
+            f"{list(made.shape[cut])}"
+        )
+    return made.float()
+
+
+def check_finite(deltas: Tensor, slot: Slot, owners: Sequence[str]) -> None:
+    """Refuses NaN and infinity: a method could hide them."""
+    for row, owner in zip(deltas, owners, strict=True):
+        if row.numel() and not (largest := float(row.abs().max())) < float("inf"):
+            raise MdftError(
+                f"{owner}: tensor {slot.name!r} has a task-vector element that must be finite, "
+                f"got {largest:g}"
+            )

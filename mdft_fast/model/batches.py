@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch is what the encoder takes: a tensor, or a dict of tensors with one row a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Batch = Tensor | dict[str, Tensor]
+
+
+def tensors_of(batch: Batch) -> Iterator[Tensor]:
+    """Yields a batch's tensors, ``[B, ...]`` each."""
+    yield from [batch] if isinstance(batch, Tensor) else batch.values()
+
+
+def each(function: Callable[..., Tensor], *batches: Batch) -> Batch:
+    """Returns a batch of what a function makes of the tensors of one name, one of each batch."""
+    first, *others = batches
+    if isinstance(first, Tensor):
+        return function(*batches)
+    rest: list[Any] = others
+    return {name: function(held, *(b[name] for b in rest)) for name, held in first.items()}
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Returns the rows of several batches, one batch after another."""
+    return each(lambda *parts: torch.cat(parts), *batches)
+
+
+def in_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
+    """Returns a batch for an encoder that computes in ``dtype``; a dict's whole numbers stay."""
+    if isinstance(batch, Tensor):
+        return batch.to(dtype)
+    return each(lambda held: held.to(dtype) if held.is_floating_point() else held, batch)

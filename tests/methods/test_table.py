@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table, and what is made of it: method n + 1 costs one file, one test, one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mdft_fast import MdftError
+from mdft_fast.methods import METHODS, Lines, Method, Ties, apply, entry_of, method_of, page
+from tests.methods.made_pools import draw, make_pool, tensors
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+
+
+@pytest.fixture(scope="module")
+def sign(tmp_path_factory: pytest.TempPathFactory) -> type[Method]:
+    """The page's example, as the file that it says it is."""
+    (code,) = (
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+        if "class " in block
+    )
+    file = tmp_path_factory.mktemp("methods") / "sign.py"
+    file.write_text(code)
+    spec = importlib.util.spec_from_file_location("sign_of_the_page", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        module.Sign()  # annotations are read while the module is there
+    assert len(code.splitlines()) <= 40
+    return module.Sign  # type: ignore[no-any-return]
+
+
+def test_the_page_is_made_of_the_table() -> None:
+    content = PAGE.read_text(encoding="utf-8")
+    assert page(content, METHODS) == content, "python -m mdft_fast.methods docs/methods.md"
+
+
+def test_the_pages_example_is_a_method(sign: Any) -> None:
+    deltas = draw(2)
+    made = tensors(apply(make_pool(deltas), [sign()]))
+    rows = tensors(apply(make_pool(deltas), [sign(over="row")]))
+    for name, tensor in deltas.items():
+        if tensor.numel() and tensor.dim() > 1:
+            flat = tensor.double().flatten(1)
+            wanted = (flat.sign() * flat.abs().mean(1, keepdim=True)).reshape(tensor.shape)
+            assert torch.allclose(made[name].double(), wanted, rtol=1e-6, atol=0), name
+    wide = deltas["blocks.1.weight"].double()
+    wanted = wide.sign() * wide.abs().mean(2, keepdim=True)
+    assert torch.allclose(rows["blocks.1.weight"].double(), wanted, rtol=1e-6, atol=0)
+    with pytest.raises(MdftError, match=r"sign.over: must be one of .*got 'rows'; did you mean"):
+        sign(over="rows")
+
+
+def test_one_line_and_everyone_knows_it(sign: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from mdft_fast.app.cli import app
+    from mdft_fast.app.recipe import Recipe
+
+    content = {
+        "version": 1, "pool": {"folder": "p"}, "tasks": [{"name": "a", "adapt": {"npz": "a.npz"}}],
+        "output": "out", "transform": [{"sign": {"over": "row"}}],
+    }  # fmt: skip
+    with pytest.raises(MdftError, match=r"transform\[0\]: must be one of \['ties', 'lines'\]"):
+        Recipe.from_mapping(content)
+    monkeypatch.setitem(METHODS, "sign", sign)  # the line
+    row = "| `sign` | transform | Keeps each element's sign, at the mean magnitude of its tensor or"
+    assert row in page(PAGE.read_text(encoding="utf-8"), METHODS)
+    shown = CliRunner().invoke(app, ["methods"]).stdout
+    assert "sign         transform: Keeps each element's sign" in shown
+    assert "over: tensor, what shares a magnitude" in shown
+    recipe = Recipe.from_mapping(content)
+    assert recipe.transform == (sign(over="row"),)
+    assert "transform:\n- sign: {over: row}\n" in recipe.dump()
+
+
+def test_every_method_says_what_a_table_needs() -> None:
+    for name, method in METHODS.items():
+        entry = {name: {}}
+        assert method_of(name, METHODS) == method_of(entry, METHODS) == method()
+        assert method.name == name
+        assert method.source
+        assert method_of(entry_of(method()), METHODS) == method()
+
+
+def test_entries() -> None:
+    assert method_of({"ties": {"density": 0.3}}, METHODS) == Ties(density=0.3)
+    assert method_of({"lines": None}, METHODS) == Lines()
+    assert str(Lines(beta=2.0)) == "lines(alpha=0.5, beta=2.0)"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("tise", r"must be one of \['ties', 'lines'\], got 'tise'; did you mean 'ties'\?"),
+        ({"ties": {"densty": 0.2}}, r"ties.densty: unknown key; did you mean 'density'\?"),
+        ({"ties": {"x": 0.2}}, r"ties.x: unknown key; known are \['density'\]"),
+        ({"ties": 0.2}, r"ties: must be a mapping of \['density'\], got 0.2"),
+        ({"ties": {"density": 3}}, r"ties.density: must be in \(0, 1\], got 3"),
+        ({"ties": {}, "lines": {}}, "must be a method's name or .*, got {'ties': {}, 'lines': {}}"),
+        (3, "must be a method's name or .*, got 3"),
+    ],
+)
+def test_a_wrong_entry_says_what_was_wanted(entry: Any, message: str) -> None:
+    with pytest.raises(MdftError, match=message):
+        method_of(entry, METHODS)
