@@ -22,7 +22,7 @@ def run(code: list[str], names: dict[str, Any] | None = None) -> dict[str, Any]:
     """Runs pieces of code one after another; returns the names that they leave."""
     names = {} if names is None else names
     for piece in code:
-        exec(piece, names)
+        exec(compile(piece, "<page>", "exec", dont_inherit=True), names)
     return names
 
 

@@ -62,3 +62,10 @@ def test_a_role_becomes_a_link_or_a_warning(
     assert house["hall"].docstring.value.count('identifier="house.room.inside.Bed"') == 1
     assert "<code>Bed</code>" in house["hall"].docstring.value
     assert {record.args[1] for record in caplog.records} == {":func:`table`", ":meth:`Bed.make`"}
+
+
+def test_every_room_has_its_page() -> None:
+    folders = {p.parent.name for p in (ROOT / "mdft_fast").glob("*/__init__.py")} - {"app"}
+    files = {p.stem for p in (ROOT / "mdft_fast").glob("*.py") if not p.stem.startswith("_")}
+    pages = {page.stem for page in (ROOT / "docs/api").glob("*.md")} - {"index"}
+    assert pages == folders | files | {page for page in pages if page.startswith("app-")}
