@@ -14,10 +14,10 @@ PACKAGE = ROOT / "mdft_fast"
 # The field's words and plain English, as they stand in names of public classes and constants.
 PLAIN = re.compile(
     "batch|callback|checkpoint|clip|config|crop|data|dataset|dtype|entropy|error|evaluation|"
-    "fallback|file|folder|form|function|hf|info|interpolation|interval|kind|labelled|largest|"
-    "learning|least|like|listed|mdft|meta|model|name|npz|of|op|optimizer|order|other|positive|"
-    "precision|record|resize|result|run|sample|schedule|set|share|step|test|torchvision|vector|"
-    "warning|weight|written"
+    "fallback|file|folder|form|function|hf|import|info|interpolation|interval|kind|labelled|"
+    "largest|late|learning|least|like|listed|mdft|meta|model|module|name|npz|of|op|optimizer|order|"
+    "other|positive|precision|record|resize|result|run|sample|schedule|set|share|step|test|"
+    "torchvision|vector|version|warning|weight|written"
 )
 
 
