@@ -1,5 +1,5 @@
 # make demo   a fresh machine to a finished run      make test   build, then every test
-# make lint types native-gates sanitize cuda-check bench clean
+# make lint types docs native-gates sanitize cuda-check bench clean
 #
 # The environment is made on first use. VENV= names another folder, PYTHON= another interpreter.
 
@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
 NATIVE_SOURCES := find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 
-.PHONY: demo test venv build lint format types native-gates sanitize cuda-check bench clean
+.PHONY: demo test venv build lint format types docs native-gates sanitize cuda-check bench clean
 .PRECIOUS: $(VENV)/%.stamp
 
 demo: $(VENV)/demo.stamp
@@ -44,11 +44,15 @@ format: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
+# The pages and the API as a site in site/; a link or a docstring's role that leads nowhere fails.
+docs: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # What can be said about compiled code without running it. Looks at CUDA when nvcc was there.
 native-gates: build
 	$(BIN)/python scripts/check_native.py mdft_fast/lib/*.so \
 	  $$(find build/editable-* -name '*.cu.o.log')
-	if [ -e scripts/check_sass.py ] && [ -e mdft_fast/lib/libmdft_ops_cuda.so ]; then \
+	if [ -e mdft_fast/lib/libmdft_ops_cuda.so ]; then \
 	  $(BIN)/python scripts/check_sass.py mdft_fast/lib/libmdft_ops_cuda.so; fi
 
 # The operators' tests on host code under AddressSanitizer and UBSan, in a build of its own.
@@ -64,7 +68,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 clean:
-	rm -rf build dist mdft_fast/lib mdft_fast/_native*.so *.egg-info
+	rm -rf build dist site mdft_fast/lib mdft_fast/_native*.so *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 # torch goes first: the build uses the one it finds, and looks for the build tools there too.
