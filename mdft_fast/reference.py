@@ -109,31 +109,55 @@ def cross_entropy(p: Tensor, logits: Tensor) -> Tensor:
     return -torch.where(p == 0, 0.0, p * logits.log_softmax(-1)).sum(-1)
 
 
-def _weights(h: Tensor, h0: float, filter: bool, reweight: Reweight) -> tuple[Tensor, Tensor]:
-    """Equations (4) and (5): each row's weight, and whether it is kept; a NaN h is, as NaN."""
-    kept = ~(h >= h0) if filter else torch.ones_like(h, dtype=torch.bool)  # (4)
-    one = torch.where(h.isnan() & filter, h, 1.0)
-    weight = torch.where(kept, one if reweight == "off" else (h0 - h).exp(), 0.0)  # (5)
-    if reweight == "normalized" and kept.any():
-        weight = torch.where(kept, weight / (weight.sum() / kept.sum()), 0.0)
-    return weight, kept
-
-
 def filter_and_weigh(
     entropy: Tensor, classes: int, *, mu: float, filter: bool, reweight: Reweight
 ) -> tuple[Tensor, Tensor]:
-    """STUB until the operators' branch comes: which rows are kept, and their weights."""
-    weight, kept = _weights(entropy, mu * math.log(classes), filter, reweight)
+    """Equations (4) and (5): which rows of a task are kept, and what each of them weighs.
+
+    Args:
+        entropy: ``[R]`` H of the task's rows, in nats.
+        classes: C.
+        mu: threshold H0 = mu log C, >= 0.
+        filter: whether rows with H >= H0 are removed.
+        reweight: the weight of a kept row: 1, exp(H0 - H), or the latter with mean 1 over them.
+
+    Returns:
+        ``kept`` ``[R]`` bool, and ``weight`` ``[R]`` in the dtype of ``entropy``: 0 where removed.
+        Where filter or weight reads an H that is NaN, the row is kept with weight NaN: a broken
+        teacher must not pass for one that is unsure.
+    """
+    h0 = mu * math.log(classes)
+    kept = ~(entropy >= h0) if filter else torch.ones_like(entropy, dtype=torch.bool)  # (4)
+    one = torch.where(entropy.isnan() & filter, entropy, 1.0)
+    weight = torch.where(kept, one if reweight == "off" else (h0 - entropy).exp(), 0.0)  # (5)
+    if reweight == "normalized":
+        mean = weight.sum() / kept.sum().clamp(min=1)
+        weight = torch.where(kept, weight / mean, 0.0)
     return kept, weight
 
 
 def loss_divisor(
     entropy: Tensor, classes: int, *, mu: float, filter: bool, reweight: Reweight
 ) -> Tensor:
-    """STUB until the operators' branch comes."""
-    plain: Reweight = "as_written" if reweight == "normalized" else "off"
-    kept, weight = filter_and_weigh(entropy, classes, mu=mu, filter=filter, reweight=plain)
-    return weight.sum() if reweight == "normalized" else kept.sum().to(entropy.dtype)
+    """What the loss of these rows is divided by: how many are kept, or what they weigh together.
+
+    Parts of a task that are all divided by the divisor of the whole add up to the loss of the
+    whole: ``divide_by`` of :func:`debiased_entropy`.
+
+    Args:
+        entropy: ``[R]`` H of the task's rows, in nats.
+        classes: C.
+        mu: as in :func:`filter_and_weigh`, and so is the next.
+        filter: whether rows are removed.
+        reweight: "normalized": the sum of exp(H0 - H) over the kept rows; else their number.
+
+    Returns:
+        ``[]`` in the dtype of ``entropy``.
+    """
+    unscaled: Reweight = "as_written" if reweight == "normalized" else reweight
+    kept, weight = filter_and_weigh(entropy, classes, mu=mu, filter=filter, reweight=unscaled)
+    counted = weight.double() if reweight == "normalized" else kept
+    return counted.sum().to(entropy.dtype)
 
 
 def debiased_entropy(
@@ -147,6 +171,7 @@ def debiased_entropy(
     filter: bool = True,
     reweight: Reweight = "as_written",
     teacher_entropy: Sequence[Tensor] | None = None,
+    divide_by: Tensor | None = None,
 ) -> DebiasedEntropy:
     """Equations (2) to (6), one task after another.
 
@@ -158,27 +183,30 @@ def debiased_entropy(
         entropy_of: whose H filter and weight read.
         use_entropy: whether the loss holds the term H(q).
         filter: whether rows with H >= H0 are removed.
-        reweight: the weight of a kept row: 1, exp(H0 - H), or the latter with mean 1. NaN where
-            filter or weight reads an H that is NaN, and so is then the loss.
+        reweight: the weight of a kept row: see :func:`filter_and_weigh`.
         teacher_entropy: for each task ``[B_k]`` H(p); ``teacher_logits`` then holds p.
+        divide_by: ``[K]``, by which each task's sum over kept rows is divided; weights of
+            "normalized" are not scaled then. None: their number. See :func:`loss_divisor`.
     """
+    if divide_by is not None and reweight == "normalized":
+        reweight = "as_written"  # the divisor normalizes
     losses, entropies, weights, masks = [], [], [], []
     cached: Sequence[Tensor | None] = teacher_entropy or [None] * len(logits)
-    for z, t, known in zip(logits, teacher_logits, cached, strict=True):
+    for k, (z, t, known) in enumerate(zip(logits, teacher_logits, cached, strict=True)):
         z = z.to(accumulator(z.dtype))
         t = t.to(z.dtype).detach()
         p, h = (t.softmax(-1), entropy(t)) if known is None else (t, known.to(z.dtype).detach())
         if entropy_of == "meta":
             h = entropy(z).detach()
-        h0 = mu * math.log(z.shape[1])
-        weight, kept = _weights(h, h0, filter, reweight)
+        kept, weight = filter_and_weigh(h, z.shape[1], mu=mu, filter=filter, reweight=reweight)
         z = torch.where(kept[:, None], z, 0.0)  # a removed row may hold anything
         rows = alpha * cross_entropy(p, z)  # (2, 3)
         if use_entropy:
             rows = rows + entropy(z)
         rows = torch.where(kept, rows, 0.0)
         # B / (B - N) / B = 1 / kept rows; none kept adds exactly 0. (5, 6)
-        losses.append((weight * rows).sum() / kept.sum().clamp(min=1))
+        divisor = kept.sum() if divide_by is None else divide_by[k].detach()
+        losses.append((weight * rows).sum() / torch.where(kept.any(), divisor, 1))
         entropies.append(h)
         weights.append(weight)
         masks.append(kept)

@@ -15,9 +15,15 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # for `from tests.tolerance import ...`; an installed mdft_fast wins
 
+from tests.shapes import execute_annotations  # noqa: E402, I001  (first: it loads jaxtyping)
+from mdft_fast import arena, ops  # noqa: E402
+
 # A native kernel that is missing is an error here, not a warning: else tests would compare the
 # reference with itself.
 os.environ["MDFT_STRICT"] = "1"
+
+for room in (arena, ops):
+    execute_annotations(room)
 
 DEVICES = [pytest.param("cpu")]
 if torch.cuda.is_available():

@@ -11,13 +11,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mdft_fast.errors import MdftError
+
+if TYPE_CHECKING or "jaxtyping" in sys.modules:  # the test run executes these annotations
+    from jaxtyping import Shaped
 
 TILE = 1024  # elements; 4 KiB of float32: one memory page, and all running sums stay in L1
 
@@ -169,7 +173,48 @@ class Layout:
             last,
         )
 
-    def views(self, arena: Tensor, tiles: tuple[int, int] | None = None) -> list[Tensor]:
+    def pack(self, tensors: Mapping[str, Tensor]) -> Shaped[Tensor, "N"]:
+        """Lays tensors out as an arena; :meth:`views` gives them back.
+
+        Args:
+            tensors: every tensor of the layout by its name and in its shape, floating, on one
+                device.
+
+        Returns:
+            ``[N]`` in the dtype to which theirs promote, zero where no tensor lies.
+
+        Raises:
+            MdftError: if names, shapes, dtypes or devices break the rules above.
+
+        Differentiable in ``tensors``.
+        """
+        self._check_tensors(tensors)
+        parts = [torch.zeros(0)] if not self.slots else []
+        for slot in self.slots:
+            x = tensors[slot.name]
+            parts += [x.reshape(-1), x.new_zeros(slot.tiles * TILE - slot.numel)]
+        return torch.cat(parts)
+
+    def _check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        names = [slot.name for slot in self.slots]
+        odd = sorted(set(names) ^ set(tensors))
+        if odd:
+            where = "missing" if odd[0] in names else "one too many"
+            raise MdftError(f"layout: tensors must be its {len(names)}, got {odd[0]!r} {where}")
+        for slot in self.slots:
+            x = tensors[slot.name]
+            if x.shape != slot.shape or not x.is_floating_point():
+                raise MdftError(
+                    f"layout: tensor {slot.name!r} must be floating and {list(slot.shape)}, got "
+                    f"{x.dtype} and {list(x.shape)}"
+                )
+        devices = sorted({str(x.device) for x in tensors.values()})
+        if len(devices) > 1:
+            raise MdftError(f"layout: tensors must be on one device, got {devices}")
+
+    def views(
+        self, arena: Shaped[Tensor, "N"], tiles: tuple[int, int] | None = None
+    ) -> list[Tensor]:
         """Returns each tensor of an arena (or of a range of its tiles) as a view.
 
         Args:

@@ -3,7 +3,8 @@
 
 from mdft_fast.ops._debiased_entropy import DebiasedEntropyFunction, debiased_entropy_loss
 from mdft_fast.ops._library import kernels
-from mdft_fast.ops._merge import MergeFunction, merge, merge_dots, merge_tensors
+from mdft_fast.ops._merge import MergeFunction, merge, merge_tensors
+from mdft_fast.ops._merge_dots import merge_dots
 
 __all__ = [
     "DebiasedEntropyFunction",

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks of csrc/common/checks.h, word for word, for the fakes and the plain-torch reference.
+"""What is refused in Python: what an operator cannot see, and what the reference would let pass.
 
-A test compares the texts.
+The operators' own checks are in C++, ``csrc/<op>/<op>.h``. Fakes have none but that of devices: a
+call that is traced with wrong arguments is refused when the operator runs.
 """
 
 from __future__ import annotations
@@ -9,12 +10,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdft_fast.arena import makes_fakes
+from mdft_fast.arena import GROUP, TILE, Layout, TaskVectors
 from mdft_fast.ops._library import dtype_name
 from mdft_fast.reference import accumulator
 
-name = dtype_name
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+CODES = (torch.int8, torch.uint8)  # int8, and int4 two elements a byte
+
+
+def require(holds: bool, op: str, what: str, rule: object, got: object) -> None:
+    """Raises RuntimeError in the words of csrc/common/checks.h where a rule does not hold."""
+    if not holds:
+        raise RuntimeError(f"{op}: {what} must be {rule}, got {got}")
 
 
 def shape(x: Tensor) -> str:
@@ -22,62 +29,64 @@ def shape(x: Tensor) -> str:
     return str(list(x.shape))
 
 
-def check_vector(op: str, what: str, x: Tensor, wanted: str, least: int = 0) -> None:
-    """Refuses what is no vector of at least so many elements; ``wanted`` has its letters."""
-    torch._check(
-        x.dim() == 1 and x.shape[0] >= least,
-        lambda: f"{op}: {what} must be {wanted}, got {shape(x)}",
-    )
+def check_devices(op: str, anchor: Tensor, **others: Tensor | None) -> None:
+    """Refuses tensors of two devices, the meta device among them: it is never the kernels' own."""
+    for name, x in others.items():
+        same = x is None or x.device == anchor.device
+        require(same, op, name, "on the device of the other tensors", "another device")
 
 
-def check_length(op: str, what: str, x: Tensor, length: int) -> None:
-    """Refuses what is no vector of one length."""
-    torch._check(
-        x.dim() == 1 and x.shape[0] == length,
-        lambda: f"{op}: {what} must be [{length}], got {shape(x)}",
-    )
+# ---- what an operator cannot see
 
 
-def check_floating(op: str, what: str, x: Tensor) -> None:
-    """Refuses what is not a floating dtype."""
-    torch._check(
-        x.dtype in FLOATING,
-        lambda: f"{op}: {what} must be float32, float64, float16 or bfloat16, got {name(x.dtype)}",
-    )
+def split(op: str, deltas: Tensor | TaskVectors) -> tuple[Tensor, Tensor | None]:
+    """Returns codes and scales, as the operators take them."""
+    if isinstance(deltas, TaskVectors):
+        return deltas.codes, deltas.scales
+    kind = dtype_name(deltas.dtype)
+    rule = "TaskVectors, which hold the scales"
+    require(deltas.dtype not in CODES, op, f"deltas of {kind}", rule, "a Tensor")
+    return deltas, None
 
 
-def check_dtype(op: str, what: str, x: Tensor, wanted: torch.dtype) -> None:
-    """Refuses every dtype but one."""
-    torch._check(
-        x.dtype == wanted, lambda: f"{op}: {what} must be {name(wanted)}, got {name(x.dtype)}"
-    )
+def split_data(op: str, deltas: Tensor | TaskVectors) -> tuple[Tensor, Tensor | None]:
+    """As :func:`split`; refuses what a gradient would have to reach."""
+    codes, scales = split(op, deltas)
+    if codes.requires_grad or (scales is not None and scales.requires_grad):
+        raise ValueError(f"{op}: deltas are data, not parameters; pass deltas.detach()")
+    return codes, scales
 
 
-def check_accumulates(op: str, what: str, dtype: torch.dtype, acc: torch.dtype) -> None:
+def check_covers(op: str, layout: Layout, elements: int) -> None:
+    """Refuses a layout of another arena: a shorter one would merge only a beginning."""
+    tiles = -(-elements // TILE)
+    if layout.tiles != tiles:
+        raise RuntimeError(
+            f"{op}: layout must cover the arena's {tiles} tiles, got one of {layout.tiles}"
+        )
+
+
+# ---- what the reference would let pass
+
+
+def check_sums(
+    op: str, what: str, dtype: torch.dtype, acc: torch.dtype, codes: bool = False
+) -> None:
     """Refuses a dtype whose sums are not kept in ``acc``."""
-    rule = "float64 like the rest" if acc == torch.float64 else "float32, float16 or bfloat16"
-    torch._check(
-        dtype in FLOATING and accumulator(dtype) == acc,
-        lambda: f"{op}: {what} must be {rule}, got {name(dtype)}",
+    narrow = (
+        "float32, float16, bfloat16, int8 or uint8" if codes else "float32, float16 or bfloat16"
     )
+    rule = "float64 like the rest" if acc == torch.float64 else narrow
+    stored = codes and dtype in CODES and acc == torch.float32
+    holds = stored or (dtype in FLOATING and accumulator(dtype) == acc)
+    require(holds, op, what, rule, dtype_name(dtype))
 
 
-def check_beside(op: str, what: str, x: Tensor, other: Tensor) -> None:
-    """Refuses another device, and strides."""
-    torch._check(
-        x.device == other.device,
-        lambda: f"{op}: {what} must be on the device of the other tensors, got another device",
-    )
-    torch._check(x.is_contiguous(), lambda: f"{op}: {what} must be contiguous, got strides")
-
-
-def check_apart(op: str, what: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuses memory that both tensors hold; fakes and what is being compiled have none to see."""
-    if torch.compiler.is_compiling() or makes_fakes():
-        return
-    ranges = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in (x, other)]
-    (begin, end), (other_begin, other_end) = ranges
-    shared = x.numel() > 0 and other.numel() > 0 and begin < other_end and other_begin < end
-    torch._check(
-        not shared, lambda: f"{op}: {what} must not overlap {other_name}, got memory of it"
-    )
+def check_vectors(op: str, codes: Tensor, scales: Tensor | None, elements: int) -> None:
+    """Refuses task vectors that are not of so many elements, scales included."""
+    stored = elements // 2 if codes.dtype == torch.uint8 else elements
+    fits = codes.dim() == 2 and codes.shape[1] == stored
+    require(fits, op, "deltas", f"[K, {stored}]", shape(codes))
+    wanted = [len(codes), elements // GROUP] if codes.dtype in CODES else None
+    got = None if scales is None else list(scales.shape)
+    require(got == wanted, op, "scales", f"{wanted} for {dtype_name(codes.dtype)} deltas", got)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -19,17 +20,19 @@ from mdft_fast import reference
 from mdft_fast.arena import makes_fakes
 from mdft_fast.ops import _checks as checks
 from mdft_fast.ops._autograd import differentiable_once
-from mdft_fast.ops._debiased_entropy_fakes import check_debiased_entropy_args
-from mdft_fast.ops._library import native
+from mdft_fast.ops._library import LOADED, dtype_name, native
 from mdft_fast.reference import DebiasedEntropy, EntropyOf, Reweight, accumulator
+
+if TYPE_CHECKING or "jaxtyping" in sys.modules:  # the test run executes these annotations
+    from jaxtyping import Float
 
 REWEIGHTS: tuple[Reweight, ...] = get_args(Reweight)
 ENTROPIES: tuple[EntropyOf, ...] = get_args(EntropyOf)
 
 
 def debiased_entropy_loss(
-    logits: Sequence[Tensor],
-    teacher_logits: Sequence[Tensor],
+    logits: Sequence[Float[Tensor, "_ _"]],
+    teacher_logits: Sequence[Float[Tensor, "_ _"]],
     *,
     alpha: float = 1.0,
     mu: float = 0.4,
@@ -37,8 +40,8 @@ def debiased_entropy_loss(
     use_entropy: bool = True,
     filter: bool = True,
     reweight: Reweight = "as_written",
-    teacher_entropy: Sequence[Tensor] | None = None,
-    divide_by: Tensor | None = None,
+    teacher_entropy: Sequence[Float[Tensor, "_"]] | None = None,
+    divide_by: Float[Tensor, "K"] | None = None,
 ) -> DebiasedEntropy:
     r"""Computes each task's debiased entropy: filtered, reweighted, value and gradient at once.
 
@@ -61,17 +64,22 @@ def debiased_entropy_loss(
             ``"normalized"`` the same with mean 1 over the task's kept rows.
         teacher_entropy: for each task ``[B_k]`` H(p) in nats, cached; ``teacher_logits`` then
             holds the probabilities p.
-        divide_by: a stub.
+        divide_by: ``[K]`` by which each task's sum over the kept rows is divided, for calls that
+            see a part of the rows: with what belongs to all of them
+            (:func:`mdft_fast.reference.loss_divisor`) the parts' losses and gradients add up to
+            the whole's. Of ``"normalized"`` the weight is then exp(H0 - H), since the divisor
+            normalizes. float32, float64 for float64 logits; data, on the logits' device. None:
+            the number of the task's kept rows.
 
     Returns:
-        ``loss`` ``[K]`` (0 where no row is kept), ``entropy`` ``[R]`` the H that filter and weight
-        read, in nats, ``weight`` ``[R]`` (0 where removed), ``kept`` ``[R]`` bool; R rows of all
-        tasks one after another. float32, float64 for float64 logits. Where filter or weight
-        reads an H that is NaN, the row is kept with weight NaN: its task's loss and its gradient
-        are NaN. A removed row adds exactly 0 to both, whatever its logits.
+        ``loss`` ``[K]`` (0 where no row is kept, whatever ``divide_by``), ``entropy`` ``[R]`` the H
+        that filter and weight read, in nats, ``weight`` ``[R]`` (0 where removed), ``kept``
+        ``[R]`` bool; R rows of all tasks one after another. float32, float64 for float64 logits.
+        Where filter or weight reads an H that is NaN, the row is kept with weight NaN: its task's
+        loss and its gradient are NaN. A removed row adds exactly 0 to both, whatever its logits.
 
     Raises:
-        ValueError: if an option is unknown or the lists do not match.
+        ValueError: if an option is unknown, the lists do not match or ``divide_by`` requires grad.
         RuntimeError: if dtypes, devices or sizes break the rules above; on double backward.
 
     ``loss`` is differentiable in ``logits``, with filter and weight held constant; nothing else
@@ -80,41 +88,28 @@ def debiased_entropy_loss(
     Source:
         Model-driven fine-tuning, equations 2 to 6; the filter is EATA's (arXiv:2204.02610).
     """
-    if divide_by is not None:  # STUB until the operator takes it
-        whole = debiased_entropy_loss(
-            logits, teacher_logits, alpha=alpha, mu=mu, entropy_of=entropy_of,
-            use_entropy=use_entropy, filter=filter, reweight=reweight,
-            teacher_entropy=teacher_entropy,
-        )  # fmt: skip
-        parts = torch.stack([
-            reference.loss_divisor(h, z.shape[1], mu=mu, filter=filter, reweight=reweight)
-            for h, z in zip(whole.entropy.split([len(z) for z in logits]), logits, strict=True)
-        ])  # fmt: skip
-        share = torch.where(parts > 0, parts / divide_by, 0.0)
-        return whole._replace(loss=whole.loss * share)
     rows = _rows(logits, teacher_logits, teacher_entropy)
     if reweight not in REWEIGHTS or entropy_of not in ENTROPIES:
         raise ValueError(
             f"debiased_entropy: reweight must be one of {list(REWEIGHTS)} and entropy_of one of "
             f"{list(ENTROPIES)}, got {reweight!r} and {entropy_of!r}"
         )
+    if divide_by is not None and divide_by.requires_grad:
+        raise ValueError("debiased_entropy: divide_by is data; pass divide_by.detach()")
     z = logits[0]
     has_kernel = native("debiased_entropy", z.device, z.dtype)
     row_offsets, task_rows = _offsets(rows, z.device)
     teacher, cached = _join_teachers(teacher_logits, teacher_entropy, z.dtype)
     if not has_kernel:
-        flat = _flatten_dense_tensors([z.detach() for z in logits])
-        check_debiased_entropy_args(
-            flat, teacher, cached, row_offsets, task_rows, alpha, mu, REWEIGHTS.index(reweight)
-        )
+        _check_for_reference(logits, teacher, cached, alpha, mu, divide_by)
         return reference.debiased_entropy(
             logits, teacher_logits, alpha=alpha, mu=mu, entropy_of=entropy_of,
             use_entropy=use_entropy, filter=filter, reweight=reweight,
-            teacher_entropy=teacher_entropy,
+            teacher_entropy=teacher_entropy, divide_by=divide_by,
         )  # fmt: skip
     loss, entropy, weight, kept, _ = DebiasedEntropyFunction.apply(
         teacher, cached, row_offsets, task_rows, alpha, mu, use_entropy, filter,
-        REWEIGHTS.index(reweight), entropy_of == "meta", *logits,
+        REWEIGHTS.index(reweight), entropy_of == "meta", divide_by, *logits,
     )  # fmt: skip
     return DebiasedEntropy(loss, entropy, weight, kept)
 
@@ -155,7 +150,7 @@ class DebiasedEntropyFunction(torch.autograd.Function):
         return (*(None,) * _OPTIONS, *_unflatten_dense_tensors(scaled, logits))
 
 
-_OPTIONS = 10  # arguments of DebiasedEntropyFunction before the logits
+_OPTIONS = 11  # arguments of DebiasedEntropyFunction before the logits
 _forward: Any = DebiasedEntropyFunction.forward
 _forward.__signature__ = inspect.signature(_forward)  # torch works it out anew at every call
 
@@ -184,9 +179,31 @@ def _rows(
         if wanted != got:
             raise ValueError(f"debiased_entropy: teacher_entropy must be {wanted}, got {got}")
     if len({z.dtype for z in logits}) > 1:
-        found = [checks.name(z.dtype) for z in logits]
-        raise ValueError(f"debiased_entropy: logits must have one dtype, got {found}")
+        dtypes = [dtype_name(z.dtype) for z in logits]
+        raise ValueError(f"debiased_entropy: logits must have one dtype, got {dtypes}")
     return tuple((b, c) for b, c in shapes)
+
+
+def _check_for_reference(
+    logits: Sequence[Tensor],
+    teacher: Tensor,
+    cached: Tensor | None,
+    alpha: float,
+    mu: float,
+    divide_by: Tensor | None,
+) -> None:
+    op, z = "debiased_entropy", logits[0]
+    rule = "float32, float64, float16 or bfloat16"
+    checks.require(z.dtype in checks.FLOATING, op, "logits", rule, dtype_name(z.dtype))
+    others = {"teacher": teacher, "teacher_entropy": cached, "divide_by": divide_by}
+    checks.check_devices(op, z, **others)
+    checks.require(alpha >= 0, op, "alpha", ">= 0", f"{alpha:g}")
+    checks.require(mu >= 0, op, "mu", ">= 0", f"{mu:g}")
+    if divide_by is not None:
+        tasks, acc = [len(logits)], accumulator(z.dtype)
+        fits, dtype = list(divide_by.shape) == tasks, divide_by.dtype
+        checks.require(fits, op, "divide_by", tasks, checks.shape(divide_by))
+        checks.require(dtype == acc, op, "divide_by", dtype_name(acc), dtype_name(dtype))
 
 
 def _join_teachers(
@@ -223,4 +240,46 @@ def _make_offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tu
     return (
         torch.cat([zero, lengths.cumsum(0)]).to(device),
         torch.cat([zero, counts.cumsum(0)]).to(device),
+    )
+
+
+def _debiased_entropy_fake(
+    logits: Tensor,
+    teacher: Tensor,
+    teacher_entropy: Tensor | None,
+    row_offsets: Tensor,
+    task_rows: Tensor,
+    alpha: float,
+    mu: float,
+    use_entropy: bool,
+    filter: bool,
+    reweight: int,
+    entropy_of_meta: bool,
+    divide_by: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    others = {"teacher": teacher, "teacher_entropy": teacher_entropy, "divide_by": divide_by}
+    offsets = {"row_offsets": row_offsets, "task_rows": task_rows}
+    checks.check_devices("debiased_entropy", logits, **offsets, **others)
+    acc, K, R = accumulator(logits.dtype), task_rows.shape[0] - 1, row_offsets.shape[0] - 1
+    return (
+        logits.new_empty(K, dtype=acc),
+        logits.new_empty(R, dtype=acc),
+        logits.new_empty(R, dtype=acc),
+        logits.new_empty(R, dtype=torch.bool),
+        torch.empty_like(logits),
+    )
+
+
+def _debiased_entropy_backward_fake(
+    grad: Tensor, row_offsets: Tensor, task_rows: Tensor, grad_loss: Tensor
+) -> Tensor:
+    others = {"row_offsets": row_offsets, "task_rows": task_rows, "grad_loss": grad_loss}
+    checks.check_devices("debiased_entropy_backward", grad, **others)
+    return torch.empty_like(grad)
+
+
+if LOADED:
+    torch.library.register_fake("mdft_fast::debiased_entropy", _debiased_entropy_fake)
+    torch.library.register_fake(
+        "mdft_fast::debiased_entropy_backward", _debiased_entropy_backward_fake
     )

@@ -74,7 +74,7 @@ def kernels() -> dict[str, str]:
 
 
 def _cpu_loops() -> str:
-    """Returns the loops that csrc/common/cpu.h chooses."""
+    """Returns the loops that csrc/common/isa/features.h chooses."""
     from mdft_fast import _native
 
     features = _native.cpu_features()

@@ -3,38 +3,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
 from mdft_fast import reference
-from mdft_fast.arena import TILE, Layout, TaskVectors, TilePlan
+from mdft_fast.arena import TILE, Layout, TaskVectors, TilePlan, makes_fakes
 from mdft_fast.ops import _checks as checks
 from mdft_fast.ops._autograd import differentiable_once
-from mdft_fast.ops._library import native
-from mdft_fast.ops._merge_fakes import (
-    check_gradients,
-    check_merge_args,
-    check_merge_dots_args,
-    check_merge_out,
-)
-from mdft_fast.ops._merge_inputs import check_covers, check_shapes, split, split_data
+from mdft_fast.ops._library import LOADED, dtype_name, native
+from mdft_fast.ops._merge_dots import dot_gradients
+from mdft_fast.reference import accumulator
+
+if TYPE_CHECKING or "jaxtyping" in sys.modules:  # the test run executes these annotations
+    from jaxtyping import Float
 
 Tiles = tuple[int, int]
 
 
 def merge(
-    base: Tensor,
-    deltas: Tensor | TaskVectors,
-    coefficients: Tensor,
+    base: Float[Tensor, "N"],
+    deltas: Float[Tensor, "K N"] | TaskVectors,
+    coefficients: Float[Tensor, "K *L"],
     layout: Layout | None = None,
     *,
     tiles: Tiles | None = None,
-    out: Tensor | None = None,
+    out: Float[Tensor, "n"] | None = None,
     out_dtype: torch.dtype = torch.float32,
-) -> Tensor:
+) -> Float[Tensor, "n"]:
     r"""Mixes K task vectors into pre-trained weights, for a whole model or a part in one launch.
 
     .. math:: \text{out}_n = \text{base}_n + \sum_k \text{coefficients}_{k,l(n)} \text{deltas}_{kn}
@@ -75,25 +74,58 @@ def merge(
         layout = Layout.single(base.shape[0])
         if coefficients.dim() == 1:
             coefficients = coefficients[:, None]
-    check_covers("merge", layout, base.shape[-1])
+    checks.check_covers("merge", layout, base.shape[-1])
     (merged,) = MergeFunction.apply(
-        base, *split_data("merge", deltas), coefficients, layout, tiles, out, out_dtype, True, False
+        base,
+        *checks.split_data("merge", deltas),
+        coefficients,
+        layout,
+        tiles,
+        out,
+        out_dtype,
+        True,
+        False,
     )
     return merged
 
 
+@overload
 def merge_tensors(
-    base: Tensor,
-    deltas: Tensor | TaskVectors,
-    coefficients: Tensor,
+    base: Float[Tensor, "N"],
+    deltas: Float[Tensor, "K N"] | TaskVectors,
+    coefficients: Float[Tensor, "K L"],
     layout: Layout,
     *,
     tiles: Tiles | None = None,
-    out: Tensor | None = None,
+    out: Float[Tensor, "n"] | None = None,
     out_dtype: torch.dtype = torch.float32,
     current: bool = False,
-) -> tuple[Tensor, ...]:
-    """Merges as :func:`merge` and returns every tensor of the layout in its own shape.
+) -> tuple[Tensor, ...]: ...
+
+
+@overload
+def merge_tensors(
+    base: Mapping[str, Tensor],
+    deltas: Sequence[Mapping[str, Tensor]],
+    coefficients: Float[Tensor, "K *L"],
+    layout: Layout | None = None,
+    *,
+    out_dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]: ...
+
+
+def merge_tensors(
+    base: Float[Tensor, "N"] | Mapping[str, Tensor],
+    deltas: Float[Tensor, "K N"] | TaskVectors | Sequence[Mapping[str, Tensor]],
+    coefficients: Float[Tensor, "K *L"],
+    layout: Layout | None = None,
+    *,
+    tiles: Tiles | None = None,
+    out: Float[Tensor, "n"] | None = None,
+    out_dtype: torch.dtype = torch.float32,
+    current: bool = False,
+) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """Merges as :func:`merge` and returns every tensor in its own shape.
 
     The tensors are views of one buffer and separate outputs of one autograd node: backward sees
     all their gradients at once and makes one pass over the task vectors. (Slicing a flat result
@@ -101,61 +133,59 @@ def merge_tensors(
     changes; clone one before saving it, or the whole buffer is saved.
 
     Args:
-        base: as in :func:`merge`, and so are the other arguments.
-        deltas: task vectors.
-        coefficients: λ.
-        layout: the arena's map.
-        tiles: a range of tiles that begins and ends between tensors.
-        out: where to write.
+        base: ``[N]`` as in :func:`merge`; or every pre-trained tensor by its name. Names are laid
+            out anew at each call: for a training loop pack them once, see :meth:`Layout.pack`.
+        deltas: ``[K, N]`` task vectors, as in :func:`merge`; or for each task all tensors,
+            fine-tuned minus pre-trained, by the names of ``base``.
+        coefficients: ``[K, L]`` λ, a column for each of the layout's; with names also ``[K]``.
+        layout: the arena's map. With names None: a column a tensor, in the order of ``base``.
+        tiles: a range of tiles that begins and ends between tensors; not with names.
+        out: where to write; not with names.
         out_dtype: dtype of the result.
         current: whether ``out`` already holds this very merge: nothing is computed then, and
             graphs made before stay valid.
+
+    Returns:
+        The layout's tensors in its order; with names a dict of them.
+
+    Raises:
+        MdftError: if names or shapes of ``deltas`` are not those of ``base``.
+        ValueError: if ``deltas`` requires grad, or goes with no such ``base``.
+        RuntimeError: as :func:`merge`.
     """
-    codes, scales = split_data("merge", deltas)
+    if isinstance(base, Mapping):
+        if tiles is not None or out is not None or current:
+            raise ValueError("merge: tiles, out and current are for an arena, got tensors by name")
+        return _merge_named(base, deltas, coefficients, layout, out_dtype)
+    if layout is None or not isinstance(deltas, (Tensor, TaskVectors)):
+        raise ValueError("merge: an arena needs a layout and task vectors [K, N], got none")
+    codes, scales = checks.split_data("merge", deltas)
     if out is not None and out.is_leaf and out.requires_grad:
         raise RuntimeError("merge: out must not be a parameter, got a leaf that requires grad")
-    check_covers("merge", layout, base.shape[-1])
+    checks.check_covers("merge", layout, base.shape[-1])
     return MergeFunction.apply(
         base, codes, scales, coefficients, layout, tiles, out, out_dtype, False, current
     )
 
 
-def merge_dots(
-    grads: Sequence[Tensor | None] | Tensor,
-    deltas: Tensor | TaskVectors,
-    layout: Layout | None = None,
-    *,
-    tiles: Tiles | None = None,
-) -> Tensor:
-    r"""Projects weight gradients on the task vectors: the gradient of :func:`merge` in λ.
-
-    .. math:: \text{dots}_{kl} = \sum_{n: l(n) = l} \text{grad}_n \, \text{deltas}_{kn}
-
-    Args:
-        grads: the gradient of each tensor of the layout (of the range ``tiles``), in arena order
-            and of its shape, taken where it lies; None counts as zero. One dtype. A single
-            tensor stands for a list of one.
-        deltas: ``[K, N]`` task vectors, as in :func:`merge`, in any codec.
-        layout: the arena's map; None: one tensor ``[N]``, one column.
-        tiles: the range ``(first, last)`` of tiles that the gradients cover.
-
-    Returns:
-        ``[K, L]`` float32 (float64 for float64); zero in columns that the range does not touch.
-        Summed in a fixed order: equal inputs give equal bits, whatever the number of threads.
-
-    Raises:
-        RuntimeError: if shapes, dtypes, devices or strides break the rules above.
-
-    Not differentiable.
-    """
-    codes, scales = split("merge_dots", deltas)
-    elements = deltas.N if isinstance(deltas, TaskVectors) else deltas.shape[-1]
-    layout = layout or Layout.single(elements)
-    check_covers("merge_dots", layout, elements)
-    grads = [grads] if isinstance(grads, Tensor) else grads
-    check_shapes(grads, layout, tiles)
-    with torch.no_grad():
-        return _merge_dots(grads, codes, scales, layout.plan(codes.device, tiles))
+def _merge_named(
+    base: Mapping[str, Tensor],
+    deltas: Any,
+    coefficients: Tensor,
+    layout: Layout | None,
+    out_dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    if not all(isinstance(delta, Mapping) for delta in deltas):
+        raise ValueError("merge: deltas must be tensors by name where base is, got tensors")
+    layout = layout or Layout.of({name: x.shape for name, x in base.items()})
+    arena = layout.pack(base)
+    rows = [layout.pack(delta) for delta in deltas]
+    vectors = torch.stack(rows) if rows else arena.new_empty(0, layout.elements)
+    if coefficients.dim() == 1:
+        layout = layout.group({slot.name: "all" for slot in layout.slots})
+        coefficients = coefficients[:, None]
+    merged = merge_tensors(arena, vectors, coefficients, layout, out_dtype=out_dtype)
+    return {slot.name: x for slot, x in zip(layout.slots, merged, strict=True)}
 
 
 class MergeFunction(torch.autograd.Function):
@@ -205,7 +235,7 @@ class MergeFunction(torch.autograd.Function):
                 count = torch.tensor([0, plan.last - plan.first])
                 plan = plan._replace(tensor_tiles=count)
             contiguous = [None if g is None else g.contiguous() for g in grads]
-            dots = _merge_dots(contiguous, codes, scales, plan) if needs_coefficients else None
+            dots = dot_gradients(contiguous, codes, scales, plan) if needs_coefficients else None
             base = _base_gradient(ctx, contiguous, codes.device) if needs_base else None
         base = differentiable_once("merge", base, *grads)
         dots = differentiable_once("merge", dots, *grads)
@@ -235,13 +265,9 @@ def _merge(
     columns, first, last = plan.columns, plan.first, plan.last
     if not native("merge", base.device, base.dtype):
         dtype = out.dtype if out is not None else out_dtype
-        check_merge_args(base, codes, scales, coefficients, columns, first, last, dtype)
+        _check_for_reference(base, codes, scales, coefficients, plan, dtype)
         if out is not None:
-            check_merge_out(base, out, first, last)
-            inputs = {"base": base, "deltas": codes, "scales": scales, "coefficients": coefficients}
-            for name, other in inputs.items():
-                if other is not None:
-                    checks.check_apart("merge", "out", out, name, other)
+            _check_out(base, codes, scales, coefficients, plan, out)
         deltas = codes if scales is None else reference.decode(codes, scales)
         merged = reference.merge(base, deltas, coefficients, plan, dtype)
         return merged if out is None else out.copy_(merged)
@@ -256,17 +282,95 @@ def _merge(
     return out
 
 
-def _merge_dots(
-    grads: Sequence[Tensor | None], codes: Tensor, scales: Tensor | None, plan: TilePlan
+def _elements(plan: TilePlan, base: Tensor) -> int:
+    return min(plan.last * TILE, base.shape[0]) - min(plan.first * TILE, base.shape[0])
+
+
+def _check_for_reference(
+    base: Tensor,
+    codes: Tensor,
+    scales: Tensor | None,
+    coefficients: Tensor,
+    plan: TilePlan,
+    out_dtype: torch.dtype,
+) -> None:
+    op, K = "merge", codes.shape[0]
+    checks.check_devices(op, codes, base=base, scales=scales, coefficients=coefficients)
+    checks.require(base.dim() == 1, op, "base", "[N]", checks.shape(base))
+    floating = base.dtype in checks.FLOATING
+    rule = "float32, float64, float16 or bfloat16"
+    checks.require(floating, op, "base", rule, dtype_name(base.dtype))
+    acc = accumulator(base.dtype)
+    checks.check_sums(op, "deltas", codes.dtype, acc, codes=True)
+    checks.check_vectors(op, codes, scales, base.shape[0])
+    fits = coefficients.dim() == 2 and coefficients.shape[0] == K
+    checks.require(fits, op, "coefficients", f"[{K}, L]", checks.shape(coefficients))
+    same = coefficients.dtype == acc
+    checks.require(same, op, "coefficients", dtype_name(acc), dtype_name(coefficients.dtype))
+    checks.check_sums(op, "out", out_dtype, acc)
+
+
+def _check_out(
+    base: Tensor,
+    codes: Tensor,
+    scales: Tensor | None,
+    coefficients: Tensor,
+    plan: TilePlan,
+    out: Tensor,
+) -> None:
+    checks.require(list(out.shape) == [_elements(plan, base)], "merge", "out",
+                   [_elements(plan, base)], checks.shape(out))  # fmt: skip
+    if torch.compiler.is_compiling() or makes_fakes():  # these have no memory to see
+        return
+
+    def memory(x: Tensor) -> tuple[int, int]:
+        return x.data_ptr(), x.data_ptr() + x.numel() * x.element_size()
+
+    begin, end = memory(out)
+    inputs = {"base": base, "deltas": codes, "scales": scales, "coefficients": coefficients}
+    for name, x in inputs.items():
+        if x is None or 0 in (x.numel(), out.numel()):
+            continue
+        other_begin, other_end = memory(x)
+        if begin < other_end and other_begin < end:
+            raise RuntimeError(f"merge: out must not overlap {name}, got memory of it")
+
+
+def _merge_fake(
+    base: Tensor,
+    deltas: Tensor,
+    scales: Tensor | None,
+    coefficients: Tensor,
+    columns: Tensor,
+    first: int,
+    last: int,
+    out_dtype: torch.dtype,
 ) -> Tensor:
-    if not native("merge_dots", codes.device, codes.dtype):
-        index = (plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last)
-        check_merge_dots_args(grads, codes, scales, *index)
-        check_gradients(grads, codes, plan.tensor_tiles.tolist(), plan.first)
-        deltas = codes if scales is None else reference.decode(codes, scales)
-        return reference.merge_dots(grads, deltas, plan)
-    result: Tensor = torch.ops.mdft_fast.merge_dots(
-        list(grads), codes, scales, plan.order, plan.starts, plan.tensor_tiles, plan.first,
-        plan.last,
-    )  # fmt: skip
-    return result
+    _check_fakes(base, deltas, scales, coefficients, columns)
+    N = base.shape[0]
+    return base.new_empty(min(last * TILE, N) - min(first * TILE, N), dtype=out_dtype)
+
+
+def _merge_out_fake(
+    base: Tensor,
+    deltas: Tensor,
+    scales: Tensor | None,
+    coefficients: Tensor,
+    columns: Tensor,
+    first: int,
+    last: int,
+    out: Tensor,
+) -> None:
+    _check_fakes(base, deltas, scales, coefficients, columns)
+
+
+def _check_fakes(
+    base: Tensor, deltas: Tensor, scales: Tensor | None, coefficients: Tensor, columns: Tensor
+) -> None:
+    others = {"base": base, "scales": scales, "coefficients": coefficients, "columns": columns}
+    checks.check_devices("merge", deltas, **others)
+
+
+if LOADED:
+    torch.library.register_fake("mdft_fast::merge", _merge_fake)
+    torch.library.register_fake("mdft_fast::merge_out", _merge_out_fake)

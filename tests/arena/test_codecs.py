@@ -27,6 +27,7 @@ from mdft_fast.arena import (
 )
 from mdft_fast.arena.codecs import encode_piece
 from mdft_fast.pool import Pool
+from tests.pool.conftest import parts  # noqa: F401 (a fixture)
 
 SHAPES = st.lists(st.lists(st.integers(0, 40), max_size=3).map(tuple), min_size=1, max_size=6)
 INTEGERS: tuple[Codec, ...] = ("int8", "int4")
@@ -167,7 +168,10 @@ def test_errors_are_the_worst_of_the_tasks_over_the_tensors_largest() -> None:
 @pytest.mark.parametrize("target", CODECS)
 @pytest.mark.parametrize("source", CODECS)
 def test_from_every_codec_to_every_other(
-    source: Codec, target: Codec, parts: Any, tmp_path: Path
+    source: Codec,
+    target: Codec,
+    parts: Any,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     exact = parts.build()
     pool = exact.encode(source)

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one builder of operator inputs, and how to make a fake of them."""
+"""The one builder of operator inputs, and what their results are held against."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
-from torch.utils._pytree import tree_map
 
+from mdft_fast import reference
 from mdft_fast.arena import GROUP, LARGEST_CODE, TILE, Codec, Layout, TaskVectors
 from mdft_fast.reference import accumulator, decode
+from tests.tolerance import assert_within_rounding
 
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 DTYPES = (F32, BF16, F16, F64)
 NARROW = (F32, BF16, F16)
+CODECS: tuple[Codec, ...] = ("int8", "int4")
 
 
 def name(value: Any) -> str | None:
@@ -161,6 +163,131 @@ def layouts(draw: Callable[..., Any]) -> Layout:
     return layout.group(group) if draw(st.booleans()) else layout
 
 
+def raw_merge(arena: Arena, layout: Layout, tiles: Any = None) -> tuple[Any, ...]:
+    """Returns the arguments of the operators ``merge`` and ``merge_out`` but for the last."""
+    plan = layout.plan(arena.base.device, tiles)
+    return (*arena.stored(), plan.columns, plan.first, plan.last)
+
+
+def raw_dots(
+    grads: Sequence[Tensor | None], deltas: Tensor | TaskVectors, layout: Layout
+) -> tuple[Any, ...]:
+    """Returns the arguments of the operator ``merge_dots``."""
+    codes, scales = split(deltas)
+    plan = layout.plan(codes.device)
+    index = (plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last)
+    return (list(grads), codes, scales, *index)
+
+
+def poison_padding(deltas: Any, layout: Layout) -> Any:
+    """Puts NaN where no tensor lies (of codes into such groups' scales): nobody may read it."""
+    codes, scales = split(deltas)
+    inside = torch.zeros(layout.elements, dtype=torch.bool, device=codes.device)
+    for view in layout.views(inside):
+        view.fill_(True)
+    if scales is None:
+        return codes.where(inside, torch.nan)
+    return dataclasses.replace(
+        deltas, scales=scales.where(inside.view(-1, GROUP).any(1), torch.nan)
+    )
+
+
+def assert_merges(got: Tensor, arena: Arena, layout: Layout, tiles: Any = None) -> None:
+    """Holds a merge against the float64 reference."""
+    plan = layout.plan(got.device, tiles)
+    # K sums, and where multiply and add are two roundings, one product; of codes λ times the scale.
+    terms = len(arena.coefficients) + (2 if isinstance(arena.deltas, TaskVectors) else 1)
+    assert_within_rounding(
+        got,
+        exact=reference.merge(*arena.double(), plan, F64),
+        magnitude=reference.merge(*arena.double().abs(), plan, F64),
+        terms=terms,
+        reference_terms=terms,
+    )
+
+
+# Of floats 37 sums in a tile and where multiply and add are two roundings, one product. Of codes
+# 8 sums in a group, and two running ones meet, then 8 groups, 3 levels; where fma is two
+# roundings, the products with a code and with a scale. CUDA's kernels need 13 (int8), 16 (int4).
+FLOAT_TERMS, CODE_TERMS = 37 + 1, 8 + 1 + 8 + 3 + 2
+
+
+def assert_dots(
+    got: Tensor, grads: Sequence[Tensor | None], deltas: Any, layout: Layout, tiles: Any = None
+) -> None:
+    """Holds dot products against the float64 reference."""
+    plan, values = layout.plan(got.device, tiles), wide(deltas)
+    exact = [None if g is None else g.double() for g in grads]
+    size = [None if g is None else g.abs() for g in exact]
+    terms = CODE_TERMS if isinstance(deltas, TaskVectors) else FLOAT_TERMS
+    assert_within_rounding(
+        got,
+        exact=reference.merge_dots(exact, values, plan),
+        magnitude=reference.merge_dots(size, values.abs(), plan),
+        # The tiles of a column are added in float64, whose roundings count only there.
+        terms=terms + (layout.tiles if got.dtype == F64 else 0),
+        reference_terms=TILE + layout.tiles,
+    )
+
+
+@st.composite
+def ranges(draw: Callable[..., Any], layout: Layout) -> tuple[int, int]:
+    """Ranges of tiles that begin and end between tensors."""
+    ends = st.sampled_from([*(s.tile for s in layout.slots), layout.tiles])
+    first, last = sorted((draw(ends), draw(ends)))
+    return first, last
+
+
+def some_grads(
+    data: st.DataObject, layout: Layout, tiles: Any, dtype: torch.dtype, device: torch.device
+) -> list[Tensor | None]:
+    """Draws gradients of a range of tiles, one in four absent."""
+    inside = layout.slots_in(tiles)
+    return [
+        g if data.draw(st.integers(0, 3)) else None
+        for g, slot in zip(make_grads(layout, device, dtype), layout.slots, strict=True)
+        if slot in inside
+    ]
+
+
+SMALL = Layout.of({"a": (3,), "none": (0,), "b": (2, 600), "c": ()})
+G = SMALL.elements // GROUP
+# Codes of SMALL, what is wrong -> (codec, position of the argument in merge and merge_dots alike,
+# its replacement, the message).
+WRONG_CODES: dict[str, tuple[Codec, int, Any, str]] = {
+    "no scales": ("int8", 2, None, f"scales must be [3, {G}] for int8 deltas, got None"),
+    "no scales of int4": ("int4", 2, None, f"scales must be [3, {G}] for uint8 deltas, got None"),
+    "scales few": (
+        "int8", 2, lambda x: x[1:], f"scales must be [3, {G}] for int8 deltas, got [2, {G}]",
+    ),
+    "scales short": (
+        "int4", 2, lambda x: x[:, 1:],
+        f"scales must be [3, {G}] for uint8 deltas, got [3, {G - 1}]",
+    ),
+    "scales 1-d": (
+        "int8", 2, lambda x: x[0], f"scales must be [3, {G}] for int8 deltas, got [{G}]",
+    ),
+    "scales half": ("int8", 2, lambda x: x.half(), "scales must be float32, got float16"),
+    "scales strided": (
+        "int8", 2, lambda x: x.mT.contiguous().mT, "scales must be contiguous, got strides",
+    ),
+    "codes strided": (
+        "int4", 1, lambda x: x.mT.contiguous().mT, "deltas must be contiguous, got strides",
+    ),
+    "float codes": (
+        "int8", 1, lambda x: x.float(), f"scales must be None for float32 deltas, got [3, {G}]",
+    ),
+}  # fmt: skip
+
+
+def changed(args: Sequence[Any], position: int, change: Any) -> list[Any]:
+    """Returns arguments with one replaced, or made by a function of the old one."""
+    new = change(args[position]) if callable(change) else change
+    if isinstance(new, Tensor) and isinstance(args[0], Tensor) and not callable(change):
+        new = new.to(args[0].device)
+    return [new if i == position else old for i, old in enumerate(args)]
+
+
 def outcome(op: Callable[..., Any], args: Sequence[Any], word: str) -> str:
     """Returns the error that an operator raises, from ``word`` on; nothing if it raises none."""
     try:
@@ -169,10 +296,3 @@ def outcome(op: Callable[..., Any], args: Sequence[Any], word: str) -> str:
         text = str(error)
         return text[text.index(word) :].splitlines()[0]
     return ""
-
-
-def fake_outcome(op: Callable[..., Any], args: Sequence[Any], word: str) -> str:
-    """Returns what :func:`outcome` returns when the operator sees fakes of the same tensors."""
-    with FakeTensorMode() as mode:
-        fakes = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, list(args))
-        return outcome(op, fakes, word)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from tests.ops.inputs import (
     F32,
     F64,
     Rows,
-    fake_outcome,
+    changed,
     make_rows,
     name,
     outcome,
@@ -41,6 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "normalized": {"reweight": "normalized", "mu": 0.7},
     "cross-entropy": {"use_entropy": False, "filter": False, "reweight": "off", "alpha": 0.5},
     "unfiltered": {"filter": False, "entropy_of": "meta", "reweight": "normalized"},
+    "divided": {"divide_by": (2.0, 4.0), "reweight": "normalized"},
 }
 
 
@@ -99,8 +101,19 @@ def loss_factor(k: int, K: int) -> float:
     return 0.5 + k / K
 
 
+def chosen(options: dict[str, Any], rows: Rows) -> dict[str, Any]:
+    """Returns options for these rows: of a ``divide_by`` as many, over and over, as tasks."""
+    if not isinstance(options.get("divide_by"), tuple):
+        return options
+    z = rows.logits[0]
+    numbers = itertools.islice(itertools.cycle(options["divide_by"]), len(rows.logits))
+    dtype = reference.accumulator(z.dtype)
+    return {**options, "divide_by": torch.tensor([*numbers], dtype=dtype, device=z.device)}
+
+
 def run(function: Any, rows: Rows, options: dict[str, Any]) -> Results:
     """Runs forward and backward; each task's loss has its own weight."""
+    options = chosen(options, rows)
     logits = [z.detach().clone().requires_grad_() for z in rows.logits]
     value = function(logits, rows.teacher, **options)
     sum(loss * loss_factor(k, len(logits)) for k, loss in enumerate(value.loss)).backward()
@@ -110,6 +123,7 @@ def run(function: Any, rows: Rows, options: dict[str, Any]) -> Results:
 def gradient_scale(rows: Rows, value: DebiasedEntropy, options: dict[str, Any]) -> Tensor:
     """Returns the largest term of each row's gradient: what q - p and q (log q + H) are made of."""
     scales, weights = [], value.weight.split([len(z) for z in rows.logits])
+    divide_by = chosen(options, rows).get("divide_by")
     for k, (z, t, weight) in enumerate(zip(*rows.to(F64), weights, strict=True)):
         q, p = z.softmax(1), t.softmax(1)
         size = options.get("alpha", 1) * (p + q)
@@ -117,7 +131,8 @@ def gradient_scale(rows: Rows, value: DebiasedEntropy, options: dict[str, Any]) 
             # log q = z - max - log s, and s >= 1 is rounded: so log q errs as a number of size 1.
             log_q = q.clamp(min=1e-300).log()
             size = size + q * (reference.entropy(z)[:, None] + 1 - log_q)
-        factor = loss_factor(k, len(rows.logits)) / max(1, int((weight > 0).sum()))
+        kept = max(1, int((weight > 0).sum()))
+        factor = loss_factor(k, len(rows.logits)) / (kept if divide_by is None else divide_by[k])
         scales.append(size.amax(1, keepdim=True) * weight[:, None] * factor)
     return torch.cat(scales)
 
@@ -209,19 +224,65 @@ def test_teachers_may_have_another_dtype(teacher: torch.dtype, device: torch.dev
     assert torch.equal(got.loss, wanted.loss)
 
 
+@pytest.mark.parametrize("function", ["kernel", "reference"])
+@pytest.mark.parametrize("filter", [True, False])
+@pytest.mark.parametrize("reweight", ["off", "as_written", "normalized"])
+def test_parts_add_up_to_the_whole(
+    reweight: Any, filter: bool, function: str, device: torch.device
+) -> None:
+    rows = make_rows([(16, 5), (0, 3), (9, 10), (7, 4)], device, F64)
+    rows.teacher[3].zero_()  # none is kept by the filter
+    switches = {"reweight": reweight, "filter": filter, "mu": 0.6}
+    f = mdft_fast.debiased_entropy_loss if function == "kernel" else reference.debiased_entropy
+    whole = run(f, rows, switches)
+    entropies = whole.value.entropy.split([len(z) for z in rows.logits])
+    divisors = [
+        reference.loss_divisor(h, z.shape[1], **switches)
+        for h, z in zip(entropies, rows.logits, strict=True)
+    ]
+    switches["divide_by"] = torch.stack(divisors)
+    parts = [
+        run(f, Rows(*([x[some] for x in tensors] for tensors in rows)), switches)
+        for some in (slice(0, 5), slice(5, 6), slice(6, 16))
+    ]
+    total = sum(part.value.loss for part in parts)
+    torch.testing.assert_close(total, whole.value.loss, rtol=1e-13, atol=1e-14)
+    for k, grad in enumerate(whole.grad):
+        joined = torch.cat([part.grad[k] for part in parts])
+        torch.testing.assert_close(joined, grad, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_filter_and_weight_are_the_reference_s(options: str, device: torch.device) -> None:
+    rows = make_rows([(16, 10), (5, 33)], device, F64)
+    rows.teacher[0][3] = math.nan
+    rows.logits[1][2] = math.nan
+    value = run(mdft_fast.debiased_entropy_loss, rows, OPTIONS[options]).value
+    names = {"mu": 0.4, "filter": True, "reweight": "as_written"}
+    switches: Any = {n: OPTIONS[options].get(n, default) for n, default in names.items()}
+    if "divide_by" in OPTIONS[options]:
+        switches["reweight"] = "as_written"
+    sizes = [len(z) for z in rows.logits]
+    parts = [value.entropy, value.kept, value.weight]
+    for z, h, kept, weight in zip(rows.logits, *(x.split(sizes) for x in parts), strict=True):
+        wanted = reference.filter_and_weigh(h, z.shape[1], **switches)
+        assert torch.equal(kept, wanted[0])
+        torch.testing.assert_close(weight, wanted[1], rtol=1e-14, atol=0, equal_nan=True)
+
+
 # ---- 2. gradients
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_gradients(options: str, device: torch.device) -> None:
     rows = make_rows([(4, 3), (2, 5), (1, 9)], device, F64, scale=1.5, seed=5)
-    chosen = {**OPTIONS[options]}
-    if chosen.get("entropy_of") == "meta":
-        chosen["reweight"] = "off"  # the weight is held constant; differences would move it
+    switches = chosen(OPTIONS[options], rows)
+    if switches.get("entropy_of") == "meta":  # the weight is held constant; differences move it
+        switches = {**switches, "reweight": "off"}
     logits = [z.requires_grad_() for z in rows.logits]
-    assert mdft_fast.debiased_entropy_loss(logits, rows.teacher, **chosen).kept.any()
+    assert mdft_fast.debiased_entropy_loss(logits, rows.teacher, **switches).kept.any()
     assert torch.autograd.gradcheck(
-        lambda *z: mdft_fast.debiased_entropy_loss(z, rows.teacher, **chosen).loss, logits
+        lambda *z: mdft_fast.debiased_entropy_loss(z, rows.teacher, **switches).loss, logits
     )
 
 
@@ -270,7 +331,7 @@ def raw(device: torch.device, dtype: torch.dtype = F32) -> list[Any]:
     z, t = (torch.cat([x.flatten() for x in part]) for part in rows)
     offsets = torch.tensor([0, 4, 8, 13], device=device)
     tasks = torch.tensor([0, 2, 3], device=device)
-    return [z, t, None, offsets, tasks, 1.0, 0.4, True, True, 1, False]
+    return [z, t, None, offsets, tasks, 1.0, 0.4, True, True, 1, False, None]
 
 
 def raw_backward(device: torch.device) -> list[Any]:
@@ -282,7 +343,8 @@ def raw_backward(device: torch.device) -> list[Any]:
 def test_is_registered_right(dtype: torch.dtype, device: torch.device) -> None:
     args = raw(device, dtype)
     torch.library.opcheck(OPS.debiased_entropy.default, tuple(args))
-    args[2] = torch.ones(3, device=device, dtype=reference.accumulator(dtype))
+    acc = reference.accumulator(dtype)
+    args[2], args[11] = (torch.ones(n, device=device, dtype=acc) for n in (3, 2))
     torch.library.opcheck(OPS.debiased_entropy.default, tuple(args))
     torch.library.opcheck(OPS.debiased_entropy_backward.default, tuple(raw_backward(device)))
 
@@ -358,6 +420,9 @@ WRONG: dict[str, tuple[int, Any, str]] = {
     "alpha nan": (5, math.nan, "alpha must be >= 0, got nan"),
     "mu": (6, -1e-9, "mu must be >= 0, got -1e-09"),
     "reweight": (9, 3, "reweight must be 0, 1 or 2, got 3"),
+    "divide_by long": (11, torch.ones(3), "divide_by must be [2], got [3]"),
+    "divide_by dtype": (11, torch.ones(2).double(), "divide_by must be float32, got float64"),
+    "divide_by strided": (11, torch.ones(4)[::2], "divide_by must be contiguous, got strides"),
 }  # fmt: skip
 WRONG_BACKWARD: dict[str, tuple[int, Any, str]] = {
     **{k: ({0: 0, 3: 1, 4: 2}[i], f, text) for k, (i, f, text) in WRONG_ROWS.items()},
@@ -380,43 +445,36 @@ WRONG_DATA: dict[str, tuple[int, Any, str]] = {
 }  # fmt: skip
 
 
-def change(args: list[Any], position: int, by: Any) -> list[Any]:
-    old = args[position]
-    if callable(by):
-        args[position] = by(old)
-    else:
-        args[position] = by.to(args[0].device) if isinstance(by, Tensor) else by
-    return args
-
-
 @pytest.mark.parametrize("what", WRONG)
 def test_errors_say_what_was_wanted_and_what_came(what: str, device: torch.device) -> None:
     position, by, text = WRONG[what]
-    args = change(raw(device), position, by)
+    args = changed(raw(device), position, by)
     assert outcome(OPS.debiased_entropy, args, "debiased_entropy: ") == f"debiased_entropy: {text}"
-    assert (
-        fake_outcome(OPS.debiased_entropy, args, "debiased_entropy: ")
-        == f"debiased_entropy: {text}"
-    )
 
 
 @pytest.mark.parametrize("what", WRONG_BACKWARD)
 def test_errors_of_backward(what: str, device: torch.device) -> None:
     op = OPS.debiased_entropy_backward
     position, by, text = WRONG_BACKWARD[what]
-    args = change(raw_backward(device), position, by)
+    args = changed(raw_backward(device), position, by)
     assert outcome(op, args, "debiased_entropy_backward: ") == f"debiased_entropy_backward: {text}"
-    assert (
-        fake_outcome(op, args, "debiased_entropy_backward: ")
-        == f"debiased_entropy_backward: {text}"
+
+
+@pytest.mark.parametrize("position", [1, 3, 4])
+def test_errors_of_another_device(position: int, device: torch.device) -> None:
+    args = changed(raw(device), position, lambda x: x.to("meta"))
+    what = {1: "teacher", 3: "row_offsets", 4: "task_rows"}[position]
+    text = (
+        f"debiased_entropy: {what} must be on the device of the other tensors, got another device"
     )
+    assert outcome(OPS.debiased_entropy, args, "debiased_entropy: ") == text
 
 
 @pytest.mark.parametrize("what", WRONG_DATA)
 def test_errors_of_data(what: str) -> None:
     position, by, text = WRONG_DATA[what]
     cpu = torch.device("cpu")
-    args = change(raw(cpu), position, by)
+    args = changed(raw(cpu), position, by)
     assert outcome(OPS.debiased_entropy, args, "debiased_entropy: ") == f"debiased_entropy: {text}"
     grad_loss = torch.ones(len(args[4]) - 1)
     args = [args[0], args[3], args[4], grad_loss]
@@ -460,6 +518,12 @@ def test_refuses_a_second_derivative(device: torch.device) -> None:
         penalty.backward()
 
 
+def test_refuses_a_divisor_that_requires_grad(device: torch.device) -> None:
+    rows, divisor = make_rows([(4, 3)], device), torch.ones(1, device=device, requires_grad=True)
+    with pytest.raises(ValueError, match="divide_by is data"):
+        mdft_fast.debiased_entropy_loss(*rows, divide_by=divisor)
+
+
 def test_refuses_to_differentiate_entropy_and_weight(device: torch.device) -> None:
     rows = make_rows([(4, 3)], device)
     value = mdft_fast.debiased_entropy_loss(
@@ -496,21 +560,38 @@ def test_bits_do_not_depend_on_strides_or_neighbors(device: torch.device) -> Non
     assert torch.equal(alone.grad[0], both.grad[0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("reweight", ["off", "as_written"])
+def test_bits_are_those_of_the_mean_where_the_divisor_is_the_number_of_kept_rows(
+    reweight: Any, dtype: torch.dtype, device: torch.device
+) -> None:
+    rows = make_rows([(16, 10), (50, 33), (3, 7)], device, dtype)
+    plain = run(mdft_fast.debiased_entropy_loss, rows, {"reweight": reweight})
+    counts = [part.sum() for part in plain.value.kept.split([16, 50, 3])]
+    divide_by = torch.stack(counts).to(reference.accumulator(dtype))
+    again = run(
+        mdft_fast.debiased_entropy_loss, rows, {"reweight": reweight, "divide_by": divide_by}
+    )
+    assert all(map(torch.equal, again.value, plain.value))
+    assert all(map(torch.equal, again.grad, plain.grad))
+
+
 # ---- 7. degenerate
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("bad", [0.0, math.nan, INF, -INF])
+@pytest.mark.parametrize("divide_by", [None, (0.0, 1.0)], ids=["mean", "divided by 0"])
 @pytest.mark.parametrize("function", ["kernel", "reference"])
 def test_degenerate_nothing_passes_the_filter(
-    function: str, bad: float, dtype: torch.dtype, device: torch.device
+    function: str, divide_by: Any, bad: float, dtype: torch.dtype, device: torch.device
 ) -> None:
     rows = make_rows([(4, 3), (2, 5)], device, dtype)
     rows.teacher[0].zero_()  # H(p) = log C: no row of the first task is kept
     rows.teacher[1][:, 0] = 50  # H(p) = 0: all rows of the second are
     rows.logits[0].fill_(bad)
     f = mdft_fast.debiased_entropy_loss if function == "kernel" else reference.debiased_entropy
-    value, grad = run(f, rows, {})
+    value, grad = run(f, rows, {"divide_by": divide_by})
     assert value.kept.tolist() == [False] * 4 + [True] * 2
     assert value.loss[0] == 0
     assert not value.weight[:4].any()
@@ -537,18 +618,18 @@ READERS_OF_ENTROPY: dict[str, dict[str, Any]] = {
 def test_degenerate_a_nan_entropy_is_not_a_removed_row(
     function: str, options: str, bad: float, dtype: torch.dtype, device: torch.device
 ) -> None:
-    chosen = READERS_OF_ENTROPY[options]
+    switches = READERS_OF_ENTROPY[options]
     rows = make_rows([(4, 3), (2, 5)], device, dtype)
-    decides, other = rows if chosen.get("entropy_of") == "meta" else (rows.teacher, rows.logits)
+    decides, other = rows if switches.get("entropy_of") == "meta" else (rows.teacher, rows.logits)
     decides[0].zero_()  # H = log C: removed, where anything is
     decides[0][1] = bad  # an entropy that is NaN
     decides[1].zero_()
     decides[1][:, 0] = 50  # H = 0: kept
-    filtered = chosen.get("filter", True)
+    filtered = switches.get("filter", True)
     if filtered:
         other[0][2] = bad  # a removed row holds anything
     f = mdft_fast.debiased_entropy_loss if function == "kernel" else reference.debiased_entropy
-    value, grad = run(f, rows, chosen)
+    value, grad = run(f, rows, switches)
     assert value.entropy.isnan().tolist() == [False, True] + [False] * 4
     assert value.kept.tolist() == [not filtered, True, *[not filtered] * 2, True, True]
     assert value.weight.isnan().tolist() == [False, True] + [False] * 4

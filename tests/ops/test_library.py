@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 import mdft_fast
-from mdft_fast.arena import TILE, Layout, TilePlan
+from mdft_fast.arena import TILE, Layout
 from mdft_fast.ops import _library
-from tests.ops import test_merge, test_merge_dots
 from tests.ops.inputs import F64, make_arena, make_grads, make_rows, outcome
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,38 +97,6 @@ def reference_runs(no_kernel: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield
 
 
-MERGE = sys.modules["mdft_fast.ops._merge"]  # the package's attribute is the function
-
-
-@pytest.mark.usefixtures("reference_runs")
-@pytest.mark.parametrize("what", test_merge.WRONG)
-def test_the_reference_refuses_what_merge_refuses(what: str) -> None:
-    def merge(
-        base: Tensor, deltas: Tensor, scales: Any, lam: Tensor, columns: Tensor, *rest: Any
-    ) -> Tensor:
-        plan = TilePlan(columns, columns, columns, columns, *rest[:2])
-        return MERGE._merge(base, deltas, scales, lam, plan, None, rest[2])
-
-    args = test_merge.wrong_arguments(what, CPU)
-    assert outcome(merge, args, "merge:") == f"merge: {test_merge.WRONG[what][2]}"
-    out = torch.empty(test_merge.N, dtype=args[7])
-    plan = TilePlan(*[args[4]] * 4, args[5], args[6])
-    wanted = f"merge: {test_merge.WRONG[what][2]}"
-    assert outcome(MERGE._merge, [*args[:4], plan, out, None], "merge:") == wanted
-
-
-@pytest.mark.usefixtures("reference_runs")
-@pytest.mark.parametrize("what", [*test_merge_dots.WRONG, "gradient short", "gradient long"])
-def test_the_reference_refuses_what_merge_dots_refuses(what: str) -> None:
-    position, change, text = {**test_merge_dots.WRONG, **test_merge_dots.WRONG_DATA}[what]
-
-    def merge_dots(grads: Any, deltas: Tensor, scales: Any, *plan: Any) -> Tensor:
-        return MERGE._merge_dots(grads, deltas, scales, TilePlan(plan[0], *plan))
-
-    args = test_merge_dots.wrong_arguments(position, change, CPU)
-    assert outcome(merge_dots, args, "merge_dots:") == f"merge_dots: {text}"
-
-
 @pytest.mark.usefixtures("reference_runs")
 def test_the_reference_refuses_what_users_get_wrong() -> None:
     base, deltas, lam = make_arena(3, LAYOUT, CPU)
@@ -157,6 +124,42 @@ def test_the_reference_refuses_what_users_get_wrong() -> None:
         ),
         "merge: out must be [3072], got [3071]": lambda: mdft_fast.merge(
             base, deltas, lam, LAYOUT, out=torch.empty(3071)
+        ),
+        f"merge: out {narrow} int64": lambda: mdft_fast.merge(
+            base, deltas, lam, LAYOUT, out_dtype=torch.int64
+        ),
+        f"merge: base {floating}, got int64": lambda: mdft_fast.merge(
+            base.long(), deltas, lam, LAYOUT
+        ),
+        "merge: base must be [N], got [1, 3072]": lambda: mdft_fast.merge(
+            base[None], deltas, lam, LAYOUT
+        ),
+        "merge: deltas must be [K, 3072], got [3, 3071]": lambda: mdft_fast.merge(
+            base, deltas[:, 1:], lam, LAYOUT
+        ),
+        "merge: coefficients must be [3, L], got [2, 2]": lambda: mdft_fast.merge(
+            base, deltas, lam[1:], LAYOUT
+        ),
+        "merge: coefficients must be float32, got float16": lambda: mdft_fast.merge(
+            base, deltas, lam.half(), LAYOUT
+        ),
+        "merge: deltas must be float64 like the rest, got float32": lambda: mdft_fast.merge(
+            base.to(F64), deltas, lam.to(F64), LAYOUT
+        ),
+        "merge: coefficients must be on the device of the other tensors, got another device": (
+            lambda: mdft_fast.merge(base, deltas, lam.to("meta"), LAYOUT)
+        ),
+        "merge_dots: all gradients must be float32, got float16": lambda: mdft_fast.merge_dots(
+            [grads[0], grads[1].half()], deltas, LAYOUT
+        ),
+        "merge_dots: deltas must be [K, 3072], got [3072]": lambda: mdft_fast.merge_dots(
+            grads, deltas[0], LAYOUT
+        ),
+        "debiased_entropy: divide_by must be [2], got [3]": lambda: loss(
+            *rows, divide_by=torch.ones(3)
+        ),
+        "debiased_entropy: divide_by must be float32, got float64": lambda: loss(
+            *rows, divide_by=torch.ones(2, dtype=F64)
         ),
         "debiased_entropy: alpha must be >= 0, got -1": lambda: loss(*rows, alpha=-1),
         "debiased_entropy: mu must be >= 0, got -0.5": lambda: loss(*rows, mu=-0.5),

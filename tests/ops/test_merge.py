@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 from pathlib import Path
@@ -18,51 +19,53 @@ from torch._subclasses import FakeTensorMode
 
 import mdft_fast
 from mdft_fast import reference
-from mdft_fast.arena import TILE, Layout, TaskVectors
+from mdft_fast.arena import GROUP, TILE, Codec, Layout, TaskVectors
 from tests.ops.inputs import (
     BF16,
+    CODE_TERMS,
+    CODECS,
     F16,
     F32,
     F64,
     NARROW,
+    WRONG_CODES,
     Arena,
-    fake_outcome,
+    assert_dots,
+    assert_merges,
+    changed,
     flat,
     layouts,
     make_arena,
+    make_grads,
     name,
     outcome,
+    ranges,
+    raw_merge,
+    split,
+    wide,
 )
+from tests.ops.inputs import SMALL as CODED
 from tests.tolerance import assert_within_rounding
 
-# (base, deltas, out): the narrow floats mix freely; float64 stands alone.
-MIXTURES = [*itertools.product(NARROW, repeat=3), (F64, F64, F64)]
-# Nothing, one, a tail, one tile, tiles + tail, many tasks, no task at all.
+# (base, deltas, out): the narrow floats mix freely, with codes too; float64 stands alone.
+FLOATS: list[Any] = [*itertools.product(NARROW, repeat=3), (F64, F64, F64)]
+CODES: list[Any] = [*itertools.product(NARROW, CODECS, NARROW)]
+# Nothing, one, a tail, one tile, tiles + tail, many tasks, no task at all; of codes whole groups.
 SIZES = [(2, 0), (1, 1), (3, 1023), (4, 1024), (8, 20_001), (20, 4096), (0, 100)]
+GROUPS = [(2, 0), (1, GROUP), (3, TILE - GROUP), (4, TILE), (8, 20_096), (20, 4096), (0, 384)]
+CASES = [*itertools.product(SIZES, FLOATS), *itertools.product(GROUPS, CODES)]
 
 OPS = torch.ops.mdft_fast
-
-
-def assert_merges(got: Tensor, arena: Arena, layout: Layout, tiles: Any = None) -> None:
-    plan = layout.plan(got.device, tiles)
-    K = len(arena.deltas)
-    assert_within_rounding(
-        got,
-        exact=reference.merge(*arena.double(), plan, F64),
-        magnitude=reference.merge(*arena.double().abs(), plan, F64),
-        terms=K + 1,  # K sums, and where multiply and add are two roundings, one product
-        reference_terms=K + 1,
-    )
 
 
 # ---- 1. rounding
 
 
-@pytest.mark.parametrize("dtypes", MIXTURES, ids=name)
-@pytest.mark.parametrize(("K", "N"), SIZES)
+@pytest.mark.parametrize(("size", "dtypes"), CASES, ids=name)
 def test_rounds_no_more_than_it_must(
-    K: int, N: int, dtypes: tuple[torch.dtype, ...], device: torch.device
+    size: tuple[int, int], dtypes: Any, device: torch.device
 ) -> None:
+    K, N = size
     arena = make_arena(K, flat(N), device, base=dtypes[0], deltas=dtypes[1], elements=N)
     got = mdft_fast.merge(*arena, flat(N), out_dtype=dtypes[2])
     assert got.dtype == dtypes[2]
@@ -70,19 +73,60 @@ def test_rounds_no_more_than_it_must(
     out = torch.full((N,), torch.nan, dtype=dtypes[2], device=device)
     assert mdft_fast.merge(*arena, flat(N), out=out) is out
     assert torch.equal(out, got)
+    grad = torch.randn(N, device=device).to(dtypes[0])
+    assert_dots(mdft_fast.merge_dots(grad, arena.deltas), [grad], arena.deltas, flat(N))
 
 
-@given(layout=layouts(), K=st.integers(0, 18), dtypes=st.sampled_from(MIXTURES))
+@pytest.mark.parametrize("kinds", [FLOATS, CODES], ids=["floats", "codes"])
+@given(layout=layouts(), K=st.integers(0, 18), data=st.data())
 def test_rounds_no_more_than_it_must_in_any_layout(
-    layout: Layout, K: int, dtypes: tuple[torch.dtype, ...], device: torch.device
+    kinds: Any, layout: Layout, K: int, data: st.DataObject, device: torch.device
 ) -> None:
+    dtypes = data.draw(st.sampled_from(kinds))
     arena = make_arena(K, layout, device, base=dtypes[0], deltas=dtypes[1])
-    got = mdft_fast.merge(*arena, layout, out_dtype=dtypes[2])
-    assert_merges(got, arena, layout)
+    whole = mdft_fast.merge(*arena, layout, out_dtype=dtypes[2])
+    assert_merges(whole, arena, layout)
     for i, tensor in enumerate(mdft_fast.merge_tensors(*arena, layout, out_dtype=dtypes[2])):
         slot = layout.slots[i]
         assert tensor.shape == slot.shape
-        assert torch.equal(tensor.flatten(), got[slot.tile * TILE :][: slot.numel])
+        assert torch.equal(tensor.flatten(), whole[slot.tile * TILE :][: slot.numel])
+    tiles = data.draw(ranges(layout))
+    part = mdft_fast.merge(*arena, layout, tiles=tiles, out_dtype=dtypes[2])
+    assert torch.equal(part, whole[tiles[0] * TILE : tiles[1] * TILE])
+    assert_merges(part, arena, layout, tiles)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("K", range(18))
+def test_rounds_no_more_than_it_must_for_any_number_of_vectors(
+    K: int, codec: Codec, device: torch.device
+) -> None:
+    layout = Layout.of({"a": (TILE + 1,), "b": (300,)})
+    arena = make_arena(K, layout, device, deltas=codec)
+    assert_merges(mdft_fast.merge(*arena, layout), arena, layout)
+    grads = make_grads(layout, device)
+    assert_dots(mdft_fast.merge_dots(grads, arena.deltas, layout), grads, arena.deltas, layout)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_rounds_no_more_than_it_must_where_every_code_is_met(
+    codec: Codec, device: torch.device
+) -> None:
+    # A scale of one: out is the code, in its place, with its sign.
+    bits = torch.arange(256, dtype=torch.uint8, device=device)
+    codes = bits[None].view(torch.int8) if codec == "int8" else bits[None]
+    elements = 256 if codec == "int8" else 512
+    ones = torch.ones(1, elements // GROUP, device=device)
+    packed = TaskVectors(codes, codec, ones)
+    base = torch.zeros(elements, device=device)
+    got = mdft_fast.merge(base, packed, torch.ones(1, device=device))
+    nibbles = [n - 16 if n > 7 else n for b in range(256) for n in (b & 15, b >> 4)]
+    wanted = nibbles if codec == "int4" else [b - 256 if b > 127 else b for b in range(256)]
+    assert got.tolist() == wanted
+    assert packed.decode()[0].tolist() == wanted
+    for i in (0, 1, 7, 8, 129, elements - 1):
+        one = base.index_fill(0, torch.tensor([i], device=device), 1)
+        assert mdft_fast.merge_dots(one, packed).item() == wanted[i]
 
 
 def bits(x: Tensor) -> Tensor:
@@ -187,14 +231,14 @@ def test_each_gradient_is_made_only_when_asked(
 ) -> None:
     made: list[str] = []
     merge_module = sys.modules["mdft_fast.ops._merge"]  # the package's attribute is the function
-    for step in ("_merge_dots", "_base_gradient"):
+    for step in ("dot_gradients", "_base_gradient"):
         real = getattr(merge_module, step)
         monkeypatch.setattr(
             merge_module, step, lambda *a, real=real, step=step: made.append(step) or real(*a)
         )
     base, deltas, coefficients = make_arena(2, SMALL, device)
     mdft_fast.merge(base, deltas, coefficients.requires_grad_(), SMALL).sum().backward()
-    assert made == ["_merge_dots"]
+    assert made == ["dot_gradients"]
     made.clear()
     coefficients.requires_grad_(False)
     mdft_fast.merge(base.requires_grad_(), deltas, coefficients, SMALL).sum().backward()
@@ -216,6 +260,45 @@ def test_gradients_of_a_narrow_output(dtype: torch.dtype, device: torch.device) 
     assert torch.equal(coefficients.grad[:, [0, 2, 3]], wanted)
 
 
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", NARROW, ids=name)
+@pytest.mark.parametrize("whole", [False, True])
+def test_gradients_of_codes(
+    whole: bool, dtype: torch.dtype, codec: Codec, device: torch.device
+) -> None:
+    layout = Layout.of({"a": (3000,), "b": (5, 7), "c": ()}).group({"a": "x", "b": "y", "c": "x"})
+    base, deltas, coefficients = make_arena(9, layout, device, base=dtype, deltas=codec)
+    base.requires_grad_()
+    coefficients.requires_grad_()
+    if whole:
+        parts = [mdft_fast.merge(base, deltas, coefficients, layout, out_dtype=dtype)]
+    else:
+        parts = [*mdft_fast.merge_tensors(base, deltas, coefficients, layout, out_dtype=dtype)]
+    weights = [torch.randn_like(part) for part in parts]
+    torch.autograd.backward(parts, weights)
+    arena = torch.zeros(layout.elements, dtype=F64, device=device)
+    for view, weight in zip([arena] if whole else layout.views(arena), weights, strict=True):
+        view.copy_(weight)
+    assert torch.equal(base.grad, arena.to(dtype))
+    # The merge is linear in λ: the loss at two points tells its slope.
+    values, plan = wide(deltas), layout.plan(device)
+
+    def loss(lam: Tensor) -> Tensor:
+        return (reference.merge(base.detach().double(), values, lam, plan, F64) * arena).sum()
+
+    lam = coefficients.detach().double()
+    steps = torch.eye(lam.numel(), dtype=F64, device=device).view(-1, *lam.shape)
+    slopes = torch.stack([loss(lam + step) - loss(lam) for step in steps]).view_as(lam)
+    tiles = plan._replace(tensor_tiles=torch.arange(layout.tiles + 1))
+    assert_within_rounding(
+        coefficients.grad,
+        exact=slopes,
+        magnitude=reference.merge_dots(arena.abs().split(TILE), values.abs(), tiles),
+        terms=CODE_TERMS,
+        reference_terms=0,
+    )
+
+
 def test_torch_func_grad(device: torch.device) -> None:
     base, deltas, coefficients = make_arena(3, SMALL, device)
 
@@ -229,24 +312,21 @@ def test_torch_func_grad(device: torch.device) -> None:
 # ---- 3. registration
 
 
-def raw(arena: Arena, layout: Layout, tiles: Any = None) -> tuple[Any, ...]:
-    plan = layout.plan(arena.base.device, tiles)
-    return (*arena.stored(), plan.columns, plan.first, plan.last)
-
-
-@pytest.mark.parametrize("tiles", [None, (1, 2), (0, 0)])
-def test_is_registered_right(tiles: Any, device: torch.device) -> None:
-    args = raw(make_arena(3, SMALL, device), SMALL, tiles)
+@pytest.mark.parametrize("deltas", [F32, *CODECS], ids=name)
+@pytest.mark.parametrize("tiles", [None, (1, 3), (0, 0)])
+def test_is_registered_right(tiles: Any, deltas: Any, device: torch.device) -> None:
+    args = raw_merge(make_arena(3, CODED, device, deltas=deltas), CODED, tiles)
     torch.library.opcheck(OPS.merge.default, (*args, F32))
     torch.library.opcheck(OPS.merge.default, (*args, BF16))
     out = torch.empty((args[6] - args[5]) * TILE, device=device)
     torch.library.opcheck(OPS.merge_out.default, (*args, out))
 
 
+@pytest.mark.parametrize("kind", [F32, *CODECS], ids=name)
 @pytest.mark.parametrize("with_out", [False, True])
-def test_compiles_in_one_graph(with_out: bool, device: torch.device) -> None:
+def test_compiles_in_one_graph(with_out: bool, kind: Any, device: torch.device) -> None:
     layout = Layout.of({"a": (3,), "b": (2, 700)})
-    base, deltas, coefficients = make_arena(3, layout, device)
+    base, deltas, coefficients = make_arena(3, layout, device, deltas=kind)
     coefficients.requires_grad_()
     out = torch.empty_like(base) if with_out else None
 
@@ -256,6 +336,7 @@ def test_compiles_in_one_graph(with_out: bool, device: torch.device) -> None:
         return whole.square().sum() + sum(p.sum() for p in parts)
 
     wanted = torch.autograd.grad(step(coefficients), coefficients)[0]
+    torch._dynamo.reset()  # it counts how often this text was compiled
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     value = compiled(coefficients)
     assert torch.equal(value, step(coefficients))
@@ -278,6 +359,22 @@ def test_runs_on_fakes_before_and_after_real_ones(device: torch.device) -> None:
         with FakeTensorMode():
             fake = shapes()
         assert fake == shapes()
+
+
+@pytest.mark.parametrize("wrong", ["short", "few", "float64"])
+def test_a_wrong_call_that_compiles_is_refused_when_it_runs(
+    wrong: str, device: torch.device
+) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device)
+    made = {"short": deltas[:, 1:].contiguous(), "few": deltas[:2], "float64": deltas.double()}
+
+    def step(deltas: Tensor) -> Tensor:  # its fake looks at no shape but base's
+        return mdft_fast.merge(base, deltas, coefficients, SMALL)
+
+    torch._dynamo.reset()  # it counts how often this text was compiled
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"merge: (deltas|coefficients) must be"):
+        compiled(made[wrong])
 
 
 # ---- 4. errors
@@ -341,23 +438,57 @@ WRONG: dict[str, tuple[int, Any, str]] = {
 }  # fmt: skip
 
 
-def wrong_arguments(what: str, device: torch.device) -> list[Any]:
-    args = [*raw(make_arena(3, SMALL, device), SMALL), F32]
-    position, change, _ = WRONG[what]
-    args[position] = change(args[position]) if callable(change) else change
-    return args
+# Of codes in the layout CODED.
+WRONG_CODES_OF_MERGE: dict[str, tuple[Codec, int, Any, str]] = {
+    **WRONG_CODES,
+    "deltas short": ("int8", 1, lambda x: x[:, 1:], "deltas must be [K, 4096], got [3, 4095]"),
+    "deltas not halved": (
+        "int4", 1, lambda x: x.repeat(1, 2), "deltas must be [K, 2048], got [3, 4096]",
+    ),
+    "base float64": (
+        "int8", 0, lambda x: x.double(), "deltas must be float64 like the rest, got int8",
+    ),
+    "out float64": (
+        "int4", 7, F64, "out must be float32, float16 or bfloat16, got float64",
+    ),
+}  # fmt: skip
+
+
+def refusals(
+    layout: Layout, position: int, change: Any, device: torch.device, deltas: Any = F32
+) -> set[str]:
+    """What ``merge`` and ``merge_out`` say."""
+    args = (*raw_merge(make_arena(3, layout, device, deltas=deltas), layout), F32)
+    *args, dtype = changed(args, position, change)
+    out = torch.empty(layout.elements, dtype=dtype, device=device)
+    alone = outcome(OPS.merge, [*args, dtype], "merge:")
+    return {alone, outcome(OPS.merge_out, [*args, out], "merge:")}
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_errors_say_what_was_wanted_and_what_came(what: str, device: torch.device) -> None:
-    args = wrong_arguments(what, device)
-    wanted = f"merge: {WRONG[what][2]}"
-    assert outcome(OPS.merge, args, "merge:") == wanted
-    assert fake_outcome(OPS.merge, args, "merge:") == wanted
-    dtype = args.pop()
-    args.append(torch.empty(N, dtype=dtype, device=device))
-    assert outcome(OPS.merge_out, args, "merge:") == wanted
-    assert fake_outcome(OPS.merge_out, args, "merge:") == wanted
+    position, change, text = WRONG[what]
+    assert refusals(SMALL, position, change, device) == {f"merge: {text}"}
+
+
+@pytest.mark.parametrize("what", WRONG_CODES_OF_MERGE)
+def test_errors_of_codes(what: str, device: torch.device) -> None:
+    codec, position, change, text = WRONG_CODES_OF_MERGE[what]
+    assert refusals(CODED, position, change, device, codec) == {f"merge: {text}"}
+
+
+@pytest.mark.parametrize(("dtype", "length"), [(torch.int8, 1000), (torch.uint8, 500)], ids=name)
+def test_errors_of_groups_that_are_not_whole(
+    dtype: torch.dtype, length: int, device: torch.device
+) -> None:
+    codes = torch.zeros(3, length, dtype=dtype, device=device)
+    plan = flat(1000).plan(device)
+    scales, lam = torch.zeros(3, 7, device=device), torch.zeros(3, 1, device=device)
+    text = f"{name(dtype)} deltas must have a multiple of 128 elements, got 1000"
+    args = [torch.zeros(1000, device=device), codes, scales, lam, plan.columns, 0, 1, F32]
+    assert outcome(OPS.merge, args, "merge:") == f"merge: {text}"
+    args = [[None], codes, scales, plan.order, plan.starts, plan.tensor_tiles, 0, 1]
+    assert outcome(OPS.merge_dots, args, "merge_dots:") == f"merge_dots: {text}"
 
 
 @pytest.mark.parametrize(
@@ -369,9 +500,9 @@ def test_errors_say_what_was_wanted_and_what_came(what: str, device: torch.devic
     ],
 )
 def test_errors_of_out(change: Any, wanted: str, device: torch.device) -> None:
-    args = [*raw(make_arena(3, SMALL, device), SMALL), change(torch.empty(N, device=device))]
+    out = change(torch.empty(N, device=device))
+    args = [*raw_merge(make_arena(3, SMALL, device), SMALL), out]
     assert outcome(OPS.merge_out, args, "merge:") == f"merge: {wanted}"
-    assert fake_outcome(OPS.merge_out, args, "merge:") == f"merge: {wanted}"
 
 
 def overlapping(what: str, device: torch.device) -> tuple[Arena, Tensor]:
@@ -388,17 +519,29 @@ def overlapping(what: str, device: torch.device) -> tuple[Arena, Tensor]:
 
 @pytest.mark.parametrize("what", ["base", "deltas", "deltas between rows", "coefficients"])
 def test_an_out_that_shares_memory_is_an_error(what: str, device: torch.device) -> None:
-    # The fake sees no memory: the one check of `merge_out` that it cannot repeat.
     arena, out = overlapping(what, device)
     before = [x.clone() for x in arena]
     wanted = f"merge: out must not overlap {what.split()[0]}, got memory of it"
-    args = [*raw(arena, SMALL), out]
+    args = [*raw_merge(arena, SMALL), out]
     assert outcome(OPS.merge_out, args, "merge:") == wanted
-    assert fake_outcome(OPS.merge_out, args, "merge:") == ""
     for function in (mdft_fast.merge, mdft_fast.merge_tensors):
         with pytest.raises(RuntimeError, match=wanted):
             function(*arena, SMALL, out=out)
     assert all(map(torch.equal, arena, before))
+
+
+@pytest.mark.parametrize("what", ["deltas", "scales"])
+def test_an_out_that_shares_memory_of_codes_is_an_error(what: str, device: torch.device) -> None:
+    arena = make_arena(9, CODED, device, deltas="int8")
+    room = torch.empty(2 * 4096, device=device)
+    scales = room[4091:][: 9 * 32].view(9, 32).copy_(arena.deltas.scales)
+    arena = arena._replace(deltas=dataclasses.replace(arena.deltas, scales=scales))
+    out = room[:4096] if what == "scales" else arena.deltas.codes.view(-1)[: 4 * 4096].view(F32)
+    wanted = f"merge: out must not overlap {what}, got memory of it"
+    assert outcome(OPS.merge_out, [*raw_merge(arena, CODED), out], "merge:") == wanted
+    for function in (mdft_fast.merge, mdft_fast.merge_tensors):
+        with pytest.raises(RuntimeError, match=wanted):
+            function(*arena, CODED, out=out)
 
 
 def test_an_out_beside_the_inputs_in_one_memory_is_taken(device: torch.device) -> None:
@@ -414,14 +557,14 @@ def test_an_out_beside_the_inputs_in_one_memory_is_taken(device: torch.device) -
 @pytest.mark.parametrize("bad", [-1, 4])
 def test_a_column_outside_of_lambda_is_an_error(bad: int) -> None:
     # Read from the data, so by the CPU's kernel alone: on CUDA it would cost a synchronization.
-    args = [*raw(make_arena(3, SMALL, torch.device("cpu")), SMALL), F32]
+    args = [*raw_merge(make_arena(3, SMALL, torch.device("cpu")), SMALL), F32]
     args[4] = torch.tensor([0, 1, bad, 1, 0], dtype=torch.int32)[:T]
     assert outcome(OPS.merge, args, "merge:") == f"merge: columns must lie in [0, 4), got {bad}"
 
 
 @pytest.mark.parametrize("position", [0, 1, 3, 4])
 def test_another_device_is_an_error(position: int, device: torch.device) -> None:
-    args = [*raw(make_arena(3, SMALL, device), SMALL), F32]
+    args = [*raw_merge(make_arena(3, SMALL, device), SMALL), F32]
     args[position] = args[position].to("meta")
     what = ["base", "base", "", "coefficients", "columns"][position]  # base is held against deltas
     wanted = f"merge: {what} must be on the device of the other tensors, got another device"
@@ -434,6 +577,26 @@ def test_another_device_is_an_error(position: int, device: torch.device) -> None
 def test_refuses_deltas_that_require_grad(device: torch.device) -> None:
     base, deltas, coefficients = make_arena(3, SMALL, device)
     deltas.requires_grad_()
+    for function in (mdft_fast.merge, mdft_fast.merge_tensors):
+        with pytest.raises(ValueError, match="deltas are data, not parameters"):
+            function(base, deltas, coefficients, SMALL)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=name)
+def test_refuses_codes_without_their_scales(dtype: torch.dtype, device: torch.device) -> None:
+    base, _, coefficients = make_arena(3, SMALL, device)
+    codes = torch.zeros(3, N, dtype=dtype, device=device)
+    text = f"deltas of {name(dtype)} must be TaskVectors, which hold the scales, got a Tensor"
+    for function in (mdft_fast.merge, mdft_fast.merge_tensors):
+        with pytest.raises(RuntimeError, match=f"merge: {text}"):
+            function(base, codes, coefficients, SMALL)
+    with pytest.raises(RuntimeError, match=f"merge_dots: {text}"):
+        mdft_fast.merge_dots(make_grads(SMALL, device), codes, SMALL)
+
+
+def test_refuses_scales_that_require_grad(device: torch.device) -> None:
+    base, deltas, coefficients = make_arena(3, SMALL, device, deltas="int4")
+    deltas.scales.requires_grad_()
     for function in (mdft_fast.merge, mdft_fast.merge_tensors):
         with pytest.raises(ValueError, match="deltas are data, not parameters"):
             function(base, deltas, coefficients, SMALL)
@@ -519,14 +682,30 @@ def test_refuses_transforms_that_it_does_not_know(device: torch.device) -> None:
 
 
 @pytest.mark.usefixtures("threads")
-def test_bits_do_not_depend_on_threads_or_repeats(device: torch.device) -> None:
+@pytest.mark.parametrize("deltas", [F32, *CODECS], ids=name)
+def test_bits_do_not_depend_on_threads_or_repeats(deltas: Any, device: torch.device) -> None:
     layout = Layout.of({f"t{i}": (1500 + i,) for i in range(40)})
-    arena = make_arena(9, layout, device)
+    arena = make_arena(9, layout, device, deltas=deltas)
     torch.set_num_threads(1)
     alone = mdft_fast.merge(*arena, layout)
     torch.set_num_threads(2)
     for _ in range(3):
         assert torch.equal(mdft_fast.merge(*arena, layout), alone)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_bits_are_those_of_the_formula(codec: Codec, device: torch.device) -> None:
+    # Exact in float64 but for fma's one rounding: the same steps, one by one.
+    layout = flat(3 * TILE - GROUP)
+    arena = make_arena(11, layout, device, deltas=codec, elements=3 * TILE - GROUP)
+    codes = wide(dataclasses.replace(arena.deltas, scales=torch.ones_like(arena.deltas.scales)))
+    wanted = arena.base
+    for k, scales in enumerate(arena.deltas.scales):
+        factor = (arena.coefficients[k] * scales).repeat_interleave(GROUP)
+        wanted = (factor.double() * codes[k] + wanted.double()).float()
+    got = mdft_fast.merge(*arena, layout)
+    if mdft_fast.kernels()["cpu"] == "avx2" or device.type == "cuda":
+        assert torch.equal(got, wanted)
 
 
 @given(layout=layouts(), K=st.integers(1, 9), data=st.data())
@@ -535,10 +714,7 @@ def test_bits_do_not_depend_on_the_range_of_tiles(
 ) -> None:
     arena = make_arena(K, layout, device)
     whole = mdft_fast.merge(*arena, layout)
-    cuts = sorted(
-        data.draw(st.sampled_from([*(s.tile for s in layout.slots), layout.tiles])) for _ in "ab"
-    )
-    tiles = (cuts[0], cuts[1])
+    tiles = data.draw(ranges(layout))
     part = mdft_fast.merge(*arena, layout, tiles=tiles)
     assert torch.equal(part, whole[tiles[0] * TILE : tiles[1] * TILE])
     for slot, tensor in zip(
@@ -597,10 +773,7 @@ def test_degenerate_one_hot_coefficients_give_the_real_model(
     layout = Layout.of({n: base[n].shape for n in names})
 
     def pack(tensors: dict[str, Tensor]) -> Tensor:
-        arena = torch.zeros(layout.elements, device=device)
-        for view, n in zip(layout.views(arena), names, strict=True):
-            view.copy_(tensors[n])
-        return arena
+        return layout.pack({n: tensors[n].to(device, F32) for n in names})
 
     start, ends = pack(base), torch.stack([pack(m) for m in models])
     one_hot = torch.eye(2, device=device)[1][:, None].expand(2, len(names)).contiguous()
@@ -634,6 +807,24 @@ def test_degenerate_absent_gradients_count_as_zero(device: torch.device) -> None
     assert torch.equal(base.grad[TILE : TILE + 6], ones)
 
 
+@pytest.mark.parametrize("K", [0, 1, 5])
+@pytest.mark.parametrize("codec", CODECS)
+def test_degenerate_zeros_give_base(K: int, codec: Codec, device: torch.device) -> None:
+    base, deltas, coefficients = make_arena(K, CODED, device, deltas=codec)
+    assert torch.equal(mdft_fast.merge(base, deltas, 0 * coefficients, CODED), base)
+    silent = dataclasses.replace(deltas, scales=0 * deltas.scales)
+    assert torch.equal(mdft_fast.merge(base, silent, coefficients, CODED), base)
+    assert not mdft_fast.merge_dots(make_grads(CODED, device), silent, CODED).any()
+
+
+def test_degenerate_decoded_vectors_merge_alike(device: torch.device) -> None:
+    # The same numbers as floats: code times scale is rounded, λ times scale is not.
+    arena = make_arena(5, CODED, device, base=F16, deltas="int8")
+    floats = TaskVectors(reference.decode(*split(arena.deltas)))
+    assert torch.equal(floats.codes, arena.deltas.decode())
+    assert_merges(mdft_fast.merge(arena.base, floats, arena.coefficients, CODED), arena, CODED)
+
+
 def test_packed_task_vectors_are_their_codes(device: torch.device) -> None:
     base, deltas, coefficients = make_arena(3, SMALL, device, deltas=BF16)
     packed = TaskVectors(deltas, "bf16")
@@ -641,6 +832,78 @@ def test_packed_task_vectors_are_their_codes(device: torch.device) -> None:
         mdft_fast.merge(base, packed, coefficients, SMALL),
         mdft_fast.merge(base, deltas, coefficients, SMALL),
     )
+
+
+def named(device: torch.device) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], Layout]:
+    """A base and the task vectors of three models, by name, and their layout."""
+    shapes = {"weight": (300, 10), "bias": (10,), "scale": ()}
+    random = torch.Generator().manual_seed(3)
+    base, *deltas = (
+        {n: torch.randn(shape, generator=random).to(device) for n, shape in shapes.items()}
+        for _ in range(4)
+    )
+    return base, deltas, Layout.of(shapes)
+
+
+@pytest.mark.parametrize("columns", ["tensor", "group", "task"])
+def test_tensors_by_name_merge_as_their_arena_does(columns: str, device: torch.device) -> None:
+    base, deltas, layout = named(device)
+    if columns != "tensor":
+        layout = layout.group({n: "one" if columns == "task" else n[:1] for n in base})
+    lam = torch.rand(3, len(layout.columns), device=device, requires_grad=True)
+    arena, vectors = layout.pack(base), torch.stack([layout.pack(d) for d in deltas])
+    wanted = mdft_fast.merge_tensors(arena, vectors, lam, layout)
+    if columns == "task":
+        got = mdft_fast.merge_tensors(base, deltas, lam[:, 0])
+    else:
+        got = mdft_fast.merge_tensors(base, deltas, lam, layout if columns == "group" else None)
+    assert list(got) == list(base)
+    assert all(map(torch.equal, got.values(), wanted))
+    slopes = [
+        torch.autograd.grad(sum(x.square().sum() for x in parts), lam)[0]
+        for parts in (wanted, got.values())
+    ]
+    assert torch.equal(*slopes)
+
+
+def test_tensors_by_name_are_differentiable_in_base(device: torch.device) -> None:
+    base, deltas, _ = named(device)
+    base["bias"].requires_grad_()
+    merged = mdft_fast.merge_tensors(base, deltas, torch.rand(3, device=device))
+    (2 * merged["bias"].sum() + merged["weight"].sum()).backward()
+    assert base["bias"].grad.tolist() == [2] * 10
+
+
+def test_refuses_tensors_by_name_that_are_not_the_base_s(device: torch.device) -> None:
+    base, deltas, layout = named(device)
+    lam = torch.rand(3, device=device)
+    merge = mdft_fast.merge_tensors
+    error = mdft_fast.MdftError
+    for change, text in {
+        "missing": "must be its 3, got 'bias' missing",
+        "more": "must be its 3, got 'odd' one too many",
+        "shape": r"tensor 'bias' must be floating and \[10\], got torch.float32 and \[2, 5\]",
+        "dtype": r"tensor 'bias' must be floating and \[10\], got torch.int64 and \[10\]",
+        "device": r"tensors must be on one device, got \[",
+    }.items():
+        wrong = dict(deltas[1])
+        bias = wrong.pop("bias")
+        new = {"shape": bias.view(2, 5), "dtype": bias.long(), "device": bias.to("meta")}
+        if change != "missing":
+            wrong["bias"] = new.get(change, bias)
+        if change == "more":
+            wrong["odd"] = bias
+        with pytest.raises(error, match=text):
+            merge(base, [deltas[0], wrong, deltas[2]], lam)
+    deltas[0]["bias"].requires_grad_()
+    with pytest.raises(ValueError, match="deltas are data, not parameters"):
+        merge(base, deltas, lam)
+    with pytest.raises(ValueError, match="tensors by name where base is"):
+        merge(base, torch.zeros(3, layout.elements), lam)
+    with pytest.raises(ValueError, match="for an arena, got tensors by name"):
+        merge(base, deltas, lam, tiles=(0, 1))
+    with pytest.raises(ValueError, match="an arena needs a layout"):
+        merge(torch.zeros(4), torch.zeros(1, 4), torch.zeros(1, 1))
 
 
 def test_a_layout_of_another_arena_is_refused() -> None:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,25 +15,33 @@ from torch import Tensor
 
 import mdft_fast
 from mdft_fast import reference
-from mdft_fast.arena import TILE, Layout, TaskVectors
+from mdft_fast.arena import TILE, Codec, Layout, TaskVectors
 from tests.ops.inputs import (
     BF16,
+    CODECS,
     F16,
     F32,
     F64,
     NARROW,
-    fake_outcome,
+    SMALL,
+    WRONG_CODES,
+    assert_dots,
+    changed,
+    flat,
     layouts,
     make_arena,
     make_grads,
     name,
     outcome,
-    split,
+    poison_padding,
+    ranges,
+    raw_dots,
+    some_grads,
 )
-from tests.tolerance import assert_within_rounding
 
 # (gradients, deltas): the narrow floats mix freely; float64 stands alone.
-MIXTURES = [*itertools.product(NARROW, repeat=2), (F64, F64)]
+FLOATS: list[Any] = [*itertools.product(NARROW, repeat=2), (F64, F64)]
+CODES: list[Any] = [*itertools.product(NARROW, CODECS)]
 # Nothing, one, a tail, one tile, tiles + tail, many tasks, no task; and tensors of all kinds.
 CASES: dict[str, tuple[int, list[tuple[int, ...]]]] = {
     "empty": (2, [(0,)]),
@@ -54,69 +62,33 @@ def layout_of(case: str) -> tuple[int, Layout]:
     return K, Layout.of({f"t{i}": shape for i, shape in enumerate(shapes)})
 
 
-def poison_padding(deltas: Tensor, layout: Layout) -> Tensor:
-    """Puts NaN where no tensor lies: nobody may read it into a sum."""
-    inside = torch.zeros(layout.elements, dtype=torch.bool, device=deltas.device)
-    for view in layout.views(inside):
-        view.fill_(True)
-    return deltas.where(inside, torch.nan)
-
-
-def assert_dots(
-    got: Tensor, grads: Sequence[Tensor | None], deltas: Tensor, layout: Layout, tiles: Any = None
-) -> None:
-    wide = [None if g is None else g.double() for g in grads]
-    plan = layout.plan(deltas.device, tiles)
-    exact = reference.merge_dots(wide, deltas.double(), plan)
-    size = [None if g is None else g.abs() for g in wide]
-    assert_within_rounding(
-        got,
-        exact=exact,
-        magnitude=reference.merge_dots(size, deltas.double().abs(), plan),
-        # 37 sums in a tile and where multiply and add are two roundings, one product; the tiles
-        # of a column are added in float64, whose roundings count only there.
-        terms=38 + (layout.tiles if got.dtype == F64 else 0),
-        reference_terms=TILE + layout.tiles,
-    )
-
-
 # ---- 1. rounding
 
 
-@pytest.mark.parametrize("dtypes", MIXTURES, ids=name)
+@pytest.mark.parametrize("dtypes", FLOATS + CODES, ids=name)
 @pytest.mark.parametrize("case", CASES)
-def test_rounds_no_more_than_it_must(
-    case: str, dtypes: tuple[torch.dtype, ...], device: torch.device
-) -> None:
+def test_rounds_no_more_than_it_must(case: str, dtypes: Any, device: torch.device) -> None:
     K, layout = layout_of(case)
-    deltas = make_arena(K, layout, device, base=dtypes[1], deltas=dtypes[1]).deltas
+    base = F64 if dtypes[1] == F64 else F32
+    deltas = make_arena(K, layout, device, base=base, deltas=dtypes[1]).deltas
     deltas = poison_padding(deltas, layout)
     grads = make_grads(layout, device, dtypes[0])
     got = mdft_fast.merge_dots(grads, deltas, layout)
-    assert got.dtype == (F64 if dtypes[1] == F64 else F32)
+    assert got.dtype == base
     assert_dots(got, grads, deltas, layout)
 
 
-@given(layout=layouts(), K=st.integers(0, 9), dtypes=st.sampled_from(MIXTURES), data=st.data())
+@pytest.mark.parametrize("kinds", [FLOATS, CODES], ids=["floats", "codes"])
+@given(layout=layouts(), K=st.integers(0, 18), data=st.data())
 def test_rounds_no_more_than_it_must_in_any_layout(
-    layout: Layout,
-    K: int,
-    dtypes: tuple[torch.dtype, ...],
-    data: st.DataObject,
-    device: torch.device,
+    kinds: Any, layout: Layout, K: int, data: st.DataObject, device: torch.device
 ) -> None:
-    deltas = make_arena(K, layout, device, base=dtypes[1], deltas=dtypes[1]).deltas
+    dtypes = data.draw(st.sampled_from(kinds))
+    base = F64 if dtypes[1] == F64 else F32
+    deltas = make_arena(K, layout, device, base=base, deltas=dtypes[1]).deltas
     deltas = poison_padding(deltas, layout)
-    cuts = sorted(
-        data.draw(st.sampled_from([*(s.tile for s in layout.slots), layout.tiles])) for _ in "ab"
-    )
-    tiles = (cuts[0], cuts[1])
-    inside = layout.slots_in(tiles)
-    grads: list[Tensor | None] = [
-        g if data.draw(st.integers(0, 3)) else None
-        for g, slot in zip(make_grads(layout, device, dtypes[0]), layout.slots, strict=True)
-        if slot in inside
-    ]
+    tiles = data.draw(ranges(layout))
+    grads = some_grads(data, layout, tiles, dtypes[0], device)
     got = mdft_fast.merge_dots(grads, deltas, layout, tiles=tiles)
     assert_dots(got, grads, deltas, layout, tiles)
 
@@ -148,23 +120,15 @@ def test_is_the_gradient_of_merge(device: torch.device) -> None:
 
 # ---- 3. registration
 
-SMALL = Layout.of({"a": (3,), "none": (0,), "b": (2, 600), "c": ()})
 LONE = Layout.of({"a": (TILE,)})
 
 
-def raw(
-    grads: Sequence[Tensor | None], deltas: Tensor | TaskVectors, layout: Layout
-) -> tuple[Any, ...]:
-    plan = layout.plan(deltas.device)
-    index = (plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last)
-    return (list(grads), *split(deltas), *index)
-
-
-@pytest.mark.parametrize("absent", [(), (0, 2), (0, 1, 2, 3)], ids=name)
-def test_is_registered_right(absent: tuple[int, ...], device: torch.device) -> None:
-    deltas = make_arena(3, SMALL, device).deltas
+@pytest.mark.parametrize("deltas", [F32, *CODECS], ids=name)
+@pytest.mark.parametrize("absent", [(), (0,), (0, 2), (0, 1, 2, 3)], ids=name)
+def test_is_registered_right(absent: tuple[int, ...], deltas: Any, device: torch.device) -> None:
+    vectors = make_arena(3, SMALL, device, deltas=deltas).deltas
     grads = [None if i in absent else g for i, g in enumerate(make_grads(SMALL, device))]
-    torch.library.opcheck(OPS.merge_dots.default, raw(grads, deltas, SMALL))
+    torch.library.opcheck(OPS.merge_dots.default, raw_dots(grads, vectors, SMALL))
 
 
 def test_compiles_in_one_graph(device: torch.device) -> None:
@@ -264,32 +228,41 @@ WRONG_DATA: dict[str, tuple[int, Any, str]] = {
 }  # fmt: skip
 
 
-def wrong_arguments(position: int, change: Any, device: torch.device) -> list[Any]:
-    args = [*raw(make_grads(SMALL, device), make_arena(3, SMALL, device).deltas, SMALL)]
-    args[position] = change(args[position])
-    return args
+def refusal(position: int, change: Any, device: torch.device, deltas: Any = F32) -> str:
+    args = raw_dots(make_grads(SMALL, device), make_arena(3, SMALL, device, deltas=deltas).deltas,
+                    SMALL)  # fmt: skip
+    return outcome(OPS.merge_dots, changed(args, position, change), "merge_dots:")
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_errors_say_what_was_wanted_and_what_came(what: str, device: torch.device) -> None:
     position, change, text = WRONG[what]
-    args = wrong_arguments(position, change, device)
-    assert outcome(OPS.merge_dots, args, "merge_dots:") == f"merge_dots: {text}"
-    assert fake_outcome(OPS.merge_dots, args, "merge_dots:") == f"merge_dots: {text}"
+    assert refusal(position, change, device) == f"merge_dots: {text}"
+
+
+@pytest.mark.parametrize("what", WRONG_CODES)
+def test_errors_of_codes(what: str, device: torch.device) -> None:
+    codec, position, change, text = WRONG_CODES[what]
+    assert refusal(position, change, device, codec) == f"merge_dots: {text}"
+
+
+def test_errors_of_gradients_in_float64_beside_codes(device: torch.device) -> None:
+    text = "a gradient must be float32, float16 or bfloat16, got float64"
+    wide = [g.double() for g in make_grads(SMALL, device)]
+    assert refusal(0, lambda _: wide, device, "int8") == f"merge_dots: {text}"
 
 
 @pytest.mark.parametrize("what", WRONG_DATA)
 def test_errors_of_data(what: str) -> None:
     position, change, text = WRONG_DATA[what]
-    args = wrong_arguments(position, change, torch.device("cpu"))
-    assert outcome(OPS.merge_dots, args, "merge_dots:") == f"merge_dots: {text}"
+    assert refusal(position, change, torch.device("cpu")) == f"merge_dots: {text}"
 
 
-def test_a_lone_gradient_s_tiles_are_known_to_the_fake(device: torch.device) -> None:
-    args = raw([torch.ones(1025, device=device)], torch.ones(2, TILE, device=device), LONE)
-    wanted = "merge_dots: gradient 0 must fill 1 tiles of 1024 elements, got [1025]"
-    assert outcome(OPS.merge_dots, args, "merge_dots:") == wanted
-    assert fake_outcome(OPS.merge_dots, args, "merge_dots:") == wanted
+def test_errors_of_another_device(device: torch.device) -> None:
+    text = "must be on the device of the other tensors, got another device"
+    for position, what in {1: "deltas", 4: "starts"}.items():
+        got = refusal(position, lambda x: x.to("meta"), device)
+        assert got == f"merge_dots: {what} {text}"
 
 
 # ---- 5. refusals
@@ -300,15 +273,21 @@ def test_refuses_a_gradient_that_ends_beyond_the_arena(N: int, device: torch.dev
     # It would meet the next row of deltas, and after the last one memory of nobody's.
     grad, deltas = torch.ones(TILE, device=device), torch.ones(2, N, device=device)
     wanted = f"merge_dots: gradient 0 must have at most {N} elements, got [1024]"
-    args = raw([grad], deltas, LONE)
+    args = raw_dots([grad], deltas, LONE)
     assert outcome(OPS.merge_dots, args, "merge_dots:") == wanted
-    assert fake_outcome(OPS.merge_dots, args, "merge_dots:") == wanted
     with pytest.raises(RuntimeError, match=f"at most {N} elements"):
         mdft_fast.merge_dots([grad], deltas, LONE)
     with pytest.raises(RuntimeError, match=rf"gradient of 'all' must be \[{N}\], got \[1024\]"):
         mdft_fast.merge_dots(grad, deltas)
     got = mdft_fast.merge_dots(grad[:N], deltas)
     assert got.tolist() == [[N], [N]]
+
+
+def test_refuses_a_gradient_that_ends_beyond_the_codes(device: torch.device) -> None:
+    packed = make_arena(2, flat(896), device, deltas="int4", elements=896).deltas
+    wanted = "merge_dots: gradient 0 must have at most 896 elements, got [897]"
+    args = raw_dots([torch.ones(897, device=device)], packed, flat(896))
+    assert outcome(OPS.merge_dots, args, "merge_dots:") == wanted
 
 
 @pytest.mark.parametrize("tiles", [None, (2, 3)])
@@ -330,9 +309,9 @@ def test_refuses_gradients_of_other_tensors(device: torch.device) -> None:
         (1200,): r"gradient of 'b' must be \[2, 600\], got \[1200\]",
         (2, 599): r"gradient of 'b' must be \[2, 600\], got \[2, 599\]",
     }.items():
-        given = [grads[0], None, torch.ones(wrong, device=device), grads[3]]
+        others = [grads[0], None, torch.ones(wrong, device=device), grads[3]]
         with pytest.raises(RuntimeError, match=f"merge_dots: {text}"):
-            mdft_fast.merge_dots(given, deltas, SMALL)
+            mdft_fast.merge_dots(others, deltas, SMALL)
     text = "merge_dots: grads must hold one for each of the layout's 4 tensors, got 3"
     with pytest.raises(RuntimeError, match=text):
         mdft_fast.merge_dots(grads[1:], deltas, SMALL)
@@ -356,18 +335,21 @@ def test_is_not_differentiable(device: torch.device) -> None:
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("deltas", [F32, *CODECS], ids=name)
 @pytest.mark.parametrize("grouped", [False, True])
-def test_bits_do_not_depend_on_threads_or_repeats(grouped: bool, device: torch.device) -> None:
+def test_bits_do_not_depend_on_threads_or_repeats(
+    grouped: bool, deltas: Any, device: torch.device
+) -> None:
     layout = Layout.of({f"t{i}": (1500 + i,) for i in range(40)})
     if grouped:
         layout = layout.group({f"t{i}": f"c{i % 3}" for i in range(40)})
-    deltas = make_arena(5, layout, device).deltas
+    vectors = make_arena(9, layout, device, deltas=deltas).deltas
     grads = make_grads(layout, device)
     torch.set_num_threads(1)
-    alone = mdft_fast.merge_dots(grads, deltas, layout)
+    alone = mdft_fast.merge_dots(grads, vectors, layout)
     torch.set_num_threads(2)
     for _ in range(3):
-        assert torch.equal(mdft_fast.merge_dots(grads, deltas, layout), alone)
+        assert torch.equal(mdft_fast.merge_dots(grads, vectors, layout), alone)
 
 
 def test_bits_do_not_depend_on_the_range_of_tiles(device: torch.device) -> None:
@@ -397,6 +379,18 @@ def test_degenerate_absent_gradients_count_as_zero(
     wanted = torch.zeros(3, 4, device=device)
     wanted[:, 2] = 1200
     assert torch.equal(mdft_fast.merge_dots(grads, deltas, SMALL), wanted)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_degenerate_absent_gradients_read_no_scale(codec: Codec, device: torch.device) -> None:
+    deltas = make_arena(3, SMALL, device, deltas=codec).deltas
+    unread = dataclasses.replace(deltas, scales=torch.full_like(deltas.scales, torch.nan))
+    assert not mdft_fast.merge_dots([None] * 4, unread, SMALL).any()
+    assert not mdft_fast.merge_dots([], unread, SMALL, tiles=(0, 0)).any()
+    grads = [None, None, torch.ones(2, 600, device=device), None]
+    got = mdft_fast.merge_dots(grads, deltas, SMALL)
+    assert not got[:, [0, 1, 3]].any()
+    assert_dots(got, grads, deltas, SMALL)
 
 
 def test_degenerate_columns_without_tiles_are_zero(device: torch.device) -> None:
