@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 1: METHOD's oracles 3 and 6, the trajectory against plain torch, labels, resume."""
+"""Stage 1: oracles 3 and 6, the trajectory against plain torch, labels, resume."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def test_the_path_in_bf16_is_near_that_in_fp32() -> None:
     pytest.importorskip("timm")
     recipe = Recipe.load(ROOT / "examples" / "real_pool.yaml", ["preset=paper"])
     built, config = build(recipe), construct_config(recipe)
-    # METHOD's objective and optimizer, with the rate and schedule of its reference run.
+    # The paper's objective and optimizer, with the rate and schedule of its reference run.
     optimizer = dataclasses.replace(config.optimizer, lr=0.01, schedule="cosine")
     config = dataclasses.replace(config, steps=STEPS, batch=4, optimizer=optimizer)
     exact = built.meta_model()

@@ -25,16 +25,16 @@ def notes_of(folder: Path) -> dict[str, Any]:
     path = next((folder / name for name in _NOTES if (folder / name).is_file()), None)
     if path is None:
         return {}
-    found: dict[str, Any] = _checked(path, "the file", read_json(path), dict)
+    notes: dict[str, Any] = _checked(path, "the file", read_json(path), dict)
     for key in ("architecture", "input"):
-        _checked(path, key, found.setdefault(key, {}), dict)
+        _checked(path, key, notes.setdefault(key, {}), dict)
     for key, kind in (("library", str), ("name", str), ("kwargs", dict)):
-        if key in found["architecture"]:
-            _checked(path, f"architecture.{key}", found["architecture"][key], kind)
-    for i, task in enumerate(_checked(path, "tasks", found.setdefault("tasks", []), list)):
+        if key in notes["architecture"]:
+            _checked(path, f"architecture.{key}", notes["architecture"][key], kind)
+    for i, task in enumerate(_checked(path, "tasks", notes.setdefault("tasks", []), list)):
         name = _checked(path, f"tasks[{i}]", task, dict).get("name")
         _checked(path, f"tasks[{i}].name", name, str)
-    return found
+    return notes
 
 
 def _checked(path: Path, key: str, value: Any, kind: type) -> Any:
@@ -136,5 +136,5 @@ def _listed(root: Path, splits: tuple[str | None, ...], role: Role, classes: int
 
 def _entry(folder: Path, name: str) -> Path | None:
     """Returns what has this name, capitals apart; the name's own spelling goes first."""
-    found = sorted(path for path in folder.glob("*") if path.name.lower() == name.lower())
-    return folder / name if folder / name in found else next(iter(found), None)
+    alike = sorted(path for path in folder.glob("*") if path.name.lower() == name.lower())
+    return folder / name if folder / name in alike else next(iter(alike), None)

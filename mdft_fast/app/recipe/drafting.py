@@ -124,16 +124,16 @@ def _preprocess(base: str, told: Mapping[str, Any], noted: Mapping[str, Any]) ->
 
 
 def _task(folder: Path, name: str, target: Path, notes: Mapping[str, Any]) -> Iterator[str]:
-    found = find_head(folder, name)
+    known = find_head(folder, name)
     yield _remark("name", "  ")
     yield f"  - name: {_value(name)}"
     if not (folder / "tau.safetensors").is_file():  # a packed pool holds its heads
-        head: dict[str, Any] = {"file": found[0] if found else UNKNOWN}
-        if found is None or found[1].normalize is None:  # task_vectors' heads know it themselves
+        head: dict[str, Any] = {"file": known[0] if known else UNKNOWN}
+        if known is None or known[1].normalize is None:  # task_vectors' heads know it themselves
             head["normalize"] = "normalize(" in str(notes["head"]) if "head" in notes else UNKNOWN
         yield _remark("head")
         yield f"    head: {_flow(head, target)}"
-    rows = found[1].tensors.get("weight") if found else None
+    rows = known[1].tensors.get("weight") if known else None
     classes = len(rows) if rows is not None and rows.dim() else None
     adapt, test = find_samples(folder, name, classes)
     adapt = adapt or {"npz": UNKNOWN, "x": UNKNOWN}
@@ -152,7 +152,7 @@ def _remark(key: str, indent: str = "    ") -> str:
 
 def _flow(mapping: Mapping[str, Any], target: Path) -> str:
     """Returns a mapping on one line, paths relative to the recipe."""
-    shown = {
+    written = {
         key: _path(value, target)
         if isinstance(value, Path)
         else UNKNOWN
@@ -160,7 +160,7 @@ def _flow(mapping: Mapping[str, Any], target: Path) -> str:
         else value
         for key, value in mapping.items()
     }
-    return _value(shown)
+    return _value(written)
 
 
 def _is_remark(line: str) -> bool:
@@ -180,8 +180,8 @@ def _unchanged(section: type[Section], preset: Mapping[str, Any], indent: str) -
             values = held.model_dump() if isinstance(held, Section) else held
             yield from _unchanged(inner, values, f"{indent}  ")
         else:
-            shown = list(held) if isinstance(held, tuple) else held
-            yield _key_line(section, key, shown, f"{indent}# ")
+            value = list(held) if isinstance(held, tuple) else held
+            yield _key_line(section, key, value, f"{indent}# ")
 
 
 def _section_line(section: type[Section], key: str, indent: str = "") -> str:

@@ -59,10 +59,10 @@ def recipe_error(where: str, error: ValidationError, root: type[BaseModel]) -> R
         error: pydantic's.
         root: the model that was validated; its fields are the known keys.
     """
-    found = [dict(item) for item in error.errors(include_url=False)]
-    renamed = set(_meant(found, root))
+    items = [dict(item) for item in error.errors(include_url=False)]
+    renamed = set(_meant(items, root))
     problems: list[str] = []
-    for item in found:
+    for item in items:
         if item["type"] == "missing" and item["loc"] in renamed:
             continue  # the unknown key beside it says what was meant
         problems += [line for line in _lines(item, root) if line not in problems]
@@ -130,9 +130,9 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models_in(inner)
 
 
-def _meant(found: Sequence[dict[str, Any]], root: type[BaseModel]) -> Iterator[Path]:
+def _meant(items: Sequence[dict[str, Any]], root: type[BaseModel]) -> Iterator[Path]:
     """Yields, for each unknown key, the path of the known key that it resembles most."""
-    for item in found:
+    for item in items:
         if item["type"] == "extra_forbidden":
             *above, key = item["loc"]
             close = difflib.get_close_matches(str(key), _keys(root, tuple(above)), n=1, cutoff=0.4)

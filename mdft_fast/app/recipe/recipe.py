@@ -75,8 +75,8 @@ class Recipe(Keys):
         unknown = [f"{key}: still says {UNKNOWN}" for key in unknown_keys(content, "")]
         if unknown:
             raise RecipeError(where, unknown)
-        said = {key: value for key, value in content.items() if value is not None}
-        filled = merged(PRESETS[preset], said)
+        written = {key: value for key, value in content.items() if value is not None}
+        filled = merged(PRESETS[preset], written)
         try:
             return Recipe.model_validate(filled, context={"folder": Path(folder).resolve()})
         except ValidationError as error:

@@ -78,12 +78,12 @@ class AdaptData(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> AdaptData:
-        given = [key for key in _SOURCES if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise problem(f"must have exactly one of {list(_SOURCES)}, got {given or 'none'}")
+        sources = [key for key in _SOURCES if getattr(self, key) is not None]
+        if len(sources) != 1:
+            raise problem(f"must have exactly one of {list(_SOURCES)}, got {sources or 'none'}")
         for key, source in _BESIDE.items():
-            if key in self.model_fields_set and getattr(self, key) and given != [source]:
-                raise problem(f"{key!r} goes with {source!r}, got it with {given[0]!r}")
+            if key in self.model_fields_set and getattr(self, key) and sources != [source]:
+                raise problem(f"{key!r} goes with {source!r}, got it with {sources[0]!r}")
         return self
 
     @model_serializer(mode="wrap")

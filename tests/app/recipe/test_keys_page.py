@@ -98,6 +98,7 @@ def test_the_dataclass_checks_itself_in_the_same_places() -> None:
         ({"share": 0}, r"ties.share: must be in \(0, 1\], got 0"),
         ({"share": float("nan")}, r"ties.share: must be in \(0, 1\], got nan"),
         ({"share": True}, "ties.share: must be .*, got True"),
+        ({"share": None}, "ties.share: must be .*, got None"),
         ({"share": 1, "order": "depht"}, "ties.order: must be one of .*; did you mean 'depth'"),
     ):
         with pytest.raises(MdftError, match=message):
