@@ -47,7 +47,7 @@ def test_the_gate_sees_unstable_symbols(gates: ModuleType) -> None:
 def test_the_gate_sees_spills_and_a_log_that_says_nothing(
     gates: ModuleType, tmp_path: Path
 ) -> None:
-    log = tmp_path / "merge_cuda.cu.o.log"
+    log = tmp_path / "gpu_cuda.cu.o.log"
     log.write_text(QUIET_LOG, encoding="utf-8")
     assert gates.check(log) == []
     log.write_text(QUIET_LOG + SPILLING_LOG, encoding="utf-8")
