@@ -80,6 +80,7 @@ def test_code_of_the_operators_page_runs(world: World) -> None:
     assert float(names["loss"].detach()) > 0.1
     torch.testing.assert_close(names["fused"], names["loss"])
     torch.testing.assert_close(names["coefficients"].grad, names["lam"].grad, rtol=1e-3, atol=1e-6)
+    assert all(torch.equal(names["again"][name], x) for name, x in names["merged"].items())
 
     names = run(code[first:])
     assert names["coefficients"].grad.shape == (3, 2)
