@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import bench_memory
+from benchmarks.shapes import ENCODERS
 from mdft_fast import MdftError, Pool, plan
 from mdft_fast.app.forecast import LiveBytes, Subject, explained, forecast
 from mdft_fast.app.recipe import Recipe
@@ -20,7 +20,7 @@ from tests.app.conftest import call
 
 Make = Callable[..., Recipe]
 MODELS: dict[str, dict[str, Any]] = {
-    "ViT-Tiny 64x64": bench_memory.MODELS["ViT-Tiny 64x64"],
+    "ViT-Tiny 64x64": ENCODERS["ViT-Tiny 64x64"].spec,
     "CNN": {"library": "timm", "name": "resnet18", "kwargs": {"num_classes": 0}},
     "CLIP tower": {
         "library": "open_clip",
