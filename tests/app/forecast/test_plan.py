@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.shapes import ENCODERS
+from benchmarks import bench_memory
+from benchmarks.shapes import CLASSES, ENCODERS, Encoder
 from mdft_fast import MdftError, Pool, plan
 from mdft_fast.app.forecast import LiveBytes, Subject, explained, forecast
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running import run
+from mdft_fast.model import build_backbone
 from tests.app.conftest import call
 
 Make = Callable[..., Recipe]
@@ -53,8 +55,7 @@ def pool(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     """A packed pool of random models."""
     pytest.importorskip(MODELS[request.param]["library"])
     patch = pytest.MonkeyPatch()
-    patch.setitem(bench_memory.MODELS, request.param, MODELS[request.param])
-    patch.setitem(bench_memory.SIZE, request.param, 64)
+    patch.setitem(ENCODERS, request.param, Encoder(MODELS[request.param], size=64))
     folder = tmp_path_factory.mktemp("plan") / "pool"
     files = tmp_path_factory.mktemp("models")
     Pool.pack(folder, **bench_memory.write_models(request.param, files))
@@ -70,8 +71,8 @@ def test_the_forecast_is_near_what_a_process_takes(
 ) -> None:
     name, folder = pool
     with torch.device("meta"):
-        backbone = bench_memory.build_backbone(MODELS[name])
-    subject = Subject(backbone, bench_memory.CLASSES["CLIP's eight"], (64, 64))
+        backbone = build_backbone(MODELS[name])
+    subject = Subject(backbone, CLASSES["CLIP's eight"], (64, 64))
     wanted = next(
         row
         for row in forecast(subject, SAMPLES, mapped=("fp32",))
