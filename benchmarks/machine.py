@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machine that races run on: its clock, the rate of a copy, its memory, its load.
 
-On CUDA turns are timed with events and synchronised; that path has never run.
+On CUDA turns are timed with events and synchronised; see docs/kernels.md, "What has run where".
 """
 
 from __future__ import annotations

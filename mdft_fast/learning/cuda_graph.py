@@ -7,8 +7,7 @@ optimizer's update; before each replay the step's inputs, row numbers and learni
 to where the graph reads them. All that needs the host's eyes stays outside: the draw of samples,
 λ's path, callbacks.
 
-:class:`CudaCapture` has never run: there was no GPU where it was written. What the CPU can show is
-in tests/learning/test_graph.py, the rest waits in tests/cuda/test_graph.py.
+What of it has run: see docs/kernels.md, "What has run where".
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """Capture by ``torch.cuda.CUDAGraph``. Never run so far.
+    """Capture by ``torch.cuda.CUDAGraph``.
 
     Args:
         device: the GPU.

@@ -43,11 +43,11 @@ def debiased_entropy_loss(
     teacher_entropy: Sequence[Float[Tensor, "_"]] | None = None,
     divide_by: Float[Tensor, "K"] | None = None,
 ) -> DebiasedEntropy:
-    r"""Computes each task's debiased entropy: filtered, reweighted, value and gradient at once.
+    """Computes each task's debiased entropy: filtered, reweighted, value and gradient at once.
 
-    .. math:: \ell = \alpha \, \text{CE}(p, q) + H(q), \quad
-        \text{loss}_k = \text{mean over kept } x \text{ of } e^{H_0 - H(x)} \ell(x), \quad
-        \text{keep } x \text{ iff } H(x) < H_0 = \mu \log C_k
+        ℓ = α CE(p, q) + H(q)
+        loss_k = mean over the kept x of exp(H0 − H(x)) ℓ(x)
+        x is kept iff H(x) < H0 = μ log C_k
 
     Args:
         logits: for each task k ``[B_k, C_k]`` logits of the meta-model; q is their softmax.

@@ -34,11 +34,11 @@ def merge(
     out: Float[Tensor, "n"] | None = None,
     out_dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "n"]:
-    r"""Mixes K task vectors into pre-trained weights, for a whole model or a part in one launch.
+    """Mixes K task vectors into pre-trained weights, for a whole model or a part in one launch.
 
-    .. math:: \text{out}_n = \text{base}_n + \sum_k \text{coefficients}_{k,l(n)} \text{deltas}_{kn}
+        out[n] = base[n] + Σ_k coefficients[k, l(n)] · deltas[k, n]
 
-    where :math:`l(n)` is the column of λ that element n belongs to.
+    where l(n) is the column of λ that element n belongs to.
 
     Args:
         base: ``[N]`` pre-trained weights. float32, float16, bfloat16 or float64. Contiguous.

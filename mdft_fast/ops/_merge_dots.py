@@ -27,9 +27,9 @@ def merge_dots(
     *,
     tiles: tuple[int, int] | None = None,
 ) -> Float[Tensor, "K L"]:
-    r"""Projects weight gradients on the task vectors: the gradient of :func:`merge` in λ.
+    """Projects weight gradients on the task vectors: the gradient of :func:`merge` in λ.
 
-    .. math:: \text{dots}_{kl} = \sum_{n: l(n) = l} \text{grad}_n \, \text{deltas}_{kn}
+        dots[k, l] = Σ_{n: l(n) = l} grad[n] · deltas[k, n]
 
     Args:
         grads: the gradient of each tensor of the layout (of the range ``tiles``), in arena order

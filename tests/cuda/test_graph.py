@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps recorded as CUDA graphs: the same λ as without, for both stages.
 
-Nothing here has ever run: there was no GPU where it was written. What the CPU can show of it is in
-tests/learning/test_graph.py.
+What the CPU can show of it is in tests/learning/test_graph.py; see docs/kernels.md, "What has run where".
 """
 
 from __future__ import annotations

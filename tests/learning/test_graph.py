@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step recorded and replayed, as far as the CPU can show it: CUDA's capture has never run.
+"""A step recorded and replayed, as far as the CPU can show it.
 
 In its place stands a capture that keeps the function and calls it again. So these tests hold the
 factoring, what is copied to where, the warm-up, the optimizers, resume and the refusals;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MetaModel: METHOD's oracles 1, 2 and 4, and what it promises about the caller's things."""
+"""MetaModel: the method's oracles 1, 2 and 4, and what it promises about the caller's things."""
 
 from __future__ import annotations
 

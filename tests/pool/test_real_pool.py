@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ViT-Tiny and eight models fine-tuned from it: METHOD's oracle 1, and what codecs cost."""
+"""ViT-Tiny and eight models fine-tuned from it: the method's oracle 1, and what codecs cost."""
 
 from __future__ import annotations
 
