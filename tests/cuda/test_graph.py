@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps recorded as CUDA graphs: the same λ as without, for both stages.
 
-What the CPU can show of it is in tests/learning/test_graph.py; see docs/kernels.md, "What has run where".
+What the CPU can show of it is in tests/learning/test_graph.py. See docs/kernels.md, "What has run
+where".
 """
 
 from __future__ import annotations
