@@ -18,6 +18,14 @@
 
 #include "common/number.h"
 
+// Into the loops that call them: out of line, sums that live in the caller's array might be
+// anyone's to the compiler, and merge was a seventh slower. A launcher does not care.
+#if defined(__CUDACC__)
+#define MDFT_INLINE inline
+#else
+#define MDFT_INLINE [[gnu::always_inline]] inline
+#endif
+
 namespace mdft::MDFT_TARGET {
 
 template <typename T>
@@ -33,7 +41,7 @@ inline void with_accumulator(DType dtype, F f) {
 }
 
 template <typename acc_t, typename scalar_t, typename F>
-inline void if_sums_in(F f) {
+MDFT_INLINE void if_sums_in(F f) {
   if constexpr (std::is_same_v<typename Accumulate<scalar_t>::type, acc_t>) {
     f(Type<scalar_t>{});
   } else {
@@ -42,7 +50,7 @@ inline void if_sums_in(F f) {
 }
 
 template <typename acc_t, typename F>
-inline void with_stored(DType dtype, F f) {
+MDFT_INLINE void with_stored(DType dtype, F f) {
   switch (dtype) {
     case DType::kFloat32:
       return if_sums_in<acc_t, float>(f);
@@ -61,7 +69,7 @@ inline void with_stored(DType dtype, F f) {
 }
 
 template <typename acc_t, typename F>
-inline void with_float(DType dtype, F f) {
+MDFT_INLINE void with_float(DType dtype, F f) {
   with_stored<acc_t>(dtype, [&](auto type) {
     if constexpr (Codec<type_of<decltype(type)>>::kScaled) {
       cannot_happen("codes where floats must be");

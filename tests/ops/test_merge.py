@@ -849,7 +849,7 @@ def named(device: torch.device) -> tuple[dict[str, Tensor], list[dict[str, Tenso
 def test_tensors_by_name_merge_as_their_arena_does(columns: str, device: torch.device) -> None:
     base, deltas, layout = named(device)
     if columns != "tensor":
-        layout = layout.group({n: "one" if columns == "task" else n[:1] for n in base})
+        layout = layout.group({n: "b" if n == "bias" and columns == "group" else "a" for n in base})
     lam = torch.rand(3, len(layout.columns), device=device, requires_grad=True)
     arena, vectors = layout.pack(base), torch.stack([layout.pack(d) for d in deltas])
     wanted = mdft_fast.merge_tensors(arena, vectors, lam, layout)
