@@ -59,7 +59,7 @@ class StageConfig:
         micro_batch: samples a forward pass; null: a whole step's at once. Gradients of λ are
             summed, so this changes the memory that a step takes and nothing else but round-off.
         cuda_graph: whether a step is recorded once and replayed; CUDA only, not in mode streamed.
-            λ is the same but for round-off. What of it has run: see [kernels](kernels.md).
+            λ is the same but for round-off. docs/kernels.md says what of it has run.
     """
 
     holdout: Share = 0.2
