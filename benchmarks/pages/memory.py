@@ -10,7 +10,7 @@ from benchmarks.markdown import origin, table
 
 WAYS = {
     "plain": "plain forward and backward of one model",
-    "peers": "the peers' way: every task vector in fp32, autograd through the sum",
+    "peers": "as other libraries merge: every task vector in fp32, autograd through the sum",
     "resident": "resident",
     "layerwise": "layerwise",
     "streamed": "streamed",
@@ -55,7 +55,7 @@ def summary(content: Any) -> str:
         f"**Memory of a step on the CPU**, {first['model']}, K = 8, {first['samples']} images, "
         f"checkpointing everywhere: {least[0]} {peaks[least]:.2f} GB, resident "
         f"{peaks['resident', 'fp32']:.2f} GB, one plain model's forward and backward "
-        f"{peaks['plain', 'fp32']:.2f} GB, the peers' way {peaks['peers', 'fp32']:.2f} GB."
+        f"{peaks['plain', 'fp32']:.2f} GB, as other libraries merge {peaks['peers', 'fp32']:.2f} GB."
     )
 
 

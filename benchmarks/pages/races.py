@@ -36,7 +36,7 @@ def summary(name: str, content: Any) -> str:
     faster = sum(ratio > 1 for ratio in strongest)
     busy = " The machine was busy with other work then." if content.get("busy") else ""
     return (
-        f"**{RACES[name]}**: faster than the best other contestant in {faster} of "
+        f"**{RACES[name]}**: faster than the fastest alternative in {faster} of "
         f"{len(content['results'])} cases, device {content.get('device')}.{busy}"
     )
 

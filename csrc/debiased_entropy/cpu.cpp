@@ -61,9 +61,9 @@ void reduce_task(const EntropyArgs& a, int64_t task) {
       H0 = static_cast<acc_t>(a.mu * std::log(static_cast<double>(C)));
     }
     const auto H = static_cast<acc_t>(a.entropy_of_meta ? n.entropy : n.teacher_entropy);
-    const bool keep = !a.filter || !(H >= H0);  // a NaN is kept, and its weight is NaN
+    const bool keep = !a.filter || !(H >= H0);  // (4); a NaN is kept, and its weight is NaN
     const bool one = !a.reweight && (!a.filter || H < H0);
-    n.scale = !keep ? 0 : one ? 1 : std::exp(H0 - H);
+    n.scale = !keep ? 0 : one ? 1 : std::exp(H0 - H);  // (5)
     entropy[r] = H;
     a.kept[r] = keep;
     kept += keep;

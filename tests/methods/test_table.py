@@ -78,7 +78,7 @@ def test_one_line_and_everyone_knows_it(sign: Any, monkeypatch: pytest.MonkeyPat
         "version": 1, "pool": {"folder": "p"}, "tasks": [{"name": "a", "adapt": {"npz": "a.npz"}}],
         "output": "out", "transform": [{"sign": {"over": "row"}}],
     }  # fmt: skip
-    with pytest.raises(MdftError, match=r"transform\[0\]: must be one of \['ties', 'lines'\]"):
+    with pytest.raises(MdftError, match=r"transform\[0\]: must be one of \['ties', "):
         Recipe.from_mapping(content)
     monkeypatch.setitem(METHODS, "sign", sign)  # the line
     row = "| `sign` | transform | Keeps each element's sign, at the mean magnitude of its tensor or"
@@ -109,7 +109,7 @@ def test_entries() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("tise", r"must be one of \['ties', 'lines'\], got 'tise'; did you mean 'ties'\?"),
+        ("tise", r"must be one of \['ties', .*, got 'tise'; did you mean 'ties'\?"),
         ({"ties": {"densty": 0.2}}, r"ties.densty: unknown key; did you mean 'density'\?"),
         ({"ties": {"x": 0.2}}, r"ties.x: unknown key; known are \['density'\]"),
         ({"ties": 0.2}, r"ties: must be a mapping of \['density'\], got 0.2"),
