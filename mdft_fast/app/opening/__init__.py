@@ -3,9 +3,12 @@
 
 from mdft_fast.app.opening.building import (
     Built,
+    MakeHead,
     build,
+    check_heads,
     images_at_once,
     pack,
+    tasks_of,
 )
 from mdft_fast.app.opening.pool_sources import (
     agreed_backbone,
@@ -17,7 +20,6 @@ from mdft_fast.app.opening.pool_sources import (
     shapes_alone,
     spec_of,
 )
-from mdft_fast.app.opening.recipe_tasks import MakeHead, check_heads, tasks_of
 from mdft_fast.app.opening.sample_loading import LoadedData, load_data
 from mdft_fast.app.opening.sample_sources import sources_of
 from mdft_fast.app.opening.task_heads import prompts_of, shape_of_head

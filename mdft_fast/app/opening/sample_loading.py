@@ -6,8 +6,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -26,18 +26,6 @@ from mdft_fast.data import (
 )
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import head_digest
-
-
-class Listener(Protocol):
-    """Who is told what loading does."""
-
-    def say(self, text: str) -> None:
-        """Takes a sentence."""
-        ...
-
-    def count(self, words: str, done: int, total: int) -> None:
-        """Takes how many of a number of things are done."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +48,7 @@ def load_data(
     preprocess: Preprocess,
     *,
     transductive: bool,
-    shown: Listener,
+    watch: Callable[[str, int, int], None] | None = None,
     drop: bool = False,
     only: str | None = None,
 ) -> LoadedData:
@@ -73,7 +61,7 @@ def load_data(
         tasks: the recipe's.
         preprocess: the pool's.
         transductive: whether tasks may adapt to test images.
-        shown: told how far decoding is.
+        watch: told how far decoding is: words, how many are done, of how many.
         drop: whether test images among the unlabelled samples are left out, not refused.
         only: the task whose samples are wanted; None: all.
 
@@ -86,12 +74,12 @@ def load_data(
     notes: list[str] = []
     wanted = [task for task in tasks if only in (None, task.name)]
     tests = {
-        task.name: load_test_images(task.evaluate, preprocess, watch=shown.count)
+        task.name: load_test_images(task.evaluate, preprocess, watch=watch)
         for task in (tasks if drop else wanted)
         if task.evaluate is not None
     }
     for task in wanted:
-        samples = load_samples(task.adapt, preprocess, watch=shown.count)
+        samples = load_samples(task.adapt, preprocess, watch=watch)
         about: dict[str, Any] = {
             "name": task.name,
             "head": head_digest(task.head),
@@ -113,8 +101,6 @@ def load_data(
             notes += _overlap(about, other, found, (len(samples), len(images)), transductive)
         splits.append(about)
         loaded.append(Task(task.name, task.class_names, task.head, samples))
-    for note in notes:
-        shown.say(note)
     return LoadedData(loaded, splits, notes)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_types import Interval
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer, SkipValidation
 
 from mdft_fast import model
 from mdft_fast.app.recipe.dataclass_sections import DataclassSection, filled_from
@@ -22,11 +22,14 @@ from mdft_fast.app.recipe.value_types import (
     Text,
     Texts,
     not_yet,
+    problem,
 )
 from mdft_fast.arena import Codec
 from mdft_fast.checkpoints import LEAST_CROP, Interpolation, Resize
 from mdft_fast.data import Role
+from mdft_fast.errors import MdftError
 from mdft_fast.learning import StageConfig
+from mdft_fast.methods import METHODS, Method, Transform, entry_of, method_of
 
 
 class PoolSource(Section):
@@ -177,3 +180,20 @@ class Memory(DataclassSection):
 
 
 Granularity = Annotated[model.Granularity, not_yet("row", get_args(model.Granularity))]
+
+
+def _transform(entry: Any) -> Transform:
+    """Returns the method that an item of ``transform`` names."""
+    try:
+        method = entry if isinstance(entry, Method) else method_of(entry, METHODS)
+    except MdftError as error:
+        raise problem(str(error)) from None
+    if not isinstance(method, Transform):
+        raise problem(f"{method.name}: must be a transform, K vectors in and K out, got a merge")
+    return method
+
+
+_Transform = Annotated[Transform, SkipValidation, BeforeValidator(_transform)]
+Transforms = Annotated[
+    tuple[Annotated[_Transform, PlainSerializer(entry_of)], ...], Field(strict=False)
+]

@@ -8,13 +8,13 @@ import json
 import pickle
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mdft_fast.app.recipe import Recipe, parse
+from mdft_fast.app.recipe import Recipe, leaves, parse
 from mdft_fast.app.report import read_metrics
 from mdft_fast.errors import MdftError
 from mdft_fast.files import replacing, write_json, write_text
@@ -75,7 +75,7 @@ class RunFolder:
             check_inputs(self.path, inputs)
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "recipe.yaml", self.recipe.dump())
+        self.recipe.write(self.path / "recipe.yaml")
         write_json(written, dict(inputs))
 
     @property
@@ -186,19 +186,8 @@ def check_finished(path: Path) -> None:
 
 def _first_change(before: str, after: str) -> str:
     """Returns the first key in which two recipes differ, and what it was and is."""
-    old, new = (dict(_leaves(parse(recipe), "")) for recipe in (before, after))
+    old, new = (dict(leaves(parse(recipe))) for recipe in (before, after))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             return f"{key}: {new.get(key)!r} in place of {old.get(key)!r}"
     return "spelling of the same values; was it edited by hand?"
-
-
-def _leaves(content: Any, at: str) -> Iterator[tuple[str, Any]]:
-    """Yields every scalar of nested mappings and lists with its dotted key."""
-    if isinstance(content, (dict, list)):
-        items = content.items() if isinstance(content, dict) else enumerate(content)
-        for key, value in items:
-            place = f"[{key}]" if isinstance(content, list) else f".{key}"
-            yield from _leaves(value, (at + place).lstrip("."))
-    else:
-        yield at, content

@@ -63,7 +63,9 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
             for note in built.pool.notes:
                 bars.say(note)
         with phases.phase("samples"):
-            data = built.load_data(bars)
+            data = built.load_data(bars.count)
+            for note in data.notes:
+                bars.say(note)
         with deterministic(recipe.deterministic, built.device), explained(recipe):
             meta = built.meta_model(planned.chosen.mode)
             learned, taught = learn(built, data, meta, folder, phases, bars)
