@@ -22,12 +22,12 @@ from mdft_fast.app.opening.pool_sources import (
 )
 from mdft_fast.app.opening.sample_loading import LoadedData, load_data
 from mdft_fast.app.opening.sample_sources import sources_of
-from mdft_fast.app.opening.task_heads import prompts_of, shape_of_head
+from mdft_fast.app.opening.task_heads import shape_of_head
 from mdft_fast.app.recipe import construct_config, specialize_config
 
 __all__ = [
     "Built", "LoadedData", "MakeHead", "agreed_backbone", "build", "check_agrees", "check_heads",
     "choose_device", "construct_config", "images_at_once", "load_data", "open_pool", "pack",
-    "pool_arguments", "preprocess_of", "prompts_of", "shape_of_head", "shapes_alone", "sources_of",
+    "pool_arguments", "preprocess_of", "shape_of_head", "shapes_alone", "sources_of",
     "spec_of", "specialize_config", "tasks_of",
 ]  # fmt: skip

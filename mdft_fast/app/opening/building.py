@@ -23,7 +23,6 @@ from mdft_fast.app.opening.pool_sources import (
     preprocess_of,
     spec_of,
 )
-from mdft_fast.app.opening.sample_loading import LoadedData, load_data
 from mdft_fast.app.opening.sample_sources import Sources, class_names_of, sources_of
 from mdft_fast.app.opening.task_heads import Base, head_of, prompts_of
 from mdft_fast.app.recipe import Recipe, TaskRecipe
@@ -79,19 +78,6 @@ class Built:
             checkpointing=memory.checkpointing,
             blocks=memory.blocks,
             device=self.device,
-        )
-
-    def load_data(
-        self, watch: Callable[[str, int, int], None], *, only: str | None = None
-    ) -> LoadedData:
-        """Returns the samples, as the recipe wants them: see :func:`load_data`."""
-        return load_data(
-            self.tasks,
-            self.pool.preprocess,
-            transductive=self.recipe.transductive,
-            watch=watch,
-            drop=self.recipe.duplicates == "drop",
-            only=only,
         )
 
 

@@ -6,8 +6,7 @@ from mdft_fast.app.recipe.drafting import draft
 from mdft_fast.app.recipe.error_lines import RecipeError
 from mdft_fast.app.recipe.presets import PRESETS
 from mdft_fast.app.recipe.recipe import UNKNOWN, Recipe, unknown_keys
-from mdft_fast.app.recipe.sections import HeadSource, TaskRecipe
-from mdft_fast.app.recipe.stage_sections import Construct, Specialize
+from mdft_fast.app.recipe.sections import Construct, HeadSource, Specialize, TaskRecipe
 from mdft_fast.app.recipe.yaml_text import leaves, parse
 
 __all__ = [

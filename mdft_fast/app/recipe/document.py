@@ -16,14 +16,15 @@ from mdft_fast.app.recipe.presets import PRESETS
 from mdft_fast.app.recipe.sample_sections import AdaptData, EvaluateData
 from mdft_fast.app.recipe.sections import (
     Backbone,
+    Construct,
     Granularity,
     Memory,
     PoolSource,
     Preprocess,
+    Specialize,
     TaskRecipe,
     Transforms,
 )
-from mdft_fast.app.recipe.stage_sections import Construct, Specialize
 from mdft_fast.app.recipe.value_types import Device, FilePath, PerVector, Section, choice
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.learning import ConstructConfig, SpecializeConfig, StageConfig, check_capturable_mode

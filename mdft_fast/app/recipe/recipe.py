@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,10 @@ from pydantic import ValidationError
 
 from mdft_fast.app.recipe.document import Keys, complaint
 from mdft_fast.app.recipe.error_lines import RecipeError, recipe_error
-from mdft_fast.app.recipe.overrides import override
 from mdft_fast.app.recipe.presets import PRESETS, merged
 from mdft_fast.app.recipe.sample_sections import AdaptData
 from mdft_fast.app.recipe.sections import TaskRecipe
+from mdft_fast.app.recipe.value_types import quoted
 from mdft_fast.app.recipe.yaml_text import leaves, parse, render
 from mdft_fast.checkpoints import find_checkpoint
 from mdft_fast.errors import nearest
@@ -51,7 +52,7 @@ class Recipe(Keys):
             raise RecipeError(str(file), ["must be a mapping of keys, see `mdft init`"])
         content.setdefault("output", f"runs/{file.stem}")
         try:
-            override(content, overrides)
+            _override(content, overrides)
         except ValueError as error:
             raise RecipeError("--set", [str(error)]) from None
         return Recipe.from_mapping(content, folder=file.parent, where=str(file))
@@ -156,3 +157,45 @@ def _incomplete(tasks: Sequence[TaskRecipe]) -> Iterator[str]:
 def unknown_keys(content: Any) -> list[str]:
     """Returns the keys that hold what `mdft init` writes where it does not know."""
     return [key for key, value in leaves(content) if value == UNKNOWN]
+
+
+def _override(content: dict[str, Any], assignments: Sequence[str]) -> None:
+    """Sets keys of a recipe's content, in place.
+
+    Args:
+        content: the recipe as read; mappings that a path names and that are absent are made.
+        assignments: ``path=value`` each: keys joined by dots, an item of a list as ``tasks[0]``;
+            the value is YAML.
+
+    Raises:
+        ValueError: if an assignment is malformed or leads nowhere.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        parts = re.findall(r"[^.\[\]]+", path.strip())
+        if not equals or not parts:
+            raise ValueError(f"{assignment!r}: must be key=value, as in construct.steps=50")
+        try:
+            _set(content, parts, parse(text))
+        except ValueError as error:
+            raise ValueError(f"{assignment!r}: {error}") from None
+
+
+def _set(holder: Any, parts: list[str], value: Any) -> None:
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(holder, list):
+            if not part.isdecimal() or int(part) >= len(holder):
+                known = f"a number from 0 to {len(holder) - 1}"
+                raise ValueError(f"{'.'.join(parts[:depth])} is a list: {part!r} must be {known}")
+            key: Any = int(part)
+        elif isinstance(holder, dict):
+            key = part
+            if not last and holder.get(key) is None:
+                holder[key] = {}
+        else:
+            raise ValueError(f"{'.'.join(parts[:depth])} is no mapping but {quoted(holder)}")
+        if last:
+            holder[key] = value
+        else:
+            holder = holder[key]

@@ -21,6 +21,7 @@ from mdft_fast.app.recipe.value_types import (
     TaskName,
     Text,
     Texts,
+    WhichTasks,
     not_yet,
     problem,
 )
@@ -28,7 +29,7 @@ from mdft_fast.arena import Codec
 from mdft_fast.checkpoints import LEAST_CROP, Interpolation, Resize
 from mdft_fast.data import Role
 from mdft_fast.errors import MdftError
-from mdft_fast.learning import StageConfig
+from mdft_fast.learning import ConstructConfig, OptimizerConfig, SpecializeConfig, StageConfig
 from mdft_fast.methods import METHODS, Method, Transform, entry_of, method_of
 
 
@@ -177,6 +178,64 @@ class Memory(DataclassSection):
     micro_batch: int | None
     blocks: Texts | None = None
     cuda_graph: bool
+
+
+@filled_from(OptimizerConfig)
+class Optimizer(DataclassSection):
+    """The optimiser of λ."""
+
+    name: str
+    lr: float
+    schedule: str
+
+
+@filled_from(ConstructConfig, entropy="use_entropy")
+class Objective(DataclassSection):
+    """Equations (2), (3) and (5)."""
+
+    alpha: float
+    entropy: bool
+    reweight: str
+
+
+@filled_from(ConstructConfig, enabled="filter")
+class Filter(DataclassSection):
+    """Equation (4)."""
+
+    enabled: bool
+    mu: float
+    entropy_of: str
+
+
+@filled_from(ConstructConfig)
+class Construct(DataclassSection):
+    """Stage 1: one model for all tasks."""
+
+    steps: int
+    batch: int
+    draw: str
+    objective: Objective = Objective.default()
+    filter: Filter = Filter.default()
+    optimizer: Optimizer
+    holdout: float
+
+
+@filled_from(SpecializeConfig)
+class Specialize(DataclassSection):
+    """Stage 2: one model a task.
+
+    Attributes:
+        tasks: which tasks get a specialized model: all, none or a list of names.
+        control: whether stage 2 is run from task arithmetic too, without stage 1. It shows what
+            of stage 2's result is owed to stage 1.
+    """
+
+    tasks: WhichTasks = "all"
+    steps: int
+    batch: int
+    representation: str
+    optimizer: Optimizer
+    control: bool = True
 
 
 Granularity = Annotated[model.Granularity, not_yet("row", get_args(model.Granularity))]

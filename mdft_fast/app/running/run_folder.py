@@ -37,6 +37,7 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Recipe, *, resume: bool) -> None:
         self.path, self.recipe, self.resume = path, recipe, resume
+        self._metrics = path / "metrics.jsonl"  # one JSON line a step
         self.digests: dict[str, str] = {}
         written = path / "recipe.yaml"
         if path.exists() and not path.is_dir():
@@ -78,11 +79,6 @@ class RunFolder:
         self.recipe.write(self.path / "recipe.yaml")
         write_json(written, dict(inputs))
 
-    @property
-    def metrics(self) -> Path:
-        """One JSON line a step."""
-        return self.path / "metrics.jsonl"
-
     def save_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Saves a stage's state after a step, whole or not at all."""
         with replacing(self._state(name)) as temporary:
@@ -101,7 +97,7 @@ class RunFolder:
 
     def append_metrics(self, record: StepRecord, stage: str) -> None:
         """Adds a step's line; ``stage`` sets control runs apart."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps({**record.as_dict(), "stage": stage}) + "\n")
 
     def trim_metrics(self) -> None:
@@ -114,13 +110,13 @@ class RunFolder:
             for line in lines
             if line["step"] <= states[state_name(line["stage"], line["task"])]["step"]
         ]
-        write_text(self.metrics, "".join(held))
+        write_text(self._metrics, "".join(held))
 
     def lines(self) -> Iterable[dict[str, Any]]:
         """Gives every line of the metrics."""
-        if not self.metrics.exists():
+        if not self._metrics.exists():
             return
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self._metrics.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
             except ValueError:

@@ -16,6 +16,7 @@ from mdft_fast.app.opening import (
     LoadedData,
     construct_config,
     images_at_once,
+    load_data,
     specialize_config,
 )
 from mdft_fast.app.running.phases import Phases
@@ -107,7 +108,7 @@ def same_task(folder: Path, built: Built, meta: MetaModel, name: str) -> TaughtT
         name: the task's.
     """
     with Progress(None) as progress:
-        data = built.load_data(progress.count, only=name)
+        data = load_data(built, progress.count, only=name)
         for note in data.notes:
             progress.say(note)
     taught = taught_tasks(built, meta, data)
