@@ -45,7 +45,7 @@ def keys_of(section: type[Section], above: str = "") -> Iterator[tuple[str, type
     """Yields every key as the page writes it, and its section and name there."""
     for key, field in section.model_fields.items():
         inner = next(models_in(field.annotation), None)
-        if inner is not None and issubclass(inner, Section):
+        if inner is not None:
             many = "[]" if "tuple" in str(field.annotation) else ""
             yield from keys_of(inner, f"{above}{key}{many}.")
         else:

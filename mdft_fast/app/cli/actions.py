@@ -44,7 +44,7 @@ def draft_recipe(folder: Path, target: Path) -> int:
     """Writes a recipe for a folder of checkpoints; returns how often it says CHANGE_ME."""
     text = draft(folder, target)
     write_text(target, text)
-    return len(list(unknown_keys(parse(text), "")))
+    return len(unknown_keys(parse(text)))
 
 
 def describe_file(path: Path, every: bool) -> str:

@@ -6,18 +6,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from mdft_fast.checkpoints import Preprocess
+from mdft_fast.app.opening.building import Built
 from mdft_fast.data import (
-    LabelledSource,
     ListedSource,
     NpzSource,
+    Role,
     Samples,
-    Source,
     Task,
     load_samples,
     load_test_images,
@@ -26,18 +25,6 @@ from mdft_fast.data import (
 )
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import head_digest
-
-
-class Listener(Protocol):
-    """Who is told what loading does."""
-
-    def say(self, text: str) -> None:
-        """Takes a sentence."""
-        ...
-
-    def count(self, words: str, done: int, total: int) -> None:
-        """Takes how many of a number of things are done."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,42 +43,35 @@ class LoadedData:
 
 
 def load_data(
-    tasks: Sequence[Task],
-    preprocess: Preprocess,
-    *,
-    transductive: bool,
-    shown: Listener,
-    drop: bool = False,
-    only: str | None = None,
+    built: Built, watch: Callable[[str, int, int], None] | None = None, *, only: str | None = None
 ) -> LoadedData:
     """Decodes what is not in the cache yet, and refuses tasks that adapt to test images.
 
     λ is shared, so no task may adapt to the test images of any. Images are compared by their
-    content; a label is read nowhere.
+    content; a label is read nowhere. The recipe's ``transductive`` lets test images be adapted to,
+    and its ``duplicates: drop`` leaves them out.
 
     Args:
-        tasks: the recipe's.
-        preprocess: the pool's.
-        transductive: whether tasks may adapt to test images.
-        shown: told how far decoding is.
-        drop: whether test images among the unlabelled samples are left out, not refused.
+        built: the recipe, opened.
+        watch: told how far decoding is: words, how many are done, of how many.
         only: the task whose samples are wanted; None: all.
 
     Raises:
-        MdftError: if a test image is among the unlabelled samples, and neither ``transductive`` nor
-            ``drop`` is set.
+        MdftError: if a test image is among the unlabelled samples, and the recipe says neither.
     """
+    tasks, preprocess = built.tasks, built.pool.preprocess
+    drop, transductive = built.recipe.duplicates == "drop", built.recipe.transductive
     loaded: list[Task] = []
     splits: list[dict[str, Any]] = []
     notes: list[str] = []
-    wanted = [task for task in tasks if only in (None, task.name)]
+    chosen = [task for task in tasks if only in (None, task.name)]
     tests = {
-        task.name: load_test_images(task.evaluate, preprocess, watch=shown.count)
-        for task in (tasks if drop else wanted)
+        task.name: load_test_images(task.evaluate, preprocess, watch=watch)
+        for task in (tasks if drop else chosen)
         if task.evaluate is not None
     }
-    for task in wanted:
-        samples = load_samples(task.adapt, preprocess, watch=shown.count)
+    for task in chosen:
+        samples = load_samples(task.adapt, preprocess, watch=watch)
         about: dict[str, Any] = {
             "name": task.name,
             "head": head_digest(task.head),
@@ -99,22 +79,20 @@ def load_data(
             "adapt": _origin(task.adapt, len(samples)),
         }
         if drop:
-            samples, said = _without_tests(about, samples, tests)
-            notes += said
+            samples, dropped = _without_tests(about, samples, tests)
+            notes += dropped
         if task.evaluate is not None:
-            own = tests[task.name]
-            about["evaluate"] = _origin(task.evaluate, len(own), "test")
-            about["evaluate"]["images"] = hashlib.sha256(own.digests().tobytes()).hexdigest()
+            test = tests[task.name]
+            about["evaluate"] = _origin(task.evaluate, len(test), "test")
+            about["evaluate"]["images"] = hashlib.sha256(test.digests().tobytes()).hexdigest()
             about["shared"] = dict.fromkeys(("adapt", "evaluate"), 0)
         for other, images in tests.items():
-            found = shared_images(samples, images)
-            if other == task.name and found is not None:
-                about["shared"] = {"adapt": len(found[0]), "evaluate": len(found[1])}
-            notes += _overlap(about, other, found, (len(samples), len(images)), transductive)
+            common = shared_images(samples, images)
+            if other == task.name and common is not None:
+                about["shared"] = {"adapt": len(common[0]), "evaluate": len(common[1])}
+            notes += _overlap(about, other, common, (len(samples), len(images)), transductive)
         splits.append(about)
         loaded.append(Task(task.name, task.class_names, task.head, samples))
-    for note in notes:
-        shown.say(note)
     return LoadedData(loaded, splits, notes)
 
 
@@ -140,18 +118,18 @@ def _without_tests(
 def _overlap(
     about: dict[str, Any],
     other: str,
-    found: tuple[list[int], list[int]] | None,
+    common: tuple[list[int], list[int]] | None,
     counts: tuple[int, int],
     transductive: bool,
 ) -> list[str]:
     """Returns what a reader should know of test images among a task's samples; or refuses them."""
     name, whose = about["name"], "" if other == about["name"] else f" of task {other!r}"
-    if found is None:  # bytes and floats
+    if common is None:  # bytes and floats
         if whose:
             return []
         return [f"Task {name!r}: whether test images were adapted to could not be told, as one of "
                 f"the two sets holds floats."]  # fmt: skip
-    mine = found[0]
+    mine = common[0]
     if not mine:
         return []
     words = (
@@ -173,15 +151,12 @@ def _named(about: dict[str, Any], indices: Sequence[int]) -> str:
     return ", ".join(files[i] if files else f"number {i}" for i in indices)
 
 
-def _origin(
-    source: Source | Samples | LabelledSource, count: int, role: str = "train"
-) -> dict[str, Any]:
-    """Returns what a source is, and its files by name where a split of ours chose them."""
+def _origin(source: object, count: int, role: Role = "train") -> dict[str, Any]:
+    """Returns what a recipe's source is, and its files by name where a split of ours chose them."""
     if isinstance(source, NpzSource):
         return {"npz": str(source.path), "x": source.x, "count": count}
-    if not isinstance(source, ListedSource):
-        return {"kind": type(source).__name__, "count": count}
-    listing = source.listing("test" if role == "test" else "train")
+    assert isinstance(source, ListedSource)
+    listing = source.listing(role)
     about = {**listing.origin, "count": count}
     if len(listing.files) == count:
         about["files"] = [_below(file, listing.origin) for file in listing.files]

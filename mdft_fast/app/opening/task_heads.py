@@ -13,7 +13,6 @@ import functools
 import hashlib
 import importlib.metadata
 import os
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -68,28 +67,22 @@ class Base:
     ) -> Base:
         """Returns the backbone with a checkpoint's weights."""
         load = functools.cache(lambda: _load(file, spec).to(device))
-        return Base(load, lambda: _identity(file, spec), preprocess)
+        return Base(load, lambda: f"{open_state(file).sha256()} {dict(spec)}", preprocess)
 
 
 def _load(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> nn.Module:
-    """Builds a backbone with a checkpoint's weights; more than it needs may be in the file."""
+    """Builds a backbone with a checkpoint's weights.
+
+    More than it needs may be in the file; what may lack there stays as the module has it.
+    """
     module = build_backbone(spec)
-    own, found = module.state_dict(), _tensors(file, module)
-    state = {name: found[name] for name in own if name in found}
+    own, inventory = module.state_dict(), take_inventory(module)
+    tensors = {name: t for name, t in own.items() if name in inventory.optional}
+    tensors |= fit(open_state(file), inventory).tensors
+    state = {name: tensors[name] for name in own if name in tensors}
     check_fits(file, state, own)
     module.load_state_dict(state)
     return module
-
-
-def _tensors(file: str | os.PathLike[str], module: nn.Module) -> Mapping[str, Tensor]:
-    """Returns a checkpoint's tensors under the backbone's names; what may lack is the module's."""
-    inventory = take_inventory(module)
-    kept = {name: t for name, t in module.state_dict().items() if name in inventory.optional}
-    return ChainMap(dict(fit(open_state(file), inventory).tensors), kept)
-
-
-def _identity(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> str:
-    return f"{open_state(file).sha256()} {dict(spec)}"
 
 
 def head_of(
@@ -158,8 +151,15 @@ def shape_of_head(
 
 def _ready(task: TaskRecipe, packed: Head | None) -> Head:
     """Returns a head that lies in a file, or in a packed pool."""
-    if task.head is not None:
-        return _file_head(task.name, task.head)
+    head = task.head
+    if head is not None:
+        assert head.file is not None
+        if head.normalize is None and open_state(head.file).normalize is None:
+            raise MdftError(
+                f"task {task.name!r}: head.normalize must be given, true for features divided by "
+                f"their norm or false, as {head.file} does not say it"
+            )
+        return Head.from_file(head.file, normalize=head.normalize)
     if packed is None:
         raise MdftError(f"task {task.name!r}: head must be given, got none in recipe or pool")
     return packed
@@ -204,17 +204,6 @@ def prompts_of(
         compare_class_names(own, f"task {task.name!r}", chosen, "head.zero_shot.classes")
     prompts = wanted.templates or prompts
     return chosen, templates(prompts) if isinstance(prompts, str) else prompts
-
-
-def _file_head(task: str, head: HeadSource) -> Head:
-    assert head.file is not None
-    opened = open_state(head.file)
-    if head.normalize is None and opened.normalize is None:
-        raise MdftError(
-            f"task {task!r}: head.normalize must be given, true for features divided by their norm "
-            f"or false, as {head.file} does not say it"
-        )
-    return Head.from_file(head.file, normalize=head.normalize)
 
 
 def _zero_shot(task: TaskRecipe, head: HeadSource, own: tuple[str, ...] | None) -> Head:

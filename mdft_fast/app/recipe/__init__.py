@@ -6,47 +6,11 @@ from mdft_fast.app.recipe.drafting import draft
 from mdft_fast.app.recipe.error_lines import RecipeError
 from mdft_fast.app.recipe.presets import PRESETS
 from mdft_fast.app.recipe.recipe import UNKNOWN, Recipe, unknown_keys
-from mdft_fast.app.recipe.sample_sections import AdaptData, EvaluateData, HfData, TorchvisionData
-from mdft_fast.app.recipe.sections import (
-    Backbone,
-    HeadSource,
-    Memory,
-    PoolSource,
-    Preprocess,
-    TaskRecipe,
-)
-from mdft_fast.app.recipe.stage_sections import (
-    Construct,
-    Filter,
-    Objective,
-    Optimizer,
-    Specialize,
-)
-from mdft_fast.app.recipe.yaml_text import parse
+from mdft_fast.app.recipe.sections import Construct, HeadSource, Specialize, TaskRecipe
+from mdft_fast.app.recipe.yaml_text import leaves, parse
 
 __all__ = [
-    "PRESETS",
-    "UNKNOWN",
-    "AdaptData",
-    "Backbone",
-    "Construct",
-    "EvaluateData",
-    "Filter",
-    "HeadSource",
-    "HfData",
-    "Memory",
-    "Objective",
-    "Optimizer",
-    "PoolSource",
-    "Preprocess",
-    "Recipe",
-    "RecipeError",
-    "Specialize",
-    "TaskRecipe",
-    "TorchvisionData",
-    "construct_config",
-    "draft",
-    "parse",
-    "specialize_config",
+    "PRESETS", "UNKNOWN", "Construct", "HeadSource", "Recipe", "RecipeError", "Specialize",
+    "TaskRecipe", "construct_config", "draft", "leaves", "parse", "specialize_config",
     "unknown_keys",
-]
+]  # fmt: skip

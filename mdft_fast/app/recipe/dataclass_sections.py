@@ -50,17 +50,10 @@ class DataclassSection(Section):
 S = TypeVar("S", bound=DataclassSection)
 
 
-def section_of(config: type) -> type[DataclassSection]:
-    """Returns a section with all fields of a dataclass as its keys."""
-    return _filled(
-        DataclassSection, config, {option.name: option.name for option in options(config)}
-    )
-
-
 def filled_from(config: type, **renamed: str) -> Callable[[type[S]], type[S]]:
     """Gives a section's keys what a dataclass says of its fields: bounds, default and meaning.
 
-    The types in the section's body are for type checkers alone.
+    The types in the section's body are for type checkers alone, but for sections in it.
 
     Args:
         config: the dataclass; keys that are no field of it stay as they are.
@@ -69,44 +62,34 @@ def filled_from(config: type, **renamed: str) -> Callable[[type[S]], type[S]]:
     known = {option.name: option for option in options(config)}
 
     def fill(section: type[S]) -> type[S]:
-        names = {key: renamed.get(key, key) for key in section.model_fields}
-        nested = {key for key in names if _section_in(section, key) is not None}
-        return _filled(section, config, {
-            key: field for key, field in names.items()
-            if field in known and (key in nested) == dataclasses.is_dataclass(known[field].default)
-        })  # fmt: skip
+        fields: dict[str, str] = {}
+        filled: dict[str, Any] = {}
+        for key, declared in section.model_fields.items():
+            option = known.get(renamed.get(key, key))
+            nested = declared.annotation if _is_section(declared.annotation) else None
+            # A section may have the name of a field that is no dataclass, as `filter` has.
+            if option and dataclasses.is_dataclass(option.default) == (nested is not None):
+                fields[key], filled[key] = option.name, _key(option, nested)
+        model: Any = create_model(
+            section.__name__, __base__=section, __doc__=section.__doc__,
+            __module__=section.__module__, **filled,
+        )  # fmt: skip
+        model.dataclass, model.fields = config, fields
+        return model  # type: ignore[no-any-return]
 
     return fill
 
 
-def _filled(base: type[S], config: type, fields: Mapping[str, str]) -> type[S]:
-    known = {option.name: option for option in options(config)}
-    model: Any = create_model(
-        config.__name__ if base is DataclassSection else base.__name__,
-        __base__=base,
-        __doc__=config.__doc__ if base is DataclassSection else base.__doc__,
-        __module__=base.__module__,
-        **{key: _key(known[field], _section_in(base, key)) for key, field in fields.items()},
-    )
-    model.dataclass, model.fields = config, dict(fields)
-    return model  # type: ignore[no-any-return]
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, DataclassSection)
 
 
-def _key(option: Option, section: type[DataclassSection] | None) -> Any:
+def _key(option: Option, section: Any) -> Any:
     annotation, default = option.type, option.default
-    if dataclasses.is_dataclass(default):
-        annotation = section or section_of(type(default))
-        default = annotation(**dataclasses.asdict(default))  # type: ignore[arg-type]
+    if section is not None:
+        annotation, default = section, section(**dataclasses.asdict(default))
     elif get_origin(annotation) is tuple:
         annotation = Annotated[annotation, Field(strict=False)]  # YAML has lists
     if default is dataclasses.MISSING:
         default = ...
     return annotation, Field(default, description=option.words)
-
-
-def _section_in(section: type[Section], key: str) -> type[DataclassSection] | None:
-    field = section.model_fields.get(key)
-    inner: Any = field.annotation if field else None
-    if isinstance(inner, type) and issubclass(inner, DataclassSection):
-        return inner
-    return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 from annotated_types import Interval
 from pydantic import Field, model_validator
@@ -15,17 +16,15 @@ from mdft_fast.app.recipe.presets import PRESETS
 from mdft_fast.app.recipe.sample_sections import AdaptData, EvaluateData
 from mdft_fast.app.recipe.sections import (
     Backbone,
+    Construct,
     Granularity,
     Memory,
     PoolSource,
     Preprocess,
-    TaskRecipe,
-)
-from mdft_fast.app.recipe.stage_sections import (
-    Construct,
     Specialize,
+    TaskRecipe,
+    Transforms,
 )
-from mdft_fast.app.recipe.transforms import Transforms
 from mdft_fast.app.recipe.value_types import Device, FilePath, PerVector, Section, choice
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.learning import ConstructConfig, SpecializeConfig, StageConfig, check_capturable_mode
@@ -162,17 +161,21 @@ def _method_problems(recipe: Keys) -> Iterator[str]:
     if isinstance(recipe.start, tuple) and len(recipe.start) != len(recipe.tasks):
         wanted = f"must be one number or {len(recipe.tasks)}, one a task"
         yield f"start: {wanted}, got {len(recipe.start)}"
-    checks: list[Callable[[Keys], Any]] = [construct_config, specialize_config]
+    checks: list[Callable[[], object]] = [
+        partial(construct_config, recipe),
+        partial(specialize_config, recipe),
+    ]
     if recipe.memory.cuda_graph:
-        checks.append(lambda recipe: check_capturable_mode(recipe.memory.mode))
-    yield from dict.fromkeys(line for check in checks for line in _complaint(check, recipe))
+        checks.append(partial(check_capturable_mode, recipe.memory.mode))
+    yield from dict.fromkeys(line for check in checks for line in complaint(check))
 
 
-def _complaint(check: Callable[[Keys], Any], recipe: Keys) -> Iterator[str]:
+def complaint(check: Callable[[], object], at: str = "") -> Iterator[str]:
+    """Yields the message of a check that fails, after ``at``."""
     try:
-        check(recipe)
+        check()
     except MdftError as error:
-        yield str(error)
+        yield f"{at}{error}"
 
 
 def construct_config(recipe: Keys) -> ConstructConfig:

@@ -175,7 +175,7 @@ def _unchanged(section: type[Section], preset: Mapping[str, Any], indent: str) -
             continue
         inner = next(models_in(field.annotation), None)
         held = preset.get(key, field.default)
-        if inner is not None and issubclass(inner, Section):
+        if inner is not None:
             yield _section_line(section, key, indent)
             values = held.model_dump() if isinstance(held, Section) else held
             yield from _unchanged(inner, values, f"{indent}  ")

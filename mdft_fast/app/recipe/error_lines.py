@@ -7,9 +7,9 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from mdft_fast.app.recipe.value_types import quoted
+from mdft_fast.app.recipe.value_types import Section, quoted
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.options import kind_of
 
@@ -51,7 +51,7 @@ class RecipeError(MdftError):
             super().__init__(f"{where}: {len(self.problems)} problems{lines}")
 
 
-def recipe_error(where: str, error: ValidationError, root: type[BaseModel]) -> RecipeError:
+def recipe_error(where: str, error: ValidationError, root: type[Section]) -> RecipeError:
     """Returns the error to raise for what pydantic found.
 
     Args:
@@ -75,18 +75,17 @@ def dotted(path: Path) -> str:
     return text.removeprefix(".")
 
 
-def _lines(item: dict[str, Any], root: type[BaseModel]) -> list[str]:
-    path, kind, got, context = item["loc"], item["type"], item["input"], item.get("ctx", {})
-    if kind == "recipe" and not path:  # what does not hold between keys, each with its path
-        return str(context["message"]).split("\n")
-    return [f"{dotted(path) or 'recipe'}: {_message(path, kind, got, context, root, item['msg'])}"]
+def _lines(item: dict[str, Any], root: type[Section]) -> list[str]:
+    path, words = item["loc"], _message(item, root)
+    if item["type"] == "recipe" and not path:  # what does not hold between keys, each with its path
+        return words.split("\n")
+    return [f"{dotted(path) or 'recipe'}: {words}"]
 
 
-def _message(
-    path: Path, kind: str, got: Any, context: dict[str, Any], root: type[BaseModel], text: str
-) -> str:
+def _message(item: dict[str, Any], root: type[Section]) -> str:
+    path, kind, got = item["loc"], item["type"], item["input"]
     if kind == "recipe":
-        return str(context["message"])
+        return str(item["ctx"]["message"])
     if kind == "missing":
         return "is missing"
     if kind == "extra_forbidden":
@@ -101,18 +100,18 @@ def _message(
         return f"must be {wanted}, got {quoted(got)}{nearest(str(got), map(str, choices))}"
     if kind in _LIMITS:
         words, key = _LIMITS[kind]
-        return f"must be {words} {context[key]:g}, got {quoted(got)}"
+        return f"must be {words} {item['ctx'][key]:g}, got {quoted(got)}"
     if kind in _WANTED:
         return f"must be {_WANTED[kind]}, got {quoted(got)}"
-    return f"{text}, got {quoted(got)}"
+    return f"{item['msg']}, got {quoted(got)}"
 
 
-def _keys(root: type[BaseModel], path: Path) -> list[str]:
+def _keys(root: type[Section], path: Path) -> list[str]:
     """Returns the known keys of the mapping at a path; none where any key is allowed."""
     return [name for model in models_in(_annotation(root, path)) for name in model.model_fields]
 
 
-def _annotation(root: type[BaseModel], path: Path) -> Any:
+def _annotation(root: type[Section], path: Path) -> Any:
     """Returns the annotation of the key at a path; None where there is none."""
     annotation: Any = root
     for part in path:
@@ -122,15 +121,15 @@ def _annotation(root: type[BaseModel], path: Path) -> Any:
     return annotation
 
 
-def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[Section]]:
     """Yields the sections that an annotation names."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for inner in get_args(annotation):
         yield from models_in(inner)
 
 
-def _meant(items: Sequence[dict[str, Any]], root: type[BaseModel]) -> Iterator[Path]:
+def _meant(items: Sequence[dict[str, Any]], root: type[Section]) -> Iterator[Path]:
     """Yields, for each unknown key, the path of the known key that it resembles most."""
     for item in items:
         if item["type"] == "extra_forbidden":

@@ -10,7 +10,7 @@ import copy
 import inspect
 from typing import Any
 
-from mdft_fast.app.recipe.stage_sections import Construct, Specialize
+from mdft_fast.app.recipe.sections import Construct, Specialize
 from mdft_fast.model import MetaModel
 
 

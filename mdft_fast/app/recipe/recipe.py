@@ -4,22 +4,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from mdft_fast.app.recipe.document import Keys
+from mdft_fast.app.recipe.document import Keys, complaint
 from mdft_fast.app.recipe.error_lines import RecipeError, recipe_error
-from mdft_fast.app.recipe.overrides import override
 from mdft_fast.app.recipe.presets import PRESETS, merged
 from mdft_fast.app.recipe.sample_sections import AdaptData
-from mdft_fast.app.recipe.sections import HeadSource, TaskRecipe
-from mdft_fast.app.recipe.yaml_text import parse, render
+from mdft_fast.app.recipe.sections import TaskRecipe
+from mdft_fast.app.recipe.value_types import quoted
+from mdft_fast.app.recipe.yaml_text import leaves, parse, render
 from mdft_fast.checkpoints import find_checkpoint
-from mdft_fast.errors import MdftError, nearest
+from mdft_fast.errors import nearest
 from mdft_fast.files import write_text
 
 UNKNOWN = "CHANGE_ME"
@@ -51,7 +52,7 @@ class Recipe(Keys):
             raise RecipeError(str(file), ["must be a mapping of keys, see `mdft init`"])
         content.setdefault("output", f"runs/{file.stem}")
         try:
-            override(content, overrides)
+            _override(content, overrides)
         except ValueError as error:
             raise RecipeError("--set", [str(error)]) from None
         return Recipe.from_mapping(content, folder=file.parent, where=str(file))
@@ -72,7 +73,7 @@ class Recipe(Keys):
             hint = nearest(str(preset), PRESETS)
             wanted = f"preset: must be one of {list(PRESETS)}, got {preset!r}{hint}"
             raise RecipeError(where, [wanted])
-        unknown = [f"{key}: still says {UNKNOWN}" for key in unknown_keys(content, "")]
+        unknown = [f"{key}: still says {UNKNOWN}" for key in unknown_keys(content)]
         if unknown:
             raise RecipeError(where, unknown)
         written = {key: value for key, value in content.items() if value is not None}
@@ -107,33 +108,35 @@ class Recipe(Keys):
             pool_alone: looks for the pool's files only, not for heads and samples.
         """
         tasks = () if pool_alone else self.tasks
-        missing = [f"{key}: no such {kind}: {path}" for key, kind, path in self._absent(tasks)]
+        missing = [
+            f"{key}: no such {kind}: {path}"
+            for key, kind, path in self._inputs(tasks)
+            if path and not _THERE[kind](path)
+        ]
         missing += [*self._without_model(), *_incomplete(tasks)]
         if missing:
             raise RecipeError("recipe", missing)
 
-    def _absent(self, tasks: Sequence[TaskRecipe]) -> Iterator[tuple[str, str, Path]]:
-        wanted: list[tuple[str, Path | None, str]] = [
-            ("pool.base", self.pool.base, "file or folder"),
-            ("pool.models", self.pool.models, "folder"),
-            ("pool.folder", self.pool.folder, "folder"),
-        ]
+    def _inputs(self, tasks: Sequence[TaskRecipe]) -> Iterator[tuple[str, str, Path | None]]:
+        """Yields what must be there, if it is named: key, kind and path, see ``_THERE``."""
+        yield "pool.base", "file or folder", self.pool.base
+        yield "pool.models", "folder", self.pool.models
+        yield "pool.folder", "folder", self.pool.folder
         for i, task in enumerate(tasks):
-            wanted += _head_files(f"tasks[{i}].head", task.head)
+            if task.head:
+                clip = task.head.zero_shot
+                yield f"tasks[{i}].head.file", "file", task.head.file
+                yield f"tasks[{i}].head.zero_shot.weights", "file", clip.weights if clip else None
             for part, data in _data_of(task).items():
-                wanted += [
-                    (f"tasks[{i}].{part}.{key}", path, kind) for key, kind, path in data.places()
-                ]
-        for key, path, kind in wanted:
-            if path and not _THERE[kind](path):
-                yield key, kind, path
+                for key, kind, path in data.places():
+                    yield f"tasks[{i}].{part}.{key}", kind, path
 
     def _without_model(self) -> Iterator[str]:
         """Yields the tasks of which a folder of models that is there has none."""
         folder = self.pool.models
         if folder and folder.is_dir():
             for task in self.tasks:
-                yield from _complaint("pool.models", partial(find_checkpoint, folder, task.name))
+                yield from complaint(partial(find_checkpoint, folder, task.name), "pool.models: ")
 
 
 def _data_of(task: TaskRecipe) -> dict[str, AdaptData]:
@@ -148,32 +151,51 @@ def _incomplete(tasks: Sequence[TaskRecipe]) -> Iterator[str]:
     for i, task in enumerate(tasks):
         for key, data in _data_of(task).items():
             if all(_THERE[kind](path) for _, kind, path in data.places()):
-                yield from _complaint(f"tasks[{i}].{key}", data.check_source)
+                yield from complaint(data.check_source, f"tasks[{i}].{key}: ")
 
 
-def _complaint(key: str, look: Callable[[], object]) -> Iterator[str]:
-    try:
-        look()
-    except MdftError as error:
-        yield f"{key}: {error}"
+def unknown_keys(content: Any) -> list[str]:
+    """Returns the keys that hold what `mdft init` writes where it does not know."""
+    return [key for key, value in leaves(content) if value == UNKNOWN]
 
 
-def unknown_keys(content: Any, at: str) -> Iterator[str]:
-    """Yields the keys that hold what `mdft init` writes where it does not know."""
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from unknown_keys(value, f"{at}.{key}" if at else str(key))
-    elif isinstance(content, (list, tuple)):
-        for i, value in enumerate(content):
-            yield from unknown_keys(value, f"{at}[{i}]")
-    elif content == UNKNOWN:
-        yield at
+def _override(content: dict[str, Any], assignments: Sequence[str]) -> None:
+    """Sets keys of a recipe's content, in place.
+
+    Args:
+        content: the recipe as read; mappings that a path names and that are absent are made.
+        assignments: ``path=value`` each: keys joined by dots, an item of a list as ``tasks[0]``;
+            the value is YAML.
+
+    Raises:
+        ValueError: if an assignment is malformed or leads nowhere.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        parts = re.findall(r"[^.\[\]]+", path.strip())
+        if not equals or not parts:
+            raise ValueError(f"{assignment!r}: must be key=value, as in construct.steps=50")
+        try:
+            _set(content, parts, parse(text))
+        except ValueError as error:
+            raise ValueError(f"{assignment!r}: {error}") from None
 
 
-def _head_files(key: str, head: HeadSource | None) -> list[tuple[str, Path | None, str]]:
-    if head is None:
-        return []
-    return [
-        (f"{key}.file", head.file, "file"),
-        (f"{key}.zero_shot.weights", head.zero_shot.weights if head.zero_shot else None, "file"),
-    ]
+def _set(holder: Any, parts: list[str], value: Any) -> None:
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(holder, list):
+            if not part.isdecimal() or int(part) >= len(holder):
+                known = f"a number from 0 to {len(holder) - 1}"
+                raise ValueError(f"{'.'.join(parts[:depth])} is a list: {part!r} must be {known}")
+            key: Any = int(part)
+        elif isinstance(holder, dict):
+            key = part
+            if not last and holder.get(key) is None:
+                holder[key] = {}
+        else:
+            raise ValueError(f"{'.'.join(parts[:depth])} is no mapping but {quoted(holder)}")
+        if last:
+            holder[key] = value
+        else:
+            holder = holder[key]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_types import Interval
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer, SkipValidation
 
 from mdft_fast import model
 from mdft_fast.app.recipe.dataclass_sections import DataclassSection, filled_from
@@ -21,12 +21,16 @@ from mdft_fast.app.recipe.value_types import (
     TaskName,
     Text,
     Texts,
+    WhichTasks,
     not_yet,
+    problem,
 )
 from mdft_fast.arena import Codec
 from mdft_fast.checkpoints import LEAST_CROP, Interpolation, Resize
 from mdft_fast.data import Role
-from mdft_fast.learning import StageConfig
+from mdft_fast.errors import MdftError
+from mdft_fast.learning import ConstructConfig, OptimizerConfig, SpecializeConfig, StageConfig
+from mdft_fast.methods import METHODS, Method, Transform, entry_of, method_of
 
 
 class PoolSource(Section):
@@ -176,4 +180,79 @@ class Memory(DataclassSection):
     cuda_graph: bool
 
 
+@filled_from(OptimizerConfig)
+class Optimizer(DataclassSection):
+    """The optimiser of λ."""
+
+    name: str
+    lr: float
+    schedule: str
+
+
+@filled_from(ConstructConfig, entropy="use_entropy")
+class Objective(DataclassSection):
+    """Equations (2), (3) and (5)."""
+
+    alpha: float
+    entropy: bool
+    reweight: str
+
+
+@filled_from(ConstructConfig, enabled="filter")
+class Filter(DataclassSection):
+    """Equation (4)."""
+
+    enabled: bool
+    mu: float
+    entropy_of: str
+
+
+@filled_from(ConstructConfig)
+class Construct(DataclassSection):
+    """Stage 1: one model for all tasks."""
+
+    steps: int
+    batch: int
+    draw: str
+    objective: Objective = Objective.default()
+    filter: Filter = Filter.default()
+    optimizer: Optimizer
+    holdout: float
+
+
+@filled_from(SpecializeConfig)
+class Specialize(DataclassSection):
+    """Stage 2: one model a task.
+
+    Attributes:
+        tasks: which tasks get a specialized model: all, none or a list of names.
+        control: whether stage 2 is run from task arithmetic too, without stage 1. It shows what
+            of stage 2's result is owed to stage 1.
+    """
+
+    tasks: WhichTasks = "all"
+    steps: int
+    batch: int
+    representation: str
+    optimizer: Optimizer
+    control: bool = True
+
+
 Granularity = Annotated[model.Granularity, not_yet("row", get_args(model.Granularity))]
+
+
+def _transform(entry: Any) -> Transform:
+    """Returns the method that an item of ``transform`` names."""
+    try:
+        method = entry if isinstance(entry, Method) else method_of(entry, METHODS)
+    except MdftError as error:
+        raise problem(str(error)) from None
+    if not isinstance(method, Transform):
+        raise problem(f"{method.name}: must be a transform, K vectors in and K out, got a merge")
+    return method
+
+
+_Transform = Annotated[Transform, SkipValidation, BeforeValidator(_transform)]
+Transforms = Annotated[
+    tuple[Annotated[_Transform, PlainSerializer(entry_of)], ...], Field(strict=False)
+]

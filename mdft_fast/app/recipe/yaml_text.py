@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -81,3 +82,15 @@ def render(content: Any, *, one_line: bool = False) -> str:
         allow_unicode=True,
         width=float("inf") if one_line else 100,
     )
+
+
+def leaves(content: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every scalar of nested mappings and lists with its key, as ``tasks[0].head.file``."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from leaves(value, f"{at}.{key}" if at else str(key))
+    elif isinstance(content, (list, tuple)):
+        for i, value in enumerate(content):
+            yield from leaves(value, f"{at}[{i}]")
+    else:
+        yield at, content

@@ -8,13 +8,13 @@ import json
 import pickle
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mdft_fast.app.recipe import Recipe, parse
+from mdft_fast.app.recipe import Recipe, leaves, parse
 from mdft_fast.app.report import read_metrics
 from mdft_fast.errors import MdftError
 from mdft_fast.files import replacing, write_json, write_text
@@ -37,6 +37,7 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Recipe, *, resume: bool) -> None:
         self.path, self.recipe, self.resume = path, recipe, resume
+        self._metrics = path / "metrics.jsonl"  # one JSON line a step
         self.digests: dict[str, str] = {}
         written = path / "recipe.yaml"
         if path.exists() and not path.is_dir():
@@ -75,13 +76,8 @@ class RunFolder:
             check_inputs(self.path, inputs)
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "recipe.yaml", self.recipe.dump())
+        self.recipe.write(self.path / "recipe.yaml")
         write_json(written, dict(inputs))
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line a step."""
-        return self.path / "metrics.jsonl"
 
     def save_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Saves a stage's state after a step, whole or not at all."""
@@ -101,7 +97,7 @@ class RunFolder:
 
     def append_metrics(self, record: StepRecord, stage: str) -> None:
         """Adds a step's line; ``stage`` sets control runs apart."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps({**record.as_dict(), "stage": stage}) + "\n")
 
     def trim_metrics(self) -> None:
@@ -114,13 +110,13 @@ class RunFolder:
             for line in lines
             if line["step"] <= states[state_name(line["stage"], line["task"])]["step"]
         ]
-        write_text(self.metrics, "".join(held))
+        write_text(self._metrics, "".join(held))
 
     def lines(self) -> Iterable[dict[str, Any]]:
         """Gives every line of the metrics."""
-        if not self.metrics.exists():
+        if not self._metrics.exists():
             return
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self._metrics.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
             except ValueError:
@@ -186,19 +182,8 @@ def check_finished(path: Path) -> None:
 
 def _first_change(before: str, after: str) -> str:
     """Returns the first key in which two recipes differ, and what it was and is."""
-    old, new = (dict(_leaves(parse(recipe), "")) for recipe in (before, after))
+    old, new = (dict(leaves(parse(recipe))) for recipe in (before, after))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             return f"{key}: {new.get(key)!r} in place of {old.get(key)!r}"
     return "spelling of the same values; was it edited by hand?"
-
-
-def _leaves(content: Any, at: str) -> Iterator[tuple[str, Any]]:
-    """Yields every scalar of nested mappings and lists with its dotted key."""
-    if isinstance(content, (dict, list)):
-        items = content.items() if isinstance(content, dict) else enumerate(content)
-        for key, value in items:
-            place = f"[{key}]" if isinstance(content, list) else f".{key}"
-            yield from _leaves(value, (at + place).lstrip("."))
-    else:
-        yield at, content

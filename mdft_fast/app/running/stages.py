@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -12,12 +16,12 @@ from mdft_fast.app.opening import (
     LoadedData,
     construct_config,
     images_at_once,
+    load_data,
     specialize_config,
 )
-from mdft_fast.app.running.fingerprints import inputs_of, taught_tasks
 from mdft_fast.app.running.phases import Phases
 from mdft_fast.app.running.progress import Progress
-from mdft_fast.app.running.run_folder import RunFolder, state_name
+from mdft_fast.app.running.run_folder import RunFolder, check_inputs, state_name
 from mdft_fast.learning import (
     Callback,
     Learner,
@@ -27,6 +31,7 @@ from mdft_fast.learning import (
     construct,
     holdout_cross_entropy,
     specialize,
+    teach,
 )
 from mdft_fast.model import TASK_ARITHMETIC, MetaModel
 
@@ -91,6 +96,44 @@ def learn(
                 )
     meta.set_coefficients(first.coefficients)
     return Learned(first, results["specialize"], results["control"], holdout), taught
+
+
+def same_task(folder: Path, built: Built, meta: MetaModel, name: str) -> TaughtTask:
+    """Returns a task of a finished run, taught; refuses one that has changed since.
+
+    Args:
+        folder: the run's.
+        built: its recipe, opened.
+        meta: the meta-model.
+        name: the task's.
+    """
+    with Progress(None) as progress:
+        data = load_data(built, progress.count, only=name)
+        for note in data.notes:
+            progress.say(note)
+    taught = taught_tasks(built, meta, data)
+    check_inputs(folder, inputs_of(built, data, taught))
+    return taught[0]
+
+
+def taught_tasks(built: Built, meta: MetaModel, data: LoadedData) -> list[TaughtTask]:
+    """Returns the tasks with their teachers' answers, split as the recipe says."""
+    config, batch = construct_config(built.recipe), images_at_once(built.recipe)
+    return teach(meta, data.tasks, holdout=config.holdout, seed=config.seed, batch=batch)
+
+
+def inputs_of(built: Built, data: LoadedData, taught: Sequence[TaughtTask]) -> dict[str, Any]:
+    """Returns digests of the pool, and of each task's samples with their source and split."""
+    tasks = [
+        {
+            **about,
+            "samples": hashlib.sha256(task.samples.digests().tobytes()).hexdigest(),
+            "learn": task.learn.tolist(),
+            "holdout": task.holdout.tolist(),
+        }
+        for task, about in zip(taught, data.splits, strict=True)
+    ]
+    return {"pool": built.pool.checksum, "tasks": tasks}
 
 
 def _keep(folder: RunFolder, progress: Progress, stage: str) -> Callback:

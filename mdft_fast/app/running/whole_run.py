@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mdft_fast.app.forecast import MemoryPlan, explained, plan, size
-from mdft_fast.app.opening import Built, build, choose_device
+from mdft_fast.app.opening import Built, build, choose_device, load_data
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.report import write_report
 from mdft_fast.app.running.measurement import measure
@@ -63,7 +63,9 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
             for note in built.pool.notes:
                 bars.say(note)
         with phases.phase("samples"):
-            data = built.load_data(bars)
+            data = load_data(built, bars.count)
+            for note in data.notes:
+                bars.say(note)
         with deterministic(recipe.deterministic, built.device), explained(recipe):
             meta = built.meta_model(planned.chosen.mode)
             learned, taught = learn(built, data, meta, folder, phases, bars)

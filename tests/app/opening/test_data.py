@@ -47,10 +47,7 @@ def on_folder(make_recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
 
 
 def loaded(recipe: Recipe) -> LoadedData:
-    built = build(recipe)
-    return load_data(
-        built.tasks, built.pool.preprocess, transductive=recipe.transductive, shown=Progress(False)
-    )
+    return load_data(build(recipe))
 
 
 def test_one_folder_is_split_and_the_run_folder_says_how(

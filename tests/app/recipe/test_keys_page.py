@@ -11,9 +11,8 @@ from annotated_types import Interval
 from pydantic import ValidationError
 
 from mdft_fast.app.recipe import PRESETS, Recipe
-from mdft_fast.app.recipe.dataclass_sections import section_of
+from mdft_fast.app.recipe.dataclass_sections import DataclassSection, filled_from
 from mdft_fast.app.recipe.error_lines import recipe_error
-from mdft_fast.app.recipe.value_types import Section
 from mdft_fast.errors import MdftError
 from mdft_fast.options import check
 from tests.scripts import script
@@ -65,8 +64,21 @@ class Ties:
         check(self, "ties")
 
 
+@filled_from(Inner)
+class InnerSection(DataclassSection):
+    rate: float
+
+
+@filled_from(Ties)
+class TiesSection(DataclassSection):
+    share: float
+    order: str
+    depths: tuple[int, ...]
+    inner: InnerSection
+
+
 def test_any_dataclass_of_options_becomes_a_section() -> None:
-    section = section_of(Ties)
+    section = TiesSection
     made = section.model_validate({"share": 1, "depths": [1, 2], "inner": {"rate": 2}})
     assert made.build() == Ties(1.0, depths=(1, 2), inner=Inner(2.0))
     assert section.words("order") == "which goes first. Not on the first line"
@@ -87,10 +99,9 @@ def test_any_dataclass_of_options_becomes_a_section() -> None:
     ],
 )  # fmt: skip
 def test_its_error_lines(values: dict[str, object], line: str) -> None:
-    section: type[Section] = section_of(Ties)
     with pytest.raises(ValidationError) as caught:
-        section.model_validate(values)
-    assert recipe_error("ties", caught.value, section).problems == (line,)
+        TiesSection.model_validate(values)
+    assert recipe_error("ties", caught.value, TiesSection).problems == (line,)
 
 
 def test_the_dataclass_checks_itself_in_the_same_places() -> None:
