@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdft_fast.arena import TILE, Slot
+from mdft_fast.arena import Slot
 from mdft_fast.errors import MdftError
 from mdft_fast.methods.method import NEEDS, Merge, Method, Site, Transform
 from mdft_fast.model import block_of
@@ -62,8 +62,7 @@ class Stream:
 
     def tensor(self, slot: Slot) -> Tensor:
         """Returns the vectors of one tensor, float32 ``[K, *shape]``; not to be written to."""
-        first = slot.tile * TILE
-        stored = self.pool.vectors.decode(first, first + slot.tiles * TILE)[:, : slot.numel]
+        stored = self.pool.vectors.of_slot(slot).decode()[:, : slot.numel]
         check_finite(stored, slot, self.pool.owners)
         deltas = stored.view(len(stored), *slot.shape)
         for method, survey in self._steps:

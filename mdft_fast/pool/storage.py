@@ -12,16 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdft_fast.arena import (
-    DTYPE_OF_CODEC,
-    GROUP,
-    LARGEST_CODE,
-    Codec,
-    Encoder,
-    TaskVectors,
-    codes_of,
-    rows_of,
-)
+from mdft_fast.arena import Codec, Encoder, TaskVectors, forms_of, rows_of
 from mdft_fast.checkpoints import Entry, Written, entry, read_state, write_tensors
 from mdft_fast.errors import MdftError
 from mdft_fast.files import file_digest, new_folder, write_text
@@ -100,15 +91,6 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> PoolData:
     return pool
 
 
-def _shapes(size: tuple[int, int], codec: Codec) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
-    """Returns what the file of K task vectors of N elements holds: name -> dtype, shape."""
-    K, N = size
-    shapes = {"codes": (DTYPE_OF_CODEC[codec], (K, codes_of(N, codec)))}
-    if codec in LARGEST_CODE:
-        shapes["scales"] = (torch.float32, (K, N // GROUP))
-    return shapes
-
-
 def _write_rows(
     folder: Path, size: tuple[int, int], encoder: Encoder, rows: Iterable[TaskVectors]
 ) -> tuple[TaskVectors, Written]:
@@ -118,16 +100,16 @@ def _write_rows(
     There they are aligned, as the codes of an arena are a multiple of TILE / 2 bytes.
     """
     pieces = {"codes": (row.codes for row in rows), "scales": encoder.scales}
-    shapes = _shapes(size, encoder.codec)
-    entries = [Entry(name, *form, pieces[name]) for name, form in shapes.items()]
+    forms = forms_of(*size, encoder.codec)
+    entries = [Entry(name, *form, pieces[name]) for name, form in forms.items()]
     written = write_tensors(folder / TAU, entries)
     return _read_vectors(folder, size, encoder.codec), written
 
 
 def _read_vectors(folder: Path, size: tuple[int, int], codec: Codec) -> TaskVectors:
     """Maps the task vectors of a folder."""
-    shapes = _shapes(size, codec)
-    taken = {name: _take(folder / TAU, name, *form) for name, form in shapes.items()}
+    forms = forms_of(*size, codec)
+    taken = {name: _take(folder / TAU, name, *form) for name, form in forms.items()}
     return TaskVectors(taken["codes"], codec, taken.get("scales"))
 
 
