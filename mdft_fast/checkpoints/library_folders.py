@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mdft_fast.checkpoints.file_kinds import CLIP_CONFIG, CONFIG, read_config, read_json, weights_of
-from mdft_fast.checkpoints.metadata import OTHER, PIL_FILTERS, SourceFacts, resizing
+from mdft_fast.checkpoints.metadata import OTHER, PIL_FILTERS, SourceFacts, edges_of, resizing
 from mdft_fast.checkpoints.state import State
 
 Read = Callable[[Path], State]
@@ -154,5 +154,4 @@ def read_open_clip(folder: Path, read: Read) -> State:
 def _edges(value: Any) -> list[int]:
     if isinstance(value, dict):
         value = [value.get("height"), value.get("width")]
-    items = value if isinstance(value, list) else [value] * 2
-    return items if all(type(item) is int and 0 < item < 10**6 for item in items) else []
+    return edges_of(value if isinstance(value, list) else [value] * 2)
