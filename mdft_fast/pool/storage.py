@@ -33,8 +33,7 @@ def save_pool(pool: PoolData, path: str | os.PathLike[str], codec: Codec, overwr
     with new_folder(path, overwrite=overwrite, check_old=_check_packed) as folder:
         files = {BASE: _write_base(folder, pool.base, pool.buffers)}
         if codec == pool.codec:
-            parts = {"codes": pool.vectors.codes, "scales": pool.vectors.scales}
-            entries = [entry(name, part) for name, part in parts.items() if part is not None]
+            entries = map(entry, ("codes", "scales"), pool.vectors.tensors)
             files[TAU] = write_tensors(folder / TAU, entries)
         else:
             encoder = Encoder(codec, pool.layout)
