@@ -71,11 +71,7 @@ def forms_of(K: int, N: int, codec: Codec) -> dict[str, tuple[torch.dtype, tuple
 def empty_vectors(K: int, N: int, codec: Codec, codes: Tensor | None = None) -> TaskVectors:
     """Returns room for K task vectors of N elements, a multiple of ``GROUP``.
 
-    Args:
-        K: how many.
-        N: of how many elements.
-        codec: how an element is stored.
-        codes: room for the codes, from an earlier call; None: it is made.
+    ``codes`` is the room for the codes, from an earlier call; None: it is made.
     """
     forms = forms_of(K, N, codec)
     made = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in forms.items()}
@@ -201,7 +197,10 @@ def encode_piece(exact: Tensor, codec: Codec) -> TaskVectors:
 def encode(
     vectors: TaskVectors, codec: Codec, layout: Layout, owners: Sequence[str]
 ) -> tuple[TaskVectors, Encoder]:
-    """Returns the same task vectors in another codec, in memory, and what that cost."""
+    """Returns the same task vectors in another codec, in memory, and what that cost.
+
+    ``owners``: whose vectors they are, for errors.
+    """
     encoder = Encoder(codec, layout)
     out = empty_vectors(vectors.K, vectors.N, codec)
     for row, place, owner in zip(rows_of(vectors), rows_of(out), owners, strict=True):
@@ -212,13 +211,9 @@ def encode(
 def codec_errors(
     vectors: TaskVectors, codec: Codec, layout: Layout, owners: Sequence[str]
 ) -> dict[str, CodecError]:
-    """Measures what re-encoding costs each tensor; takes one row in the codec and a few MiB.
+    """Measures what :func:`encode` would cost each tensor, against the vectors as they are now.
 
-    Args:
-        vectors: the vectors as they are stored now; the error is against these.
-        codec: the codec they would go to.
-        layout: where each tensor lies.
-        owners: whose vectors they are, for the error.
+    Takes one row in the codec and a few MiB.
     """
     encoder = Encoder(codec, layout)
     for row, owner in zip(rows_of(vectors), owners, strict=True):

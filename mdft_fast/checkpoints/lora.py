@@ -67,18 +67,16 @@ def read_adapter(
         )
     pairs, whole = _sort(folder, config, adapter)
     names = match_modules(folder, [*pairs], base, also)
-    made: dict[str, Callable[[], Tensor]] = {}
-    for target, pair in pairs.items():
-        made[names[target]] = _sum(folder, base, names[target], pair)
+    made = {names[n]: _sum(folder, base, names[n], pair) for n, pair in pairs.items()}
     kept, left_out = _replaced(whole, names, base, adapter, also)
     both = sorted(kept.keys() & made.keys())
     if both or len(made) < len(names):
         what = f"{both[0]!r} whole and as B·A" if both else "two B·A for one weight"
         raise MdftError(f"{folder}: must hold one change of each weight, got {what}")
-    makers = {name: _from(base, name) for name in base.tensors} | made | kept
+    makers = {name: partial(base.tensors.__getitem__, name) for name in base.tensors}
     return State(
         str(folder),
-        LazyTensors(makers),
+        LazyTensors(makers | made | kept),
         f"PEFT LoRA adapter of {len(pairs)} weights, {adapter.format}",
         {**base.left_out, **left_out},
         base.facts,
@@ -201,9 +199,5 @@ def _replaced(
         if target is None:
             left_out[name] = "saved whole by the adapter; its base has no such tensor"
         else:
-            kept[target] = _from(adapter, key)
+            kept[target] = partial(adapter.tensors.__getitem__, key)
     return kept, left_out
-
-
-def _from(state: State, name: str) -> Callable[[], Tensor]:
-    return lambda: state.tensors[name]

@@ -22,15 +22,11 @@ OTHER = "other"  # said, but nothing that is done here: no default may take its 
 class SourceFacts:
     """What a checkpoint says about its model's inputs and activation; None: it does not say.
 
+    The inputs' are the keys of :class:`~mdft_fast.checkpoints.Preprocess`; ``resize`` and
+    ``interpolation`` may also be "other": in a way that is not done here.
+
     Attributes:
         activation: "quick_gelu", "gelu", "gelu_tanh", or another name as the source has it.
-        size: [H, W] in pixels.
-        mean: one number a channel, on the scale [0, 1].
-        std: likewise.
-        resize: "shortest": the shortest edge becomes the size, then the center is cut out;
-            "squash": both edges become the size; "other": in another way.
-        interpolation: "bicubic", "bilinear" or "other".
-        crop_pct: share of the resized edges that is cut out, in [0.1, 1].
     """
 
     activation: str | None = None
@@ -47,10 +43,7 @@ class SourceFacts:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in items if v is not None}
 
     def preprocess(self) -> dict[str, Any]:
-        """Returns :meth:`known` without the activation: keys of a preprocess mapping.
-
-        "other" stands for what has no value there; :func:`check_preprocess` refuses it.
-        """
+        """Returns :meth:`known` without the activation; "other" is no value of a preprocess."""
         return {key: value for key, value in self.known().items() if key != "activation"}
 
     def to_text(self) -> str:

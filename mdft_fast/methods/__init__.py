@@ -4,7 +4,7 @@
 from mdft_fast.methods.applying import apply
 from mdft_fast.methods.largest import kth_largest
 from mdft_fast.methods.lines import Lines
-from mdft_fast.methods.method import Merge, Method, Site, Transform
+from mdft_fast.methods.method import Merge, Method, Site, Transform, Vectors
 from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
 from mdft_fast.methods.ties import Ties
 
@@ -25,6 +25,7 @@ __all__ = [
     "Site",
     "Ties",
     "Transform",
+    "Vectors",
     "apply",
     "describe_field",
     "entry_of",

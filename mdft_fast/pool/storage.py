@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast.arena import Codec, Encoder, TaskVectors, forms_of, rows_of
-from mdft_fast.checkpoints import Entry, Written, entry, read_state, write_tensors
+from mdft_fast.checkpoints import Entry, Written, entry, open_state, write_tensors
 from mdft_fast.errors import MdftError
 from mdft_fast.files import file_digest, new_folder, write_text
 from mdft_fast.pool.finite import check_finite
@@ -67,7 +67,7 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> PoolData:
     manifest = read_manifest(folder)
     for name, written in manifest.files.items():
         _check_file(folder / name, written, verify)
-    base = read_state(folder / BASE)
+    base = open_state(folder / BASE).tensors
     known = {"base", *(_BUFFER + name for name in manifest.dtypes)}
     for key in base:
         if key not in known:
@@ -174,7 +174,7 @@ def _check_file(path: Path, written: Written, verify: bool) -> None:
 
 
 def _take(path: Path, key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    state = read_state(path)
+    state = open_state(path).tensors
     if key not in state:
         raise MdftError(f"{path}: tensor {key!r} is missing, got {sorted(state)}")
     tensor = state[key]
