@@ -142,17 +142,11 @@ def loss_divisor(
     """What the loss of these rows is divided by: how many are kept, or what they weigh together.
 
     Parts of a task that are all divided by the divisor of the whole add up to the loss of the
-    whole: ``divide_by`` of :func:`debiased_entropy`.
-
-    Args:
-        entropy: ``[R]`` H of the task's rows, in nats.
-        classes: C.
-        mu: as in :func:`filter_and_weigh`, and so is the next.
-        filter: whether rows are removed.
-        reweight: "normalized": the sum of exp(H0 - H) over the kept rows; else their number.
+    whole: ``divide_by`` of :func:`debiased_entropy`. Arguments as in :func:`filter_and_weigh`.
 
     Returns:
-        ``[]`` in the dtype of ``entropy``.
+        ``[]`` in the dtype of ``entropy``: of "normalized" the sum of exp(H0 - H) over the kept
+        rows, else their number.
     """
     unscaled: Reweight = "as_written" if reweight == "normalized" else reweight
     kept, weight = filter_and_weigh(entropy, classes, mu=mu, filter=filter, reweight=unscaled)
@@ -175,18 +169,7 @@ def debiased_entropy(
 ) -> DebiasedEntropy:
     """Equations (2) to (6), one task after another.
 
-    Args:
-        logits: for each task ``[B_k, C_k]``, the meta-model's.
-        teacher_logits: for each task ``[B_k, C_k]``, its own teacher's.
-        alpha: weight of the cross-entropy.
-        mu: threshold H0 = mu log C of filter and weight.
-        entropy_of: whose H filter and weight read.
-        use_entropy: whether the loss holds the term H(q).
-        filter: whether rows with H >= H0 are removed.
-        reweight: the weight of a kept row: see :func:`filter_and_weigh`.
-        teacher_entropy: for each task ``[B_k]`` H(p); ``teacher_logits`` then holds p.
-        divide_by: ``[K]``, by which each task's sum over kept rows is divided; weights of
-            "normalized" are not scaled then. None: their number. See :func:`loss_divisor`.
+    Arguments and what is returned: see :func:`mdft_fast.debiased_entropy_loss`.
     """
     if divide_by is not None and reweight == "normalized":
         reweight = "as_written"  # the divisor normalizes

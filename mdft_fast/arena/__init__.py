@@ -12,6 +12,7 @@ from mdft_fast.arena.codecs import (
     copy_row,
     empty_vectors,
     encode,
+    forms_of,
     rows_of,
 )
 from mdft_fast.arena.layout import TILE, Layout, Slot, TilePlan, makes_fakes
@@ -47,6 +48,7 @@ __all__ = [
     "digest",
     "empty_vectors",
     "encode",
+    "forms_of",
     "makes_fakes",
     "raw",
     "rows_of",

@@ -62,19 +62,20 @@ def codes_of(elements: int, codec: Codec) -> int:
     return elements // 2 if codec == "int4" else elements
 
 
+def forms_of(K: int, N: int, codec: Codec) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
+    """Returns dtype and shape of K task vectors' ``codes`` and, where there are any, ``scales``."""
+    forms = {"codes": (DTYPE_OF_CODEC[codec], (K, codes_of(N, codec)))}
+    return forms | ({"scales": (torch.float32, (K, N // GROUP))} if codec in LARGEST_CODE else {})
+
+
 def empty_vectors(K: int, N: int, codec: Codec, codes: Tensor | None = None) -> TaskVectors:
     """Returns room for K task vectors of N elements, a multiple of ``GROUP``.
 
-    Args:
-        K: how many.
-        N: of how many elements.
-        codec: how an element is stored.
-        codes: room for the codes, from an earlier call; None: it is made.
+    ``codes`` is the room for the codes, from an earlier call; None: it is made.
     """
-    if codes is None:
-        codes = torch.empty(K, codes_of(N, codec), dtype=DTYPE_OF_CODEC[codec])
-    scales = torch.empty(K, N // GROUP) if codec in LARGEST_CODE else None
-    return TaskVectors(codes, codec, scales)
+    forms = forms_of(K, N, codec)
+    made = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in forms.items()}
+    return TaskVectors(made["codes"] if codes is None else codes, codec, made.get("scales"))
 
 
 def rows_of(vectors: TaskVectors) -> Iterator[TaskVectors]:
@@ -86,9 +87,8 @@ def rows_of(vectors: TaskVectors) -> Iterator[TaskVectors]:
 
 def copy_row(row: TaskVectors, out: TaskVectors) -> None:
     """Copies one task vector into another's place, in the same codec."""
-    out.codes.copy_(row.codes)
-    if row.scales is not None and out.scales is not None:
-        out.scales.copy_(row.scales)
+    for source, place in zip(row.tensors, out.tensors, strict=True):
+        place.copy_(source)
 
 
 class Encoder:
@@ -126,7 +126,7 @@ class Encoder:
         """
         if row.codec != self.codec:
             row = self._encode(row, owner)
-        self.digests.append(digest(row.codes, *(() if row.scales is None else (row.scales,))))
+        self.digests.append(digest(*row.tensors))
         if row.scales is not None:
             self.scales.append(row.scales)
         return row
@@ -139,10 +139,8 @@ class Encoder:
             last = min(first + PIECE, row.N)
             exact = row.decode(first, last)
             piece = encode_piece(exact, self.codec)
-            out.codes[:, codes_of(first, self.codec) : codes_of(last, self.codec)] = piece.codes
+            copy_row(piece, out.cut(first, last))
             groups = slice(first // GROUP, last // GROUP)
-            if out.scales is not None and piece.scales is not None:
-                out.scales[:, groups] = piece.scales
             largest[groups] = _largest_of_groups(exact)
             worst[groups] = _largest_of_groups(piece.decode() - exact)
         # An element that is not finite, or no longer is, makes its error NaN or infinite.
@@ -199,7 +197,10 @@ def encode_piece(exact: Tensor, codec: Codec) -> TaskVectors:
 def encode(
     vectors: TaskVectors, codec: Codec, layout: Layout, owners: Sequence[str]
 ) -> tuple[TaskVectors, Encoder]:
-    """Returns the same task vectors in another codec, in memory, and what that cost."""
+    """Returns the same task vectors in another codec, in memory, and what that cost.
+
+    ``owners``: whose vectors they are, for errors.
+    """
     encoder = Encoder(codec, layout)
     out = empty_vectors(vectors.K, vectors.N, codec)
     for row, place, owner in zip(rows_of(vectors), rows_of(out), owners, strict=True):
@@ -210,13 +211,9 @@ def encode(
 def codec_errors(
     vectors: TaskVectors, codec: Codec, layout: Layout, owners: Sequence[str]
 ) -> dict[str, CodecError]:
-    """Measures what re-encoding costs each tensor; takes one row in the codec and a few MiB.
+    """Measures what :func:`encode` would cost each tensor, against the vectors as they are now.
 
-    Args:
-        vectors: the vectors as they are stored now; the error is against these.
-        codec: the codec they would go to.
-        layout: where each tensor lies.
-        owners: whose vectors they are, for the error.
+    Takes one row in the codec and a few MiB.
     """
     encoder = Encoder(codec, layout)
     for row, owner in zip(rows_of(vectors), owners, strict=True):

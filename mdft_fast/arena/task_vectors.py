@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mdft_fast.arena.layout import TILE, Slot
 from mdft_fast.errors import MdftError
 
 Codec = Literal["fp32", "bf16", "fp16", "int8", "int4"]
@@ -96,8 +97,22 @@ class TaskVectors:
     @property
     def bytes(self) -> int:
         """Bytes that the K vectors take, scales included."""
-        stored = (self.codes,) if self.scales is None else (self.codes, self.scales)
-        return sum(t.numel() * t.element_size() for t in stored)
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The codes, and behind them the scales where there are any."""
+        return (self.codes,) if self.scales is None else (self.codes, self.scales)
+
+    def cut(self, first: int, last: int) -> TaskVectors:
+        """Returns elements ``[first, last)`` of all K as views; of int8 and int4 whole groups."""
+        step = 2 if self.codec == "int4" else 1
+        scales = None if self.scales is None else self.scales[:, first // GROUP : last // GROUP]
+        return TaskVectors(self.codes[:, first // step : last // step], self.codec, scales)
+
+    def of_slot(self, slot: Slot) -> TaskVectors:
+        """Returns one tensor of all K, its padding included, as views."""
+        return self.cut(slot.tile * TILE, (slot.tile + slot.tiles) * TILE)
 
     def decode(self, first: int = 0, last: int | None = None) -> Tensor:
         """Returns elements ``[first, last)`` of all K as ``[K, last - first]`` float32.
@@ -106,17 +121,15 @@ class TaskVectors:
             first: the first element; a multiple of ``GROUP`` for int8 and int4.
             last: one past the last one, likewise; None: ``N``.
         """
-        last = self.N if last is None else last
-        if self.scales is None:
-            return self.codes[:, first:last].float()
-        codes = self.codes[:, first:last]
+        part = self.cut(first, self.N if last is None else last)
+        codes, scales = part.codes, part.scales
+        if scales is None:
+            return codes.float()
         if self.codec == "int4":
-            pairs = self.codes[:, first // 2 : last // 2]
-            low, high = (pairs << 4).view(torch.int8) >> 4, pairs.view(torch.int8) >> 4
+            low, high = (codes << 4).view(torch.int8) >> 4, codes.view(torch.int8) >> 4
             codes = torch.stack([low, high], -1).flatten(1)
-        scales = self.scales[:, first // GROUP : last // GROUP, None]
-        groups = codes.reshape(self.K, (last - first) // GROUP, GROUP)
-        return (groups * scales).view(self.K, last - first)
+        groups = codes.reshape(*scales.shape, GROUP)
+        return (groups * scales[..., None]).view(codes.shape)
 
     def to(self, device: torch.device) -> TaskVectors:
         """Returns the same vectors on a device."""

@@ -5,7 +5,7 @@ from mdft_fast.checkpoints.activation import activation_of, check_activation
 from mdft_fast.checkpoints.conversion import convert, describe
 from mdft_fast.checkpoints.file_kinds import CLIP_CONFIG, CONFIG, read_json, sniff
 from mdft_fast.checkpoints.metadata import OTHER, SourceFacts, check_preprocess, gather
-from mdft_fast.checkpoints.opening import as_state, open_state, read_state
+from mdft_fast.checkpoints.opening import as_state, open_state
 from mdft_fast.checkpoints.preprocess import (
     LEAST_CROP,
     Batch,
@@ -28,6 +28,6 @@ __all__ = [
     "Preprocess", "Resize", "SourceFacts", "State", "StateSource", "Written", "activation_of",
     "arguments_of", "as_preprocess", "as_state", "check_activation", "check_preprocess", "convert",
     "describe", "describe_preprocess", "edges_before_crop", "entry", "example_input",
-    "find_checkpoint", "find_tasks", "gather", "open_state", "read_json", "read_state", "renamed",
+    "find_checkpoint", "find_tasks", "gather", "open_state", "read_json", "renamed",
     "sniff", "text_tower", "write_tensors",
 ]  # fmt: skip

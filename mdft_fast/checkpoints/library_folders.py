@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens folders of transformers, timm and open_clip: weights, and what their JSON files say."""
+"""What the JSON files in folders of transformers, timm and open_clip say."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mdft_fast.checkpoints.file_kinds import CLIP_CONFIG, CONFIG, read_config, read_json, weights_of
-from mdft_fast.checkpoints.metadata import OTHER, PIL_FILTERS, SourceFacts, resizing
-from mdft_fast.checkpoints.state import State
+from mdft_fast.checkpoints.file_kinds import CLIP_CONFIG, CONFIG, read_config, read_json
+from mdft_fast.checkpoints.metadata import OTHER, PIL_FILTERS, edges_of, resizing
 
-Read = Callable[[Path], State]
 _PREPROCESSOR = "preprocessor_config.json"
 _ACTIVATIONS = {  # transformers' names that mean the same function
     "gelu": "gelu",
@@ -37,22 +34,18 @@ _TIMM_CROP = 0.875
 _PROCESSOR = re.compile("(FeatureExtractor|ImageProcessor)(Fast|Pil)?$")  # after a kind's name
 
 
-def read_transformers(folder: Path, read: Read) -> State:
-    """Opens what ``save_pretrained`` or timm wrote: one file, shards, or a pickle of either."""
-    state = read(weights_of(folder, "transformers"))
+def describe_transformers(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Returns what a folder of ``save_pretrained`` or timm is, in words, and what it says."""
     config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if isinstance(config.get("architecture"), str):
-        words = f"timm folder ({config['architecture']}), {state.format}"
-        stated = SourceFacts.of(timm_facts(config))
-        return replace(state, label=str(folder), format=words, facts=stated)
-    facts = dict(config_facts(config))
+        return f"timm folder ({config['architecture']})", timm_facts(config)
+    facts = config_facts(config)
     if (folder / _PREPROCESSOR).is_file():
         processor = read_json(folder / _PREPROCESSOR)
         facts |= processor_facts(processor) if isinstance(processor, dict) else {}
     which = config.get("architectures")
     kind = which[0] if isinstance(which, list) and which else config.get("model_type", "?")
-    words = f"transformers folder ({kind}), {state.format}"
-    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(facts))
+    return f"transformers folder ({kind})", facts
 
 
 def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,9 +123,8 @@ def _scale(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"mean": config.get("image_mean"), "std": config.get("image_std")}
 
 
-def read_open_clip(folder: Path, read: Read) -> State:
-    """Opens a folder as open_clip writes them for the hub."""
-    state = read(weights_of(folder, "open_clip"))
+def describe_open_clip(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Returns what a folder of open_clip's for the hub is, in words, and what it says."""
     config = read_config(folder / CLIP_CONFIG)
     parts = (config.get(key) for key in ("model_cfg", "preprocess_cfg"))
     model, preprocess = (part if isinstance(part, dict) else {} for part in parts)
@@ -147,12 +139,10 @@ def read_open_clip(folder: Path, read: Read) -> State:
     }
     if model and "timm_model_name" not in vision:
         facts["activation"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    words = f"open_clip folder, {state.format}"
-    return replace(state, label=str(folder), format=words, facts=SourceFacts.of(facts))
+    return "open_clip folder", facts
 
 
 def _edges(value: Any) -> list[int]:
     if isinstance(value, dict):
         value = [value.get("height"), value.get("width")]
-    items = value if isinstance(value, list) else [value] * 2
-    return items if all(type(item) is int and 0 < item < 10**6 for item in items) else []
+    return edges_of(value if isinstance(value, list) else [value] * 2)

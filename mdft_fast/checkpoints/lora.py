@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast.checkpoints.file_kinds import ADAPTER, read_config, weights_of
-from mdft_fast.checkpoints.lora_config import LONGEST, Scalings, check_kind
+from mdft_fast.checkpoints.lora_config import LONGEST, check_kind, scalings_of
 from mdft_fast.checkpoints.lora_names import match_modules
 from mdft_fast.checkpoints.state import LazyTensors, State
 from mdft_fast.errors import MdftError
@@ -66,18 +67,16 @@ def read_adapter(
         )
     pairs, whole = _sort(folder, config, adapter)
     names = match_modules(folder, [*pairs], base, also)
-    made: dict[str, Callable[[], Tensor]] = {}
-    for target, pair in pairs.items():
-        made[names[target]] = _sum(folder, base, names[target], pair)
+    made = {names[n]: _sum(folder, base, names[n], pair) for n, pair in pairs.items()}
     kept, left_out = _replaced(whole, names, base, adapter, also)
     both = sorted(kept.keys() & made.keys())
     if both or len(made) < len(names):
         what = f"{both[0]!r} whole and as B·A" if both else "two B·A for one weight"
         raise MdftError(f"{folder}: must hold one change of each weight, got {what}")
-    makers = {name: _from(base, name) for name in base.tensors} | made | kept
+    makers = {name: partial(base.tensors.__getitem__, name) for name in base.tensors}
     return State(
         str(folder),
-        LazyTensors(makers, lambda make: make()),
+        LazyTensors(makers | made | kept),
         f"PEFT LoRA adapter of {len(pairs)} weights, {adapter.format}",
         {**base.left_out, **left_out},
         base.facts,
@@ -94,7 +93,7 @@ def to_base_dtype(state: State, base: State | None) -> State:
         tensor = state.tensors[name]
         return tensor.to(base.tensors[name].dtype) if name in state.formed else tensor
 
-    return replace(state, tensors=LazyTensors({name: name for name in state.tensors}, read))
+    return replace(state, tensors=LazyTensors({n: partial(read, n) for n in state.tensors}))
 
 
 def describe_adapter(folder: Path, read: Callable[[Path], State]) -> str:
@@ -140,14 +139,16 @@ def _sort(
             _add(folder, whole, short, key)
     if not halves:
         raise MdftError(f"{folder}: must hold lora_A and lora_B, got {len(whole)} other tensors")
-    pairs = {}
-    scalings = Scalings(folder, config, list(halves))
+    factors = {}
     for module, keys in halves.items():
         if keys.keys() != {"A", "B"}:
             raise MdftError(f"{folder}: {module!r} must have lora_A and lora_B, got one of them")
-        a, b = adapter.tensors[keys["A"]], adapter.tensors[keys["B"]]
-        swapped = module in embeddings or bool(config.get("fan_in_fan_out"))
-        pairs[module] = Pair(a, b, scalings.of(module, a, b), swapped)
+        factors[module] = (adapter.tensors[keys["A"]], adapter.tensors[keys["B"]])
+    scalings, swapped = scalings_of(folder, config, factors), bool(config.get("fan_in_fan_out"))
+    pairs = {
+        module: Pair(*both, scalings[module], swapped or module in embeddings)
+        for module, both in factors.items()
+    }
     return pairs, whole
 
 
@@ -198,9 +199,5 @@ def _replaced(
         if target is None:
             left_out[name] = "saved whole by the adapter; its base has no such tensor"
         else:
-            kept[target] = _from(adapter, key)
+            kept[target] = partial(adapter.tensors.__getitem__, key)
     return kept, left_out
-
-
-def _from(state: State, name: str) -> Callable[[], Tensor]:
-    return lambda: state.tensors[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,28 +54,26 @@ def check_kind(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-class Scalings:
-    """α / r, or α / √r, of each module.
+def scalings_of(
+    folder: Path, config: Mapping[str, Any], factors: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, float]:
+    """Returns α / r, or α / √r, of each module.
 
     Args:
         folder: the adapter's, for errors.
         config: what its ``adapter_config.json`` holds.
-        modules: names of all its modules, at most ``LONGEST`` characters each.
+        factors: module, a name of at most ``LONGEST`` characters -> its A and B.
 
     Raises:
-        MdftError: if a pattern of the config is invalid, or may take long to be matched.
+        MdftError: if a pattern of the config is invalid, or may take long to be matched; if A and
+            B have not the rank that the config says.
     """
-
-    def __init__(self, folder: Path, config: Mapping[str, Any], modules: Sequence[str]) -> None:
-        self._folder, self._config = folder, config
-        self._ranks = _patterns(folder, config, "rank_pattern", modules)
-        self._alphas = _patterns(folder, config, "alpha_pattern", modules)
-
-    def of(self, module: str, a: Tensor, b: Tensor) -> float:
-        """Returns it for one module, whose A and B must have the rank that the config says."""
-        folder, config = self._folder, self._config
-        rank = _by_pattern(self._ranks, module, config.get("r"))
-        alpha = _by_pattern(self._alphas, module, config.get("lora_alpha"))
+    ranks = _patterns(folder, config, "rank_pattern", factors)
+    alphas = _patterns(folder, config, "alpha_pattern", factors)
+    scalings = {}
+    for module, (a, b) in factors.items():
+        rank = _by_pattern(ranks, module, config.get("r"))
+        alpha = _by_pattern(alphas, module, config.get("lora_alpha"))
         if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
             raise MdftError(
                 f"{folder}: r and lora_alpha must be numbers, got {rank!r} and {alpha!r}"
@@ -85,11 +83,12 @@ class Scalings:
                 f"{folder}: {module!r} must have rank {rank} as its config says, got lora_A "
                 f"{list(a.shape)} and lora_B {list(b.shape)}"
             )
-        return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        scalings[module] = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return scalings
 
 
 def _patterns(
-    folder: Path, config: Mapping[str, Any], key: str, modules: Sequence[str]
+    folder: Path, config: Mapping[str, Any], key: str, modules: Collection[str]
 ) -> list[tuple[re.Pattern[str], Any]]:
     """Returns a mapping's patterns, each of which ends a module's name, as peft reads them.
 

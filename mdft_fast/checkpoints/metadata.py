@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mdft_fast.checkpoints.preprocess import CHOICES, LEAST_CROP, edges_before_crop
@@ -22,15 +22,11 @@ OTHER = "other"  # said, but nothing that is done here: no default may take its 
 class SourceFacts:
     """What a checkpoint says about its model's inputs and activation; None: it does not say.
 
+    The inputs' are the keys of :class:`~mdft_fast.checkpoints.Preprocess`; ``resize`` and
+    ``interpolation`` may also be "other": in a way that is not done here.
+
     Attributes:
         activation: "quick_gelu", "gelu", "gelu_tanh", or another name as the source has it.
-        size: [H, W] in pixels.
-        mean: one number a channel, on the scale [0, 1].
-        std: likewise.
-        resize: "shortest": the shortest edge becomes the size, then the center is cut out;
-            "squash": both edges become the size; "other": in another way.
-        interpolation: "bicubic", "bilinear" or "other".
-        crop_pct: share of the resized edges that is cut out, in [0.1, 1].
     """
 
     activation: str | None = None
@@ -47,10 +43,7 @@ class SourceFacts:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in items if v is not None}
 
     def preprocess(self) -> dict[str, Any]:
-        """Returns :meth:`known` without the activation: keys of a preprocess mapping.
-
-        "other" stands for what has no value there; :func:`check_preprocess` refuses it.
-        """
+        """Returns :meth:`known` without the activation; "other" is no value of a preprocess."""
         return {key: value for key, value in self.known().items() if key != "activation"}
 
     def to_text(self) -> str:
@@ -126,17 +119,10 @@ def agree(one: Any, other: Any) -> bool:
     """Says whether two values of a fact are the same: numbers within 1e-3, a scalar for all."""
     if isinstance(one, str) or isinstance(other, str):
         return bool(one == other)
-    pairs = list(_pairs(one, other))
-    return bool(pairs) and all(abs(a - b) <= _SAME for a, b in pairs)
-
-
-def _pairs(one: Any, other: Any) -> Iterator[tuple[float, float]]:
-    a = list(one) if isinstance(one, Sequence) else [one]
-    b = list(other) if isinstance(other, Sequence) else [other]
-    count = max(len(a), len(b))
-    a, b = (a * count if len(a) == 1 else a), (b * count if len(b) == 1 else b)
-    if len(a) == len(b):
-        yield from zip(a, b, strict=True)
+    lists = [list(value) if isinstance(value, Sequence) else [value] for value in (one, other)]
+    count = max(map(len, lists))
+    a, b = (items * count if len(items) == 1 else items for items in lists)
+    return 0 < len(a) == len(b) and all(abs(x - y) <= _SAME for x, y in zip(a, b, strict=True))
 
 
 def resizing(edges: Sequence[int], crop: Sequence[int]) -> dict[str, Any]:
@@ -172,13 +158,16 @@ def _share(value: Any) -> float | None:
     return float(value) if good else None
 
 
+def edges_of(value: Any) -> list[int]:
+    """Reads one or two numbers, and nothing else: == of nested lists takes exponential time."""
+    items = value[:3] if isinstance(value, (list, tuple)) else [value]
+    good = len(items) <= 2 and all(type(item) is int and 0 < item < 10**6 for item in items)
+    return list(items) if good else []
+
+
 def _size(value: Any) -> tuple[int, int] | None:
-    items = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not items or not all(type(item) is int and 0 < item < 10**6 for item in items):
-        return None
-    if len(items) == 1:
-        return items[0], items[0]
-    return (items[0], items[1]) if len(items) == 2 else None
+    edges = edges_of(value)
+    return (edges[0], edges[-1]) if edges else None
 
 
 def _channels(value: Any) -> tuple[float, ...] | None:

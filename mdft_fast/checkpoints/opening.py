@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.checkpoints.file_kinds import read_json, sniff
-from mdft_fast.checkpoints.library_folders import read_open_clip, read_transformers
+from mdft_fast.checkpoints.file_kinds import read_json, sniff, weights_of
+from mdft_fast.checkpoints.library_folders import describe_open_clip, describe_transformers
 from mdft_fast.checkpoints.lora import read_adapter
+from mdft_fast.checkpoints.metadata import SourceFacts
 from mdft_fast.checkpoints.safetensors_file import read_index, read_safetensors
 from mdft_fast.checkpoints.state import State, StateSource
 from mdft_fast.checkpoints.torch_content import read_torch
@@ -48,10 +50,11 @@ def open_state(
         raise MdftError(f"{path}: is a packed pool, not a checkpoint; Pool.open opens it")
     if kind == "adapter":
         return read_adapter(path, base, open_state, also or {})
-    if kind == "transformers":
-        return read_transformers(path, open_state)
-    if kind == "open_clip":
-        return read_open_clip(path, open_state)
+    if kind in ("transformers", "open_clip"):
+        state = open_state(weights_of(path, kind))
+        words, facts = (describe_open_clip if kind == "open_clip" else describe_transformers)(path)
+        words = f"{words}, {state.format}"
+        return replace(state, label=str(path), format=words, facts=SourceFacts.of(facts))
     if kind == "index":
         index = next(path.glob("*.index.json")) if path.is_dir() else path
         return read_index(index, read_json(index), _read_file)
@@ -65,11 +68,6 @@ def _read_file(path: Path) -> State:
     if kind in ("torch zip", "torch legacy"):
         return read_torch(path, legacy=kind == "torch legacy")
     raise MdftError(f"{path}: must be a file of tensors, got kind {kind!r}")
-
-
-def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
-    """Opens a checkpoint and returns its tensors by name, read lazily; see :func:`open_state`."""
-    return open_state(path).tensors
 
 
 def as_state(

@@ -85,7 +85,7 @@ class Machine:
 
     def __init__(self, functions: Functions, persistent: Callable[[Any], Any]) -> None:
         self._functions = {**functions, **dict.fromkeys(_RECONSTRUCTORS, _reconstruct)}
-        self._persistent = persistent
+        self._persistent: Callable[[Any], Any] = persistent
 
     def run(self, stream: BytesIO) -> Any:
         """Reads one pickle and leaves the stream behind it.
@@ -101,7 +101,7 @@ class Machine:
         try:
             for opcode, argument, _ in pickletools.genops(stream):
                 if opcode.name == "STOP":
-                    return self._pop()
+                    return self._stack.pop()
                 self._step(opcode.name, argument)
         except PickleRefused:
             raise
@@ -111,11 +111,11 @@ class Machine:
 
     def _step(self, name: str, argument: Any) -> None:
         if name in _PUSH:
-            self._stack.append(argument)
+            self._push(argument)
         elif name in _CONSTANTS:
-            self._stack.append(_CONSTANTS[name]())
+            self._push(_CONSTANTS[name]())
         elif name in _GET:
-            self._stack.append(self._memo[int(argument)])
+            self._push(self._memo[int(argument)])
         elif name in _PUT:
             self._memo[len(self._memo) if name == "MEMOIZE" else int(argument)] = self._stack[-1]
         elif name in _STEPS:
@@ -123,8 +123,11 @@ class Machine:
         elif name not in _NOTHING:
             raise PickleRefused(f"opcode {name} has no place in a checkpoint")
 
-    def _pop(self) -> Any:
-        return self._stack.pop()
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _pop(self, count: int) -> list[Any]:
+        return [self._stack.pop() for _ in range(count)][::-1]
 
     def _pop_mark(self) -> list[Any]:
         items = self._stack
@@ -141,29 +144,10 @@ class Machine:
         else:
             self._pop_mark()
 
-    def _drop_to_mark(self, _: Any) -> None:
-        self._pop_mark()
-
-    def _duplicate(self, _: Any) -> None:
-        self._stack.append(self._stack[-1])
-
-    def _tuple(self, count: int | None) -> None:
-        # The items first: what they are popped from is another stack below a mark.
-        items = self._pop_mark() if count is None else [self._pop() for _ in range(count)][::-1]
-        self._stack.append(tuple(items))
-
-    def _list(self, _: Any) -> None:
-        items = self._pop_mark()
-        self._stack.append(items)
-
     def _dict(self, _: Any) -> None:
         made: dict[Any, Any] = {}
         self._set_items(made, self._pop_mark())
-        self._stack.append(made)
-
-    def _frozenset(self, _: Any) -> None:
-        items = self._pop_mark()
-        self._stack.append({self._key(item) for item in items})
+        self._push(made)
 
     def _append(self, items: list[Any]) -> None:
         target = self._stack[-1]
@@ -181,15 +165,15 @@ class Machine:
         self._set_items(target if isinstance(target, dict) else target.entries, items)
 
     def _name(self, argument: str) -> None:
-        self._stack.append(Name(argument.replace(" ", ".", 1)))
+        self._push(Name(argument.replace(" ", ".", 1)))
 
     def _stack_name(self, _: Any) -> None:
-        name, module = self._pop(), self._pop()
+        module, name = self._pop(2)
         if not isinstance(name, str) or not isinstance(module, str):
             raise PickleRefused("names a global that is no text")
         if len(name) + len(module) > _LONGEST_NAME:
             raise PickleRefused(f"names a global of more than {_LONGEST_NAME} characters")
-        self._stack.append(Name(f"{module}.{name}"))
+        self._push(Name(f"{module}.{name}"))
 
     def _call(self, function: Any, arguments: Any) -> None:
         if not isinstance(arguments, tuple):  # of a list each call would make a copy
@@ -197,20 +181,16 @@ class Machine:
         name = kind_of(function)
         known = self._functions.get(name) if isinstance(function, Name) else None
         if known is None:
-            self._stack.append(StandIn(name, arguments))
+            self._push(StandIn(name, arguments))
             return
         self._passed += sum(len(a) for a in (arguments, *arguments[:9]) if isinstance(a, _SIZED))
         if len(arguments) > 9 or self._passed > _MOST_PASSED:
             raise PickleRefused(f"passes too many arguments to {name}")
-        self._stack.append(known(*arguments))
-
-    def _reduce(self, _: Any) -> None:
-        arguments = self._pop()
-        self._call(self._pop(), arguments)
+        self._push(known(*arguments))
 
     def _new_with_keywords(self, _: Any) -> None:
-        keywords, arguments = self._pop(), self._pop()
-        self._stack.append(StandIn(kind_of(self._pop()), (arguments, keywords)))
+        kind, arguments, keywords = self._pop(3)
+        self._push(StandIn(kind_of(kind), (arguments, keywords)))
 
     def _old_instance(self, argument: str) -> None:
         arguments = tuple(self._pop_mark())
@@ -221,12 +201,9 @@ class Machine:
         self._call(function, tuple(arguments))
 
     def _build(self, _: Any) -> None:
-        state, target = self._pop(), self._stack[-1]
+        state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, StandIn):
             target.state = state  # of a plain dict or tensor: attributes such as _metadata, unused
-
-    def _persist(self, argument: Any) -> None:
-        self._stack.append(self._persistent(argument))
 
     def _set_items(self, target: dict[Any, Any], items: list[Any]) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -278,31 +255,31 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 }
 _GET = {"GET", "BINGET", "LONG_BINGET"}
 _PUT = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
-_STEPS: dict[str, Callable[[Machine, Any], None]] = {
+_STEPS: dict[str, Callable[[Machine, Any], object]] = {
     "MARK": Machine._mark,
     "POP": Machine._drop,
-    "POP_MARK": Machine._drop_to_mark,
-    "DUP": Machine._duplicate,
-    "TUPLE": lambda machine, _: machine._tuple(None),
-    "TUPLE1": lambda machine, _: machine._tuple(1),
-    "TUPLE2": lambda machine, _: machine._tuple(2),
-    "TUPLE3": lambda machine, _: machine._tuple(3),
-    "LIST": Machine._list,
+    "POP_MARK": lambda machine, _: machine._pop_mark(),
+    "DUP": lambda machine, _: machine._push(machine._stack[-1]),
+    "TUPLE": lambda machine, _: machine._push(tuple(machine._pop_mark())),
+    "TUPLE1": lambda machine, _: machine._push(tuple(machine._pop(1))),
+    "TUPLE2": lambda machine, _: machine._push(tuple(machine._pop(2))),
+    "TUPLE3": lambda machine, _: machine._push(tuple(machine._pop(3))),
+    "LIST": lambda machine, _: machine._push(machine._pop_mark()),
     "DICT": Machine._dict,
-    "FROZENSET": Machine._frozenset,
-    "APPEND": lambda machine, _: machine._append([machine._pop()]),
+    "FROZENSET": lambda machine, _: machine._push(set(map(machine._key, machine._pop_mark()))),
+    "APPEND": lambda machine, _: machine._append(machine._pop(1)),
     "APPENDS": lambda machine, _: machine._append(machine._pop_mark()),
     "ADDITEMS": lambda machine, _: machine._append(machine._pop_mark()),
-    "SETITEM": lambda machine, _: machine._set([machine._pop(), machine._pop()][::-1]),
+    "SETITEM": lambda machine, _: machine._set(machine._pop(2)),
     "SETITEMS": lambda machine, _: machine._set(machine._pop_mark()),
     "GLOBAL": Machine._name,
     "STACK_GLOBAL": Machine._stack_name,
-    "REDUCE": Machine._reduce,
-    "NEWOBJ": Machine._reduce,
+    "REDUCE": lambda machine, _: machine._call(*machine._pop(2)),
+    "NEWOBJ": lambda machine, _: machine._call(*machine._pop(2)),
     "NEWOBJ_EX": Machine._new_with_keywords,
     "INST": Machine._old_instance,
     "OBJ": Machine._old_object,
     "BUILD": Machine._build,
-    "PERSID": Machine._persist,
-    "BINPERSID": lambda machine, _: machine._persist(machine._pop()),
+    "PERSID": lambda machine, argument: machine._push(machine._persistent(argument)),
+    "BINPERSID": lambda machine, _: machine._push(machine._persistent(machine._stack.pop())),
 }

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mdft_fast.checkpoints.metadata import OTHER, PIL_FILTERS, SourceFacts, resizing
+from mdft_fast.checkpoints.metadata import OTHER, PIL_FILTERS, SourceFacts, edges_of, resizing
 from mdft_fast.checkpoints.pickle_machine import StandIn
 
 # The last part of a class's name -> activation.
@@ -55,19 +55,12 @@ def _transform(transform: StandIn) -> dict[str, Any]:
         facts["interpolation"] = _interpolation(resize.get("interpolation"))
     if crop is not None:
         facts["size"] = crop.get("size")
-        cut = _edges(facts["size"])
-        facts |= resizing(_edges(resize.get("size") if resize else None), cut * (3 - len(cut)))
+        cut = edges_of(facts["size"])
+        facts |= resizing(edges_of(resize.get("size") if resize else None), cut * (3 - len(cut)))
     elif resize is not None:
-        edges = _edges(resize.get("size"))
+        edges = edges_of(resize.get("size"))
         facts |= {"size": edges, "resize": "squash"} if len(edges) == 2 else {"resize": OTHER}
     return facts
-
-
-def _edges(size: Any) -> list[int]:
-    """Reads one or two numbers, and nothing else: == of nested lists takes exponential time."""
-    items = size[:3] if isinstance(size, (list, tuple)) else [size]
-    good = len(items) <= 2 and all(type(item) is int and 0 < item < 10**6 for item in items)
-    return list(items) if good else []
 
 
 def _interpolation(value: Any) -> str | None:

@@ -18,7 +18,7 @@ Batch = Tensor | dict[str, Tensor]  # what an encoder takes: a tensor, or keywor
 
 LEAST_CROP = 0.1  # a smaller share is a mistake, and the image before the crop takes all memory
 _NEEDED = ("size", "mean", "std")
-# What CLIP's own evaluation does. Pools from before these keys existed mean the same.
+# The first is the default: CLIP's own evaluation, which pools from before these keys mean too.
 CHOICES: dict[str, tuple[str, ...]] = {
     "resize": get_args(Resize),
     "interpolation": get_args(Interpolation),

@@ -37,7 +37,7 @@ def read_safetensors(path: Path) -> State:
     metadata, names = file.metadata() or {}, file.keys()
     return State(
         str(path),
-        LazyTensors({name: name for name in names}, partial(_read, path, file)),
+        LazyTensors({name: partial(_read, path, file, name) for name in names}),
         "safetensors",
         facts=SourceFacts.of_text(metadata.get(FACTS, "")),
         normalize={"true": True, "false": False}.get(metadata.get(NORMALIZE, "")),
@@ -83,6 +83,5 @@ def read_index(path: Path, content: Any, read: Callable[[Path], State]) -> State
             if where.get(name) != file:
                 raise MdftError(f"{path}: knows nothing of tensor {name!r} in {file!r}")
     kinds = sorted({shard.format for shard in shards.values()})
-    places = {name: (file, name) for name, file in where.items()}
-    tensors = LazyTensors(places, lambda place: shards[place[0]].tensors[place[1]])
-    return State(str(path), tensors, f"{len(shards)} shards ({', '.join(kinds)})")
+    readers = {n: partial(shards[file].tensors.__getitem__, n) for n, file in where.items()}
+    return State(str(path), LazyTensors(readers), f"{len(shards)} shards ({', '.join(kinds)})")

@@ -6,14 +6,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from functools import partial
 
 from torch import Tensor, nn
 
 from mdft_fast.arena import digest
 from mdft_fast.checkpoints.metadata import SourceFacts
 
-Place = TypeVar("Place")
 StateSource = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
 
@@ -45,30 +44,25 @@ class State:
         return digest(*(self.tensors[name] for name in sorted(self.tensors)))
 
 
-class LazyTensors(Mapping[str, Tensor], Generic[Place]):
-    """Tensors by name, each read when it is asked for.
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, each read when it is asked for; ``readers``: name -> what does."""
 
-    Args:
-        places: name -> where its tensor is.
-        read: reads one.
-    """
-
-    def __init__(self, places: Mapping[str, Place], read: Callable[[Place], Tensor]) -> None:
-        self._places, self._read = dict(places), read
+    def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._readers = dict(readers)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._read(self._places[name])
+        return self._readers[name]()
 
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
-        return name in self._places
+        return name in self._readers
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._readers)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._readers)
 
 
-def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> LazyTensors[str]:
+def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> LazyTensors:
     """Returns the tensors under other names, as lazy as they were; ``names``: new -> old."""
-    return LazyTensors(names, tensors.__getitem__)
+    return LazyTensors({new: partial(tensors.__getitem__, old) for new, old in names.items()})

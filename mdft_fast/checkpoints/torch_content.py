@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mdft_fast.checkpoints.metadata import SourceFacts
 from mdft_fast.checkpoints.pickle_machine import StandIn, kind_of, named
 from mdft_fast.checkpoints.pickled_metadata import facts_of
-from mdft_fast.checkpoints.state import LazyTensors, State
-from mdft_fast.checkpoints.torch_file import open_torch_legacy, open_torch_zip
+from mdft_fast.checkpoints.state import LazyTensors, State, renamed
+from mdft_fast.checkpoints.torch_file import open_torch
 from mdft_fast.checkpoints.torch_values import TensorRef
 from mdft_fast.errors import MdftError
 
@@ -52,7 +53,7 @@ def read_torch(path: Path, *, legacy: bool) -> State:
     Raises:
         MdftError: if the file is damaged or holds no tensors by name.
     """
-    root, elements = (open_torch_legacy if legacy else open_torch_zip)(path)
+    root, elements = open_torch(path, legacy=legacy)
     found = _find(path, root)
     kind = "torch, legacy" if legacy else "torch"
     facts, normalize = SourceFacts(), None
@@ -65,8 +66,8 @@ def read_torch(path: Path, *, legacy: bool) -> State:
         normalize = said if isinstance(said, bool) else None
     if not found.tensors:
         raise MdftError(f"{path}: must hold tensors by name, got a {kind_of(root)} without any")
-    refs = {new: found.tensors[old] for new, old in without_wrapper(found.tensors).items()}
-    tensors = LazyTensors(refs, lambda ref: ref.read(elements))
+    readers = {name: partial(ref.read, elements) for name, ref in found.tensors.items()}
+    tensors = renamed(LazyTensors(readers), without_wrapper(found.tensors))
     return State(str(path), tensors, kind, found.left_out, facts, normalize=normalize)
 
 

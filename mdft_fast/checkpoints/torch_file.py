@@ -27,37 +27,43 @@ _LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
 Elements = Callable[[Storage, torch.dtype], Tensor]
 
 
-def open_torch_zip(path: Path) -> tuple[Any, Elements]:
+def open_torch(path: Path, *, legacy: bool) -> tuple[Any, Elements]:
     """Returns the pickled object, stand-ins inside, and what reads its storages.
 
     Raises:
         MdftError: if the file is damaged, packed, not torch's, or declares what it does not hold.
     """
     try:
-        entries = _zip_entries(path)
-        pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(pickles) != 1:
-            raise PickleRefused("a zip file without 'data.pkl' as it is, so not torch's")
-        folder = pickles[0].removesuffix("data.pkl")
-        _check_byte_order(path, entries.get(f"{folder}byteorder"))
-        data = BytesIO(_slice(path, entries[pickles[0]], _PICKLE_BYTES))
-        seen: dict[str, tuple[int, int]] = {}
-
-        def find(identity: Any) -> Storage | Name:
-            found = persistent(identity)
-            if isinstance(found, Storage):
-                place = entries.get(f"{folder}data/{found.key}")
-                seen[found.key] = _checked_place(found, place)
-            return found
-
-        root = Machine(FUNCTIONS, find).run(data)
-        return root, _reader(path, seen)
-    except (PickleRefused, zipfile.BadZipFile, OSError) as error:
-        raise _unreadable(path, error) from None
+        return _open_legacy(path) if legacy else _open_zip(path)
+    except (PickleRefused, OSError) as error:
+        size = path.stat().st_size
+        raise MdftError(f"{path}: not a readable torch file ({size} bytes): {error}") from None
 
 
-def open_torch_legacy(path: Path) -> tuple[Any, Elements]:
-    """Does the same as :func:`open_torch_zip` for files of torch before 1.6.
+def _open_zip(path: Path) -> tuple[Any, Elements]:
+    entries = _zip_entries(path)
+    pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1:
+        raise PickleRefused("a zip file without 'data.pkl' as it is, so not torch's")
+    folder = pickles[0].removesuffix("data.pkl")
+    order = entries.get(f"{folder}byteorder")
+    if order is not None and _slice(path, order, 16) == b"big":
+        raise PickleRefused("written on a big-endian machine")
+    data = BytesIO(_slice(path, entries[pickles[0]], _PICKLE_BYTES))
+    places: dict[str, tuple[int, int]] = {}
+
+    def find(identity: Any) -> Storage | Name:
+        found = persistent(identity)
+        if isinstance(found, Storage):
+            place = entries.get(f"{folder}data/{found.key}")
+            places[found.key] = _checked_place(found, place)
+        return found
+
+    return Machine(FUNCTIONS, find).run(data), _reader(path, places)
+
+
+def _open_legacy(path: Path) -> tuple[Any, Elements]:
+    """Does the same as :func:`_open_zip` for files of torch before 1.6.
 
     The file: three pickles (a magic number, a version, the system), the object's, one with the
     storages' keys; then each storage, as its number of elements in 8 bytes and the elements.
@@ -72,21 +78,18 @@ def open_torch_legacy(path: Path) -> tuple[Any, Elements]:
                 raise PickleRefused(f"storage {found.key!r} is declared in two ways")
         return found
 
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            stream = BytesIO(file.read(min(size, _PICKLE_BYTES)))
-        machine = Machine(FUNCTIONS, find)
-        magic, _, system = (machine.run(stream) for _ in range(3))
-        if magic != LEGACY:
-            raise PickleRefused("a pickle that torch.save did not write")
-        if isinstance(system, dict) and system.get("little_endian") is False:
-            raise PickleRefused("written on a big-endian machine")
-        root, keys = machine.run(stream), machine.run(stream)
-        places = _legacy_places(path, stream.tell(), size, keys, seen)
-        return root, _reader(path, places)
-    except (PickleRefused, OSError) as error:
-        raise _unreadable(path, error) from None
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        stream = BytesIO(file.read(min(size, _PICKLE_BYTES)))
+    machine = Machine(FUNCTIONS, find)
+    magic, _, system = (machine.run(stream) for _ in range(3))
+    if magic != LEGACY:
+        raise PickleRefused("a pickle that torch.save did not write")
+    if isinstance(system, dict) and system.get("little_endian") is False:
+        raise PickleRefused("written on a big-endian machine")
+    root, keys = machine.run(stream), machine.run(stream)
+    places = _legacy_places(path, stream.tell(), size, keys, seen)
+    return root, _reader(path, places)
 
 
 def _legacy_places(
@@ -151,11 +154,6 @@ def _zip_entries(path: Path) -> dict[str, tuple[int, int]]:
     return places
 
 
-def _check_byte_order(path: Path, place: tuple[int, int] | None) -> None:
-    if place is not None and _slice(path, place, 16) == b"big":
-        raise PickleRefused("written on a big-endian machine")
-
-
 def _slice(path: Path, place: tuple[int, int], most: int) -> bytes:
     start, length = place
     if length > most:
@@ -179,8 +177,3 @@ def _reader(path: Path, places: dict[str, tuple[int, int]]) -> Elements:
         return (part.clone() if start % dtype.itemsize else part).view(dtype)
 
     return elements
-
-
-def _unreadable(path: Path, error: Exception) -> MdftError:
-    size = path.stat().st_size
-    return MdftError(f"{path}: not a readable torch file ({size} bytes): {error}")

@@ -98,40 +98,34 @@ def _tensor(
     storage: Any, offset: Any, size: Any, stride: Any, _: Any = None, __: Any = None,
     metadata: Any = None,
 ) -> TensorRef:  # fmt: skip
-    _check_metadata(metadata)
     if not isinstance(storage, Storage):
         raise PickleRefused(f"a tensor's elements are {kind_of(storage)}, no storage")
-    return _checked(storage, storage.dtype, storage.length, offset, size, stride)
+    return _checked(storage, storage.dtype, offset, size, stride, metadata)
 
 
 def _tensor_v3(
     storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any,
     metadata: Any = None,
 ) -> TensorRef:  # fmt: skip
-    _check_metadata(metadata)
     known = _BY_NAME.get(kind_of(dtype))
     if not isinstance(storage, Storage) or known is None:
         raise PickleRefused(f"a tensor's dtype must be one of {sorted(_BY_NAME)}")
-    length = storage.length * storage.dtype.itemsize // known.itemsize
-    return _checked(storage, known, length, offset, size, stride)
+    return _checked(storage, known, offset, size, stride, metadata)
 
 
-def _check_metadata(metadata: Any) -> None:
-    """Refuses what changes a tensor's values: the bits "conj" and "neg" of a lazy view."""
+def _checked(
+    storage: Storage, dtype: torch.dtype, offset: Any, size: Any, stride: Any, metadata: Any
+) -> TensorRef:
+    # What changes a tensor's values: the bits "conj" and "neg" of a lazy view.
     if metadata is not None and (not isinstance(metadata, dict) or metadata):
         raise PickleRefused(
             "a tensor must be without metadata, got some: is it a lazy conjugate or negative? "
             "save resolve_conj().resolve_neg() of it"
         )
-
-
-def _checked(
-    storage: Storage, dtype: torch.dtype, length: int, offset: Any, size: Any, stride: Any
-) -> TensorRef:
     lists = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
     if not lists or len(size) > 32 or not all(map(_is_count, (offset, *size, *stride))):
         raise PickleRefused("a tensor's shape and strides are no numbers")
-    numel = math.prod(size)
+    numel, length = math.prod(size), storage.length * storage.dtype.itemsize // dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if numel and (last >= length or numel > length):
         raise PickleRefused(

@@ -4,16 +4,8 @@
 from mdft_fast.methods.applying import apply
 from mdft_fast.methods.largest import kth_largest
 from mdft_fast.methods.lines import Lines
-from mdft_fast.methods.method import NEEDS, Merge, Method, Need, Site, Transform, Vectors
-from mdft_fast.methods.table import (
-    describe_field,
-    entry_of,
-    method_of,
-    needs,
-    page,
-    summary,
-    table_of,
-)
+from mdft_fast.methods.method import Merge, Method, Site, Transform, Vectors
+from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
 from mdft_fast.methods.ties import Ties
 
 # The table: recipes, `mdft methods` and docs know what stands here, in this order.
@@ -27,11 +19,9 @@ METHODS: dict[str, type[Method]] = {
 
 __all__ = [
     "METHODS",
-    "NEEDS",
     "Lines",
     "Merge",
     "Method",
-    "Need",
     "Site",
     "Ties",
     "Transform",
@@ -44,5 +34,4 @@ __all__ = [
     "needs",
     "page",
     "summary",
-    "table_of",
 ]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from torch.nn import functional as F
 
 from mdft_fast.arena import (
-    GROUP,
     TILE,
     CodecError,
     Encoder,
@@ -16,7 +15,6 @@ from mdft_fast.arena import (
     Slot,
     TaskVectors,
     check_codec,
-    codes_of,
     copy_row,
     digest,
     empty_vectors,
@@ -55,10 +53,7 @@ def apply(pool: Pool, methods: Sequence[Method], *, codec: str | None = None) ->
         stream = stream.then(method)
     vectors = empty_vectors(len(stream.names), pool.N, target)
     errors = {slot.name: _store(stream, slot, vectors) for slot in pool.layout.slots}
-    digests = [
-        digest(row.codes, *(() if row.scales is None else (row.scales,)))
-        for row in rows_of(vectors)
-    ]
+    digests = [digest(*row.tensors) for row in rows_of(vectors)]
     applied = [str(method) for method in methods]
     return pool.with_vectors(
         vectors,
@@ -85,22 +80,11 @@ def _notes(pool: Pool, applied: Sequence[str], names: Sequence[str]) -> list[str
 
 def _store(stream: Stream, slot: Slot, vectors: TaskVectors) -> CodecError:
     """Encodes one tensor's vectors into their place; returns what the codec cost the worst."""
-    first, last = slot.tile * TILE, (slot.tile + slot.tiles) * TILE
     made = stream.tensor(slot).reshape(len(stream.names), slot.numel)
-    made = F.pad(made, (0, last - first - slot.numel))
+    made = F.pad(made, (0, slot.tiles * TILE - slot.numel))
     check_finite(made, slot, stream.owners)
     encoder = Encoder(vectors.codec, Layout.of({slot.name: slot.shape}))
-    for k, (owner, place) in enumerate(zip(stream.owners, rows_of(vectors), strict=True)):
-        row = encoder.encode(TaskVectors(made[k : k + 1]), owner)
-        copy_row(row, _cut(place, first, last))
+    rows = zip(stream.owners, made, rows_of(vectors.of_slot(slot)), strict=True)
+    for owner, row, place in rows:
+        copy_row(encoder.encode(TaskVectors(row[None]), owner), place)
     return encoder.errors.get(slot.name, CodecError(0.0, 0.0))
-
-
-def _cut(vectors: TaskVectors, first: int, last: int) -> TaskVectors:
-    """Returns elements ``[first, last)`` as a view; a range of whole tiles."""
-    scales = vectors.scales
-    return TaskVectors(
-        vectors.codes[:, codes_of(first, vectors.codec) : codes_of(last, vectors.codec)],
-        vectors.codec,
-        None if scales is None else scales[:, first // GROUP : last // GROUP],
-    )

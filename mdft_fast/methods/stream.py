@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdft_fast.arena import TILE, Slot
+from mdft_fast.arena import Slot
 from mdft_fast.errors import MdftError
 from mdft_fast.methods.method import NEEDS, Merge, Method, Site, Transform
 from mdft_fast.model import block_of
@@ -21,20 +21,21 @@ _OF_A_POOL = ("survey", "depth")  # needs that are met by a pool alone
 class Stream:
     """The vectors of a pool after some methods. Nothing is kept: a tensor costs all steps anew.
 
+    Attributes are those of :class:`~mdft_fast.methods.method.Vectors`, and these.
+
     Attributes:
         pool: where the vectors come from.
-        names: whose vectors these are: the tasks', or behind a merge its name alone.
-        owners: the same for errors.
-        parameters: ``P``: number of elements of each, padding not counted.
+        owners: whose vectors these are, for errors.
     """
 
-    def __init__(self, pool: Pool) -> None:
-        """Begins with the pool's own vectors."""
-        self.pool = pool
+    def __init__(self, pool: Pool, steps: tuple[tuple[Method, Any], ...] = ()) -> None:
+        """Begins with the pool's own vectors; ``steps``: each method and what its survey found."""
+        self.pool, self._steps, self.parameters = pool, steps, pool.parameters
         self.names, self.owners = pool.vector_names, pool.owners
-        self.parameters = pool.parameters
+        for method, _ in steps:
+            if isinstance(method, Merge):
+                self.names, self.owners = (method.name,), [f"merge {method.name!r}"]
         self._depths = depths([slot.name for slot in pool.layout.slots])
-        self._steps: tuple[tuple[Method, Any], ...] = ()
 
     def then(self, method: Method) -> Stream:
         """Returns the vectors after one more method; makes its pass ahead if it needs one.
@@ -47,13 +48,8 @@ class Stream:
                 raise MdftError(f"{method.name}: needs {NEEDS[need]}, and a pool has none")
         if "depth" in method.needs and not any(self._depths.values()):
             raise MdftError(f"{method.name}: needs a model with numbered blocks, got none")
-        after = Stream(self.pool)
-        after.names, after.owners = self.names, self.owners
-        if isinstance(method, Merge):
-            after.names, after.owners = (method.name,), [f"merge {method.name!r}"]
         survey = method.survey(self) if "survey" in method.needs else None
-        after._steps = (*self._steps, (method, survey))
-        return after
+        return Stream(self.pool, (*self._steps, (method, survey)))
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yields float32 ``[K, *shape]`` for each tensor, in arena order."""
@@ -62,8 +58,7 @@ class Stream:
 
     def tensor(self, slot: Slot) -> Tensor:
         """Returns the vectors of one tensor, float32 ``[K, *shape]``; not to be written to."""
-        first = slot.tile * TILE
-        stored = self.pool.vectors.decode(first, first + slot.tiles * TILE)[:, : slot.numel]
+        stored = self.pool.vectors.of_slot(slot).decode()[:, : slot.numel]
         check_finite(stored, slot, self.pool.owners)
         deltas = stored.view(len(stored), *slot.shape)
         for method, survey in self._steps:

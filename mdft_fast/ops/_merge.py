@@ -75,16 +75,9 @@ def merge(
         if coefficients.dim() == 1:
             coefficients = coefficients[:, None]
     checks.check_covers("merge", layout, base.shape[-1])
+    codes, scales = checks.split_data("merge", deltas)
     (merged,) = MergeFunction.apply(
-        base,
-        *checks.split_data("merge", deltas),
-        coefficients,
-        layout,
-        tiles,
-        out,
-        out_dtype,
-        True,
-        False,
+        base, codes, scales, coefficients, layout, tiles, out, out_dtype, True, False
     )
     return merged
 
@@ -267,7 +260,8 @@ def _merge(
         dtype = out.dtype if out is not None else out_dtype
         _check_for_reference(base, codes, scales, coefficients, plan, dtype)
         if out is not None:
-            _check_out(base, codes, scales, coefficients, plan, out)
+            inputs = {"base": base, "deltas": codes, "scales": scales, "coefficients": coefficients}
+            _check_out(out, _elements(first, last, base.shape[0]), inputs)
         deltas = codes if scales is None else reference.decode(codes, scales)
         merged = reference.merge(base, deltas, coefficients, plan, dtype)
         return merged if out is None else out.copy_(merged)
@@ -282,8 +276,8 @@ def _merge(
     return out
 
 
-def _elements(plan: TilePlan, base: Tensor) -> int:
-    return min(plan.last * TILE, base.shape[0]) - min(plan.first * TILE, base.shape[0])
+def _elements(first: int, last: int, N: int) -> int:
+    return min(last * TILE, N) - min(first * TILE, N)
 
 
 def _check_for_reference(
@@ -310,16 +304,9 @@ def _check_for_reference(
     checks.check_sums(op, "out", out_dtype, acc)
 
 
-def _check_out(
-    base: Tensor,
-    codes: Tensor,
-    scales: Tensor | None,
-    coefficients: Tensor,
-    plan: TilePlan,
-    out: Tensor,
-) -> None:
-    checks.require(list(out.shape) == [_elements(plan, base)], "merge", "out",
-                   [_elements(plan, base)], checks.shape(out))  # fmt: skip
+def _check_out(out: Tensor, elements: int, inputs: Mapping[str, Tensor | None]) -> None:
+    fits = list(out.shape) == [elements]
+    checks.require(fits, "merge", "out", [elements], checks.shape(out))
     if torch.compiler.is_compiling() or makes_fakes():  # these have no memory to see
         return
 
@@ -327,7 +314,6 @@ def _check_out(
         return x.data_ptr(), x.data_ptr() + x.numel() * x.element_size()
 
     begin, end = memory(out)
-    inputs = {"base": base, "deltas": codes, "scales": scales, "coefficients": coefficients}
     for name, x in inputs.items():
         if x is None or 0 in (x.numel(), out.numel()):
             continue
@@ -346,9 +332,8 @@ def _merge_fake(
     last: int,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    _check_fakes(base, deltas, scales, coefficients, columns)
-    N = base.shape[0]
-    return base.new_empty(min(last * TILE, N) - min(first * TILE, N), dtype=out_dtype)
+    _merge_out_fake(base, deltas, scales, coefficients, columns)
+    return base.new_empty(_elements(first, last, base.shape[0]), dtype=out_dtype)
 
 
 def _merge_out_fake(
@@ -357,15 +342,7 @@ def _merge_out_fake(
     scales: Tensor | None,
     coefficients: Tensor,
     columns: Tensor,
-    first: int,
-    last: int,
-    out: Tensor,
-) -> None:
-    _check_fakes(base, deltas, scales, coefficients, columns)
-
-
-def _check_fakes(
-    base: Tensor, deltas: Tensor, scales: Tensor | None, coefficients: Tensor, columns: Tensor
+    *_: Any,
 ) -> None:
     others = {"base": base, "scales": scales, "coefficients": coefficients, "columns": columns}
     checks.check_devices("merge", deltas, **others)

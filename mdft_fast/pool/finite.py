@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mdft_fast.arena import GROUP, LARGEST_CODE, TILE, Layout, TaskVectors, codes_of, rows_of
+from mdft_fast.arena import LARGEST_CODE, Layout, TaskVectors, rows_of
 from mdft_fast.errors import MdftError
 from mdft_fast.pool.manifest import BASE, TAU, head_file
 from mdft_fast.pool.pool_data import PoolData
@@ -74,22 +74,21 @@ def _in_vector(row: TaskVectors, layout: Layout) -> Iterator[str]:
     if row.scales is None:
         yield from _in_arena(row.codes[0], layout)
         return
-    scales, codes = row.scales[0], row.codes[0]
-    if not (count_bad_scales(scales) or count_bad_codes(codes)):
+    if not (count_bad_scales(row.scales[0]) or count_bad_codes(row.codes[0])):
         return
     limit = LARGEST_CODE[row.codec]
     for slot in layout.slots:
-        first, last = slot.tile * TILE, (slot.tile + slot.tiles) * TILE
-        if count := count_bad_scales(scales[first // GROUP : last // GROUP]):
+        part = row.of_slot(slot)
+        codes, scales = (tensor[0] for tensor in part.tensors)
+        if count := count_bad_scales(scales):
             yield (
                 f"scales of tensor {slot.name!r} must be finite and not below 0, got {count} of "
-                f"{(last - first) // GROUP} that are not"
+                f"{len(scales)} that are not"
             )
-        part = codes[codes_of(first, row.codec) : codes_of(last, row.codec)]
-        if count := count_bad_codes(part):
+        if count := count_bad_codes(codes):
             yield (
                 f"codes of tensor {slot.name!r} must lie in [{-limit}, {limit}], got {count} of "
-                f"{last - first} equal to {-limit - 1}"
+                f"{part.N} equal to {-limit - 1}"
             )
 
 

@@ -98,9 +98,10 @@ class Head:
         """
         opened = open_state(path)
         state, stored = opened.tensors, opened.normalize
-        if normalize is None and stored is None:
+        normalize = stored if normalize is None else normalize
+        if normalize is None:
             raise MdftError(f"{path}: the file does not say `normalize`, so it must be given")
-        if stored is not None and normalize not in (None, stored):
+        if stored not in (None, normalize):
             raise MdftError(f"{path}: normalize must be {stored} as the file says, got {normalize}")
         for name in state:
             if name not in ("weight", "bias"):
@@ -112,12 +113,7 @@ class Head:
             raise MdftError(f"{path}: tensor 'weight' [C, D] is missing, got {sorted(state)}")
         bias = state["bias"].clone() if "bias" in state else None
         try:
-            return Head(
-                state["weight"].clone(),
-                bias,
-                bool(stored if normalize is None else normalize),
-                scale,
-            )
+            return Head(state["weight"].clone(), bias, normalize, scale)
         except MdftError as error:
             raise MdftError(f"{path}: {error}") from None
 

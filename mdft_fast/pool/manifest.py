@@ -150,7 +150,8 @@ def _manifest(top: _Node) -> Manifest:
             "checksum": top.get("checksum", str),
             "notes": notes,
             "errors": _errors(top.items("tensors")),
-            "activation": _activation(top),
+            # What pools of older versions, or without methods, do not say.
+            "activation": top.get("activation", (str, type(None))) if "activation" in top else None,
             "vector_names": top.strings("vectors") if "vectors" in top else tuple(names),
             "methods": top.strings("methods") if "methods" in top else (),
         },
@@ -197,12 +198,6 @@ def _errors(tensors: list[_Node]) -> dict[str, CodecError]:
         )
         for tensor in tensors
     }
-
-
-def _activation(top: _Node) -> str | None:
-    """Reads the activation; pools of older versions do not say it."""
-    value: str | None = top.get("activation", (str, type(None))) if "activation" in top else None
-    return value
 
 
 def _files(files: _Node, wanted: list[str]) -> dict[str, Written]:

@@ -33,7 +33,7 @@ from mdft_fast.checkpoints import (
     example_input,
     gather,
 )
-from mdft_fast.errors import MdftError, nearest
+from mdft_fast.errors import MdftError
 from mdft_fast.pool.finite import PIECE, describe_not_finite, largest
 from mdft_fast.pool.inventory import check_forms, differs, fetch, match_keys, take_inventory
 from mdft_fast.pool.name_fitting import fit, other_names
@@ -196,11 +196,7 @@ class Packing:
 
     def _tensor(self, state: State, name: str) -> Tensor:
         tensor = fetch(state, self._inventory, name)
-        if tensor is None:
-            raise MdftError(
-                f"{state.label}: tensor {name!r} is missing, got {len(state.tensors)} others"
-                f"{nearest(name, state.tensors)}"
-            )
+        assert tensor is not None  # match_keys has found it
         return tensor
 
     def _read(self, state: State, arena: Tensor) -> None:

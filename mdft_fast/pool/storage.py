@@ -12,17 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdft_fast.arena import (
-    DTYPE_OF_CODEC,
-    GROUP,
-    LARGEST_CODE,
-    Codec,
-    Encoder,
-    TaskVectors,
-    codes_of,
-    rows_of,
-)
-from mdft_fast.checkpoints import Entry, Written, entry, read_state, write_tensors
+from mdft_fast.arena import Codec, Encoder, TaskVectors, forms_of, rows_of
+from mdft_fast.checkpoints import Entry, Written, entry, open_state, write_tensors
 from mdft_fast.errors import MdftError
 from mdft_fast.files import file_digest, new_folder, write_text
 from mdft_fast.pool.finite import check_finite
@@ -42,8 +33,7 @@ def save_pool(pool: PoolData, path: str | os.PathLike[str], codec: Codec, overwr
     with new_folder(path, overwrite=overwrite, check_old=_check_packed) as folder:
         files = {BASE: _write_base(folder, pool.base, pool.buffers)}
         if codec == pool.codec:
-            parts = {"codes": pool.vectors.codes, "scales": pool.vectors.scales}
-            entries = [entry(name, part) for name, part in parts.items() if part is not None]
+            entries = map(entry, ("codes", "scales"), pool.vectors.tensors)
             files[TAU] = write_tensors(folder / TAU, entries)
         else:
             encoder = Encoder(codec, pool.layout)
@@ -77,7 +67,7 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> PoolData:
     manifest = read_manifest(folder)
     for name, written in manifest.files.items():
         _check_file(folder / name, written, verify)
-    base = read_state(folder / BASE)
+    base = open_state(folder / BASE).tensors
     known = {"base", *(_BUFFER + name for name in manifest.dtypes)}
     for key in base:
         if key not in known:
@@ -100,15 +90,6 @@ def open_pool(path: str | os.PathLike[str], *, verify: bool) -> PoolData:
     return pool
 
 
-def _shapes(size: tuple[int, int], codec: Codec) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
-    """Returns what the file of K task vectors of N elements holds: name -> dtype, shape."""
-    K, N = size
-    shapes = {"codes": (DTYPE_OF_CODEC[codec], (K, codes_of(N, codec)))}
-    if codec in LARGEST_CODE:
-        shapes["scales"] = (torch.float32, (K, N // GROUP))
-    return shapes
-
-
 def _write_rows(
     folder: Path, size: tuple[int, int], encoder: Encoder, rows: Iterable[TaskVectors]
 ) -> tuple[TaskVectors, Written]:
@@ -118,16 +99,16 @@ def _write_rows(
     There they are aligned, as the codes of an arena are a multiple of TILE / 2 bytes.
     """
     pieces = {"codes": (row.codes for row in rows), "scales": encoder.scales}
-    shapes = _shapes(size, encoder.codec)
-    entries = [Entry(name, *form, pieces[name]) for name, form in shapes.items()]
+    forms = forms_of(*size, encoder.codec)
+    entries = [Entry(name, *form, pieces[name]) for name, form in forms.items()]
     written = write_tensors(folder / TAU, entries)
     return _read_vectors(folder, size, encoder.codec), written
 
 
 def _read_vectors(folder: Path, size: tuple[int, int], codec: Codec) -> TaskVectors:
     """Maps the task vectors of a folder."""
-    shapes = _shapes(size, codec)
-    taken = {name: _take(folder / TAU, name, *form) for name, form in shapes.items()}
+    forms = forms_of(*size, codec)
+    taken = {name: _take(folder / TAU, name, *form) for name, form in forms.items()}
     return TaskVectors(taken["codes"], codec, taken.get("scales"))
 
 
@@ -193,7 +174,7 @@ def _check_file(path: Path, written: Written, verify: bool) -> None:
 
 
 def _take(path: Path, key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    state = read_state(path)
+    state = open_state(path).tensors
     if key not in state:
         raise MdftError(f"{path}: tensor {key!r} is missing, got {sorted(state)}")
     tensor = state[key]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mdft_fast.checkpoints import convert, open_state, read_state
+from mdft_fast.checkpoints import convert, open_state
 from mdft_fast.errors import MdftError
 from tests.checkpoints.corpus import same
 
@@ -55,7 +55,7 @@ def test_a_state_dict(protocol: int, legacy: bool, tmp_path: Path) -> None:
 @FORMATS
 def test_tied_tensors_share_their_file(legacy: bool, tmp_path: Path) -> None:
     path = save({"a": (t := torch.randn(6)), "b": t.view(2, 3)}, tmp_path / "a.pt", legacy)
-    state = read_state(path)
+    state = open_state(path).tensors
     assert torch.equal(state["a"].view(2, 3), state["b"])
 
 
@@ -63,7 +63,7 @@ def test_tied_tensors_share_their_file(legacy: bool, tmp_path: Path) -> None:
 def test_what_is_changed_stays_out_of_the_file(legacy: bool, tmp_path: Path) -> None:
     path = save({"a": torch.randn(300)}, tmp_path / "a.pt", legacy)
     before = path.read_bytes()
-    read_state(path)["a"].zero_()
+    open_state(path).tensors["a"].zero_()
     assert path.read_bytes() == before
 
 
@@ -121,7 +121,7 @@ def test_a_whole_module(legacy: bool, tmp_path: Path) -> None:
 def test_torchscript(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
     torch.jit.script(module).save(str(tmp_path / "a.pt"))
-    assert same(read_state(tmp_path / "a.pt"), module.state_dict())
+    assert same(open_state(tmp_path / "a.pt").tensors, module.state_dict())
 
 
 @FORMATS

@@ -112,7 +112,7 @@ def test_bad_input_is_named(
 def test_is_how_the_real_pools_heads_were_made(task: str, classes: int) -> None:
     """Its heads are of training images, ours of test images: other images, the same formula."""
     pytest.importorskip("timm")
-    from mdft_fast.checkpoints import read_state
+    from mdft_fast.checkpoints import open_state
     from mdft_fast.data import NpzSource
     from mdft_fast.model import build_backbone
 
@@ -123,13 +123,13 @@ def test_is_how_the_real_pools_heads_were_made(task: str, classes: int) -> None:
             "kwargs": {"img_size": 64, "num_classes": 0},
         }
     )
-    base.load_state_dict(dict(read_state(POOL / "base.safetensors")))
+    base.load_state_dict(dict(open_state(POOL / "base.safetensors").tensors))
     source = NpzSource(POOL / "data" / f"{task}.npz", "x_test", "y_test")
     preprocess = {"size": 64, "mean": 0.5, "std": 0.5}
     samples, labels = load_labelled(source, preprocess, classes)
     names = [str(c) for c in range(classes)]
     head = prototype_head(base, samples, labels, names, scale=20.0)
-    theirs = read_state(POOL / "heads" / f"{task}.safetensors")["weight"].float()
+    theirs = open_state(POOL / "heads" / f"{task}.safetensors").tensors["weight"].float()
     torch.testing.assert_close(theirs.norm(dim=1), torch.full((classes,), 20.0), rtol=1e-3, atol=0)
     cosines = head.weight @ F.normalize(theirs, dim=1).T
     assert (cosines.argmax(dim=1) == torch.arange(classes)).all()

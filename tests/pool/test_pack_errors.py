@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mdft_fast.checkpoints import read_state
+from mdft_fast.checkpoints import open_state
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Head
 
@@ -211,9 +211,9 @@ def test_other_formats_are_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(b"never unpickled")
     with pytest.raises(MdftError, match=r"model.pt: not a checkpoint that is read here \(15 bytes"):
-        read_state(path)
+        open_state(path)
     with pytest.raises(MdftError, match=r"none.safetensors: no such file"):
-        read_state(tmp_path / "none.safetensors")
+        open_state(tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize(

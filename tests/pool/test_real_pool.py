@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from mdft_fast.arena import CODECS, ERROR_OF_CODEC, LARGEST_CODE, rows_of
-from mdft_fast.checkpoints import read_state
+from mdft_fast.checkpoints import open_state
 from mdft_fast.pool import Pool
 
 
 def test_base_plus_task_vector_is_every_model_bit_for_bit(real: Any, real_pool: Pool) -> None:
     assert real_pool.K == 8
-    assert len(real_pool.column_names) == len(read_state(real.base)) == 150
+    assert len(real_pool.column_names) == len(open_state(real.base).tensors) == 150
     assert not real_pool.left_out
     for k, name in enumerate(real_pool.names):
-        model = read_state(real.models[name])
+        model = open_state(real.models[name]).tensors
         merged = real_pool.layout.views(real_pool.base + real_pool.vectors.codes[k])
         for column, tensor in zip(real_pool.column_names, merged, strict=True):
             assert torch.equal(tensor, model[column].float()), (name, column)
@@ -60,7 +60,7 @@ def test_individual_models_are_within_the_codecs_error(
 ) -> None:
     pool = real_pool.encode(codec)
     for k, name in enumerate(pool.names):
-        model = read_state(real.models[name])
+        model = open_state(real.models[name]).tensors
         row = next(islice(rows_of(pool.vectors), k, None)).decode()[0]
         for column, tensor in zip(
             pool.column_names, pool.layout.views(pool.base + row), strict=True

@@ -21,7 +21,7 @@ from mdft_fast.app.forecast import plan
 from mdft_fast.app.opening import build, pack, sources_of
 from mdft_fast.app.recipe import Recipe, RecipeError
 from mdft_fast.app.running import run
-from mdft_fast.checkpoints import read_state
+from mdft_fast.checkpoints import open_state
 from mdft_fast.data import FolderSource, HfSource, TorchvisionSource, load_labelled
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import class_names, templates, zero_shot_head
@@ -52,7 +52,8 @@ def zero_shot(weights: Path, **more: Any) -> str:
 def test_prototypes_are_the_bases(make_recipe: Make, files: Path, shots: Path) -> None:
     built = build(make_recipe(SHOT.format(shots, ", scale: 15")))
     base = build_backbone(SPEC)
-    base.load_state_dict({k: v.float() for k, v in read_state(files / "base.safetensors").items()})
+    stored = open_state(files / "base.safetensors").tensors
+    base.load_state_dict({k: v.float() for k, v in stored.items()})
     with np.load(shots) as data:
         images = torch.from_numpy(data["x"]).permute(0, 3, 1, 2) / 255
         labels = torch.from_numpy(data["y"])
