@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import numbers
 import operator
 import re
 import types
@@ -19,9 +20,21 @@ import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from annotated_types import Interval
-
 from mdft_fast.errors import MdftError, nearest
+
+try:
+    from annotated_types import Interval as Interval  # comes with pydantic, which reads it too
+except ImportError:  # the library alone, without its program
+
+    @dataclasses.dataclass(frozen=True)
+    class Interval:  # type: ignore[no-redef]
+        """Bounds of a number; None: none."""
+
+        gt: float | None = None
+        ge: float | None = None
+        lt: float | None = None
+        le: float | None = None
+
 
 Positive = Annotated[int, Interval(ge=1)]
 Weight = Annotated[float, Interval(ge=0)]
@@ -121,7 +134,8 @@ class Kind(typing.NamedTuple):
         if self.choices:
             return value in self.choices
         if self.type in (int, float):
-            is_number = isinstance(value, (int, self.type)) and not isinstance(value, bool)
+            numeric = numbers.Integral if self.type is int else numbers.Real
+            is_number = isinstance(value, numeric) and not isinstance(value, bool)
             return is_number and _inside(value, self.interval)
         return isinstance(value, bool) or self.type is not bool
 
@@ -148,9 +162,11 @@ def _inside(value: float, interval: Interval) -> bool:
         (operator.lt, interval.lt),
         (operator.le, interval.le),
     ]
-    return math.isfinite(value) and all(
-        holds(value, limit) for holds, limit in limits if limit is not None
-    )
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # a whole number beyond floats
+        return False
+    return finite and all(holds(value, limit) for holds, limit in limits if limit is not None)
 
 
 def check(config: Any, section: str) -> None:

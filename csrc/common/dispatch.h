@@ -3,11 +3,13 @@
 // and kernels alike. Included once for each target, inside the namespace mdft::MDFT_TARGET, as
 // convert.h.
 //
-//   with_accumulator(dtype, f)   f(Type<double>) where sums are kept in float64, else
-//   f(Type<float>) with_stored<acc_t>(dtype, f) f(Type<T>) for the one of the six types; its sums
-//   are kept in acc_t with_float<acc_t>(dtype, f)  the same of the four floats branch<acc_t>(dtype,
-//   f)      the same in a kernel or a loop, where the launcher has checked
-//                                dtype; returns what f returns
+// Each calls f with Type<T>{} of one type T:
+//
+// - with_accumulator(dtype, f): double where sums are kept in float64, else float.
+// - with_stored<acc_t>(dtype, f): the one of six types; its sums must be kept in acc_t.
+// - with_float<acc_t>(dtype, f): the same of the four floats.
+// - branch<acc_t>(dtype, f): the same in a kernel or a loop, where the launcher has checked dtype;
+//   returns what f returns.
 #pragma once
 
 #ifndef MDFT_TARGET

@@ -12,10 +12,9 @@ import dataclasses
 import math
 from typing import Annotated, Literal
 
-from annotated_types import Interval
 
 from mdft_fast.errors import MdftError
-from mdft_fast.options import Positive, Share, Weight, check
+from mdft_fast.options import Interval, Positive, Share, Weight, check
 from mdft_fast.reference import EntropyOf, Reweight
 
 Draw = Literal["kept", "batch"]

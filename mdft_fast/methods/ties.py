@@ -7,12 +7,11 @@ import dataclasses
 from typing import Annotated
 
 import torch
-from annotated_types import Interval
 from torch import Tensor
 
 from mdft_fast.methods.largest import kth_largest
 from mdft_fast.methods.method import Site, Transform, Vectors
-from mdft_fast.options import check
+from mdft_fast.options import Interval, check
 
 
 @dataclasses.dataclass(frozen=True)
