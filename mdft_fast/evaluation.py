@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.data import Samples, Task, check_class_names, listed, load_labelled
+from mdft_fast.data import Samples, Task, compare_class_names, listed, load_labelled
 from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel
 
@@ -57,9 +57,10 @@ def load_test_sets(tasks: Sequence[Task], preprocess: Mapping[str, Any]) -> list
     for task in tasks:
         if task.evaluate is not None:
             on_disk = listed(task.evaluate)
-            if on_disk is not None:
-                names = task.class_names
-                check_class_names(on_disk.listing("test"), names, f"task {task.name!r}")
+            known = on_disk.listing("test") if on_disk is not None else None
+            if known is not None and known.class_names is not None:
+                where = f"task {task.name!r}"
+                compare_class_names(known.class_names, known.name, task.class_names, where)
             labelled = load_labelled(task.evaluate, preprocess, len(task.class_names))
             tests.append(TestSet(task, *labelled))
     return tests

@@ -6,13 +6,12 @@ heads that labels make.
 """
 
 from mdft_fast.data.image_cache import forget_verified
-from mdft_fast.data.images.class_folders import SPLITS, FolderSource, Split, listed
+from mdft_fast.data.images.class_folders import FolderSource, Split, listed
 from mdft_fast.data.images.hf_datasets import HfSource
 from mdft_fast.data.images.listing import (
     ListedSource,
     Listing,
     Role,
-    check_class_names,
     compare_class_names,
     plain_name,
 )
@@ -23,7 +22,6 @@ from mdft_fast.data.images.sources import (
     check_npz_keys,
     npz_keys,
     read_class_names,
-    read_npz,
 )
 from mdft_fast.data.images.torchvision_sets import TORCHVISION_SETS, TorchvisionSource
 from mdft_fast.data.overlap import shared_images, unshared
@@ -37,9 +35,9 @@ from mdft_fast.data.samples import (
 from mdft_fast.data.task import Task
 
 __all__ = [
-    "SPLITS", "TORCHVISION_SETS", "FolderSource", "HfSource", "LabelledSource", "ListedSource",
-    "Listing", "NpzSource", "Role", "Samples", "Source", "Split", "Task", "TorchvisionSource",
-    "check_class_names", "check_npz_keys", "compare_class_names", "forget_verified", "listed",
-    "load_labelled", "load_samples", "load_test_images", "npz_keys", "plain_name",
-    "read_class_names", "read_labels", "read_npz", "shared_images", "unshared",
+    "TORCHVISION_SETS", "FolderSource", "HfSource", "LabelledSource", "ListedSource", "Listing",
+    "NpzSource", "Role", "Samples", "Source", "Split", "Task", "TorchvisionSource",
+    "check_npz_keys", "compare_class_names", "forget_verified", "listed", "load_labelled",
+    "load_samples", "load_test_images", "npz_keys", "plain_name", "read_class_names", "read_labels",
+    "shared_images", "unshared",
 ]  # fmt: skip

@@ -119,7 +119,12 @@ def load_samples(
         MdftError: if there is no image, or one of the wrong form; it names file and key.
     """
     if isinstance(source, Samples):
-        return _again(source, as_preprocess(preprocess))
+        if source.preprocess != as_preprocess(preprocess):
+            raise MdftError(
+                f"samples: their preprocess must be the pool's {as_preprocess(preprocess)}, got "
+                f"{source.preprocess}"
+            )
+        return source
     on_disk = listed(source)
     if on_disk is not None:
         return _from_cache(on_disk.listing("train"), preprocess, watch)
@@ -153,14 +158,6 @@ def _from_cache(
     checked = as_preprocess(preprocess)
     images, digests = cached_images(listing, checked, watch)
     return Samples(as_tensor(images, listing.name), checked, digests)
-
-
-def _again(samples: Samples, preprocess: Preprocess) -> Samples:
-    if samples.preprocess != preprocess:
-        raise MdftError(
-            f"samples: their preprocess must be the pool's {preprocess}, got {samples.preprocess}"
-        )
-    return samples
 
 
 def load_labelled(

@@ -20,9 +20,9 @@ class Task:
     """One task: its classes, its frozen head, its unlabelled samples.
 
     Attributes:
-        name: unique within a pool.
-        class_names: one name a class, in the order of the head's rows.
-        head: the classifier.
+        name: letters, digits, '_', '-', '+' and '.'; unique within a pool.
+        class_names: one name a class, ``C`` in the order of the head's rows.
+        head: the classifier; the weight ``[C, D]`` of a plain linear one is made a :class:`Head`.
         adapt: unlabelled samples, loaded or not, see :func:`~mdft_fast.data.load_samples`.
         evaluate: labelled samples, read by evaluation alone, or None.
     """
@@ -43,12 +43,7 @@ class Task:
     ) -> None:
         """States a task; nothing is read yet.
 
-        Args:
-            name: letters, digits, '_', '-', '+' and '.'; unique within a pool.
-            class_names: C names.
-            head: a :class:`Head`, or the weight ``[C, D]`` of a plain linear one.
-            adapt: unlabelled samples.
-            evaluate: labelled samples, read by evaluation alone.
+        The arguments are the attributes: see the class.
 
         Raises:
             MdftError: if the name, a class name or the head's number of rows is wrong.

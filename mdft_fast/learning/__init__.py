@@ -8,11 +8,10 @@ from mdft_fast.learning.config import (
     SpecializeConfig,
     StageConfig,
 )
-from mdft_fast.learning.construction import construct
 from mdft_fast.learning.cuda_graph import check_capturable_mode
 from mdft_fast.learning.learner import Callback, Learner, RunResult, StepRecord
+from mdft_fast.learning.loop import construct, specialize
 from mdft_fast.learning.order import BatchOrder, split
-from mdft_fast.learning.specialization import specialize
 from mdft_fast.learning.teachers import TaughtTask, holdout_cross_entropy, teach
 
 __all__ = [

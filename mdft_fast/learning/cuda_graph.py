@@ -13,7 +13,6 @@ What of it has run: see docs/kernels.md, "What has run where".
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 
@@ -27,24 +26,8 @@ _WARM_UPS = 3  # as in torch's own examples: libraries choose and load their ker
 Run = Callable[[], None]
 
 
-class Capture(Protocol):
-    """Records what a function launches, and launches it again."""
-
-    def warm_up(self, run: Run) -> None:
-        """Calls a function a few times, so that what is made once is made before the recording."""
-        ...
-
-    def record(self, run: Run) -> None:
-        """Calls a function once; what it launches is recorded, nothing of it runs."""
-        ...
-
-    def replay(self) -> None:
-        """Runs what was recorded, on the current stream."""
-        ...
-
-
 class CudaCapture:
-    """Capture by ``torch.cuda.CUDAGraph``.
+    """Records what a function launches, by ``torch.cuda.CUDAGraph``, and launches it again.
 
     Args:
         device: the GPU.
@@ -55,7 +38,8 @@ class CudaCapture:
         self._graph = torch.cuda.CUDAGraph()
 
     def warm_up(self, run: Run) -> None:
-        """See :class:`Capture`; on a stream of its own, as a recording needs."""
+        """Calls a function a few times, so that what is made once is made before the recording."""
+        # on a stream of its own, as a recording needs
         current, beside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
         beside.wait_stream(current)
         with torch.cuda.stream(beside):
@@ -64,13 +48,13 @@ class CudaCapture:
         current.wait_stream(beside)
 
     def record(self, run: Run) -> None:
-        """See :class:`Capture`."""
+        """Calls a function once; what it launches is recorded, nothing of it runs."""
         stream = torch.cuda.Stream(self._device)
         with torch.cuda.device(self._device), torch.cuda.graph(self._graph, stream=stream):
             run()
 
     def replay(self) -> None:
-        """See :class:`Capture`."""
+        """Runs what was recorded, on the current stream."""
         self._graph.replay()
 
 
@@ -85,7 +69,7 @@ class StepGraph:
     """
 
     def __init__(
-        self, learner: Learner, compute: Callable[[Inputs], Losses], capture: Capture
+        self, learner: Learner, compute: Callable[[Inputs], Losses], capture: CudaCapture
     ) -> None:
         self._learner, self._compute, self._capture = learner, compute, capture
         self._memory: tuple[Inputs, Losses] | None = None  # what the graph reads and writes

@@ -109,22 +109,6 @@ class Learner:
             options = {"lr": lr, **_CAPTURABLE[config.name]}
         self._optimizer = _OPTIMIZERS[config.name]([meta.coefficients], **options)
 
-    def run(
-        self,
-        make_step: Callable[[], StepRecord],
-        callbacks: Iterable[Callback],
-        resume: Mapping[str, Any] | None,
-    ) -> None:
-        """Makes the steps that are left, from a saved state on where there is one."""
-        if resume is not None:
-            self.restore(resume)
-        callbacks = tuple(callbacks)
-        while self.step < self.steps:
-            with torch.enable_grad():
-                record = make_step()
-            for callback in callbacks:
-                callback(record, self)
-
     def advance(self, update: Callable[[], Losses]) -> tuple[Losses, float]:
         """Makes a step by what updates λ once; returns the losses and the learning rate used.
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop of both stages: draw, encode and weigh a step's samples, update λ once."""
+"""The two stages, and their one loop: draw and encode samples, weigh them, update λ once."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,10 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mdft_fast.errors import MdftError
 from mdft_fast.learning.config import ConstructConfig, SpecializeConfig
 from mdft_fast.learning.cuda_graph import CudaCapture, StepGraph, check_capturable
-from mdft_fast.learning.learner import Callback, Learner, StepRecord
-from mdft_fast.learning.objectives import Encoded, Inputs, Losses, Objective, gather
+from mdft_fast.learning.learner import Callback, Learner, RunResult, StepRecord, result_of
+from mdft_fast.learning.objectives import (
+    AlignmentObjective,
+    DebiasedEntropyObjective,
+    Encoded,
+    Inputs,
+    Losses,
+    Objective,
+    gather,
+)
 from mdft_fast.learning.order import BatchOrder
 from mdft_fast.learning.teachers import TaughtTask, UnlabelledTask, teach
 from mdft_fast.model import MetaModel
@@ -22,7 +32,81 @@ Config = ConstructConfig | SpecializeConfig
 Update = Callable[[Sequence[Tensor]], Losses]  # updates λ once from each task's rows
 
 
-def prepare(
+def construct(
+    meta: MetaModel,
+    tasks: Sequence[UnlabelledTask | TaughtTask],
+    config: ConstructConfig,
+    *,
+    callbacks: Iterable[Callback] = (),
+    resume: Mapping[str, Any] | None = None,
+) -> RunResult:
+    """Learns one λ for all tasks without labels, from where ``meta.coefficients`` stand.
+
+    A step is one merge, one forward of the encoder over all tasks' samples, K small heads, one
+    launch of the loss, one backward, one dot, one update of K x L numbers.
+
+    Args:
+        meta: the meta-model; its λ is learned in place.
+        tasks: tasks of the pool; their labels, if any, are never read.
+        config: see :class:`ConstructConfig`.
+        callbacks: called after every step as ``callback(record, learner)``; ``learner.state()``
+            is what ``resume`` takes.
+        resume: a state of an earlier call with the same arguments: goes on bit for bit.
+
+    Returns:
+        The learned λ and its path. A task none of whose samples pass the filter adds nothing to
+        the objective, and a warning says so.
+
+    Raises:
+        MdftError: if a task is not of the pool or named twice, no sample of any task passes the
+            filter, λ does not stay finite, or the step cannot be recorded as the configuration
+            wants.
+    """
+    started = time.perf_counter()
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) != len(names):
+        raise MdftError(f"construct: tasks must be one or more, each named once, got {names}")
+    drawn, warnings = _drawn(_taught(meta, tasks, config), config)
+    objective = DebiasedEntropyObjective(tuple(drawn), tuple(drawn.values()), config)
+    learner = _learn(meta, objective, config, "construct", callbacks, resume)
+    return result_of(learner, time.perf_counter() - started, tuple(warnings))
+
+
+def specialize(
+    meta: MetaModel,
+    task: UnlabelledTask | TaughtTask,
+    config: SpecializeConfig,
+    *,
+    callbacks: Iterable[Callback] = (),
+    resume: Mapping[str, Any] | None = None,
+) -> RunResult:
+    """Moves λ until the encoder's output on a task's samples is near the task's own model's.
+
+    Starts from where ``meta.coefficients`` stand (stage 1's λ, say) and changes them in place.
+    The optimum is known (λ = 1 at the task, else 0, where the loss is 0): 20 steps stop early.
+
+    Args:
+        meta: the meta-model.
+        task: a task of the pool; its labels, if any, are never read.
+        config: see :class:`SpecializeConfig`.
+        callbacks: called after every step as ``callback(record, learner)``.
+        resume: a state of an earlier call with the same arguments: goes on bit for bit.
+
+    Returns:
+        The learned λ and its path.
+
+    Raises:
+        MdftError: if the task is not of the pool, λ does not stay finite, or the step cannot be
+            recorded as the configuration wants.
+    """
+    started = time.perf_counter()
+    (taught,) = _taught(meta, [task], config)
+    objective = AlignmentObjective([taught], [taught.learn], config.representation)
+    learner = _learn(meta, objective, config, "specialize", callbacks, resume, task=task.name)
+    return result_of(learner, time.perf_counter() - started)
+
+
+def _taught(
     meta: MetaModel, tasks: Sequence[UnlabelledTask | TaughtTask], config: Config
 ) -> list[TaughtTask]:
     """Returns the tasks, taught, once it is clear that the stage's steps can be made."""
@@ -31,7 +115,31 @@ def prepare(
     return teach(meta, tasks, holdout=config.holdout, seed=config.seed, batch=config.micro_batch)
 
 
-def learn(
+def _drawn(
+    taught: Sequence[TaughtTask], config: ConstructConfig
+) -> tuple[dict[TaughtTask, Tensor], list[str]]:
+    """Returns what tasks have samples to draw from, and which; and warnings about the others."""
+    drawn = {}
+    warnings = []
+    for task in taught:
+        only_kept = config.filter and config.draw == "kept"
+        rows = task.kept(config.mu) if only_kept else task.learn
+        if len(rows) > 0:
+            drawn[task] = rows
+            continue
+        warnings.append(
+            f"task {task.name}: none of {len(task.learn)} samples passes the filter "
+            f"(H < {config.mu} log {task.classes}); it adds nothing to stage 1"
+        )
+    if not drawn:
+        raise MdftError(
+            f"construct: some sample must pass the filter (H < {config.mu} log C), got none of "
+            f"{sum(len(task.learn) for task in taught)}; raise filter.mu or turn the filter off"
+        )
+    return drawn, warnings
+
+
+def _learn(
     meta: MetaModel,
     objective: Objective,
     config: Config,
@@ -40,35 +148,23 @@ def learn(
     resume: Mapping[str, Any] | None,
     task: str | None = None,
 ) -> Learner:
-    """Makes a stage's steps, from a saved state on where there is one.
-
-    Args:
-        meta: the meta-model; its λ is learned in place.
-        objective: what λ goes down.
-        config: the stage's.
-        stage: its name, in records and in the order of samples.
-        callbacks: called after every step.
-        resume: a state of an earlier call with the same arguments.
-        task: stage 2's, for the records.
-
-    Returns:
-        The learner, at its end.
-    """
+    """Makes a stage's steps, from a saved state on where there is one."""
+    drawn_from = list(zip(objective.tasks, objective.samples, strict=True))
     orders = {
         task.name: BatchOrder(len(samples), config.batch, config.seed, f"{stage}/{task.name}")
-        for task, samples in zip(objective.tasks, objective.samples, strict=True)
+        for task, samples in drawn_from
     }
     learner = Learner(meta, config.optimizer, config.steps, orders, capturable=config.cuda_graph)
     update = _updater(learner, objective, config)
-
-    def step() -> StepRecord:
+    if resume is not None:
+        learner.restore(resume)
+    callbacks = tuple(callbacks)
+    while learner.step < learner.steps:
         started = time.perf_counter()
-        rows = [
-            samples[next(orders[task.name])]
-            for task, samples in zip(objective.tasks, objective.samples, strict=True)
-        ]
-        losses, lr = learner.advance(lambda: update(rows))
-        return StepRecord(
+        rows = [samples[next(orders[task.name])] for task, samples in drawn_from]
+        with torch.enable_grad():
+            losses, lr = learner.advance(functools.partial(update, rows))
+        record = StepRecord(
             stage=stage,
             task=task,
             step=learner.step,
@@ -80,8 +176,8 @@ def learn(
             samples=sum(len(some) for some in rows),
             seconds=time.perf_counter() - started,
         )
-
-    learner.run(step, callbacks, resume)
+        for callback in callbacks:
+            callback(record, learner)
     return learner
 
 

@@ -105,15 +105,12 @@ class DebiasedEntropyObjective(Objective):
 
     def divisors(self, rows: Sequence[Tensor]) -> Tensor:
         """See :class:`Objective`: the number of kept rows, or the sum of their weights."""
-        options = self._filter_and_weight()
-        entropies = [
-            task.entropy[some.to(task.entropy.device)]
-            for task, some in zip(self.tasks, rows, strict=True)
-        ]
-        return torch.stack([
-            reference.loss_divisor(entropy, task.classes, **options)
-            for task, entropy in zip(self.tasks, entropies, strict=True)
-        ])  # fmt: skip
+        divisors = []
+        for task, some in zip(self.tasks, rows, strict=True):
+            entropy = task.entropy[some.to(task.entropy.device)]
+            options = self._filter_and_weight()
+            divisors.append(reference.loss_divisor(entropy, task.classes, **options))
+        return torch.stack(divisors)
 
     def losses(self, encoded: Encoded) -> Losses:
         """See :class:`Objective`."""

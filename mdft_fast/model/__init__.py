@@ -5,7 +5,7 @@ from mdft_fast.checkpoints import Batch
 from mdft_fast.model.backbones.builders import build_backbone, without_alarm
 from mdft_fast.model.backbones.recognition import Recognized, recognize
 from mdft_fast.model.batches import each, joined, tensors_of
-from mdft_fast.model.granularity import Granularity, block_of, group_columns
+from mdft_fast.model.granularity import Granularity, block_of
 from mdft_fast.model.memory_advice import return_freed_memory
 from mdft_fast.model.meta_model import (
     DTYPE_OF_PRECISION,
@@ -21,6 +21,6 @@ from mdft_fast.model.placeholders import check_shapes
 __all__ = [
     "DTYPE_OF_PRECISION", "MODES", "TASK_ARITHMETIC", "Batch", "Granularity", "MetaModel", "Mode",
     "Precision", "Recognized", "block_of", "build_backbone", "check_shapes", "each", "find_blocks",
-    "group_columns", "joined", "names_of", "recognize", "return_freed_memory", "tensors_of",
+    "joined", "names_of", "recognize", "return_freed_memory", "tensors_of",
     "without_alarm",
 ]  # fmt: skip

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Operands(NamedTuple):
     tiles: Range
 
 
-class Feed(Protocol):
+class Feed(ABC):
     """Where the pieces' operands come from.
 
     Attributes:
@@ -39,6 +40,7 @@ class Feed(Protocol):
 
     device: torch.device
 
+    @abstractmethod
     def take(self, piece: Piece, following: Piece | None = None) -> Sequence[Operands]:
         """Returns the operands of a piece's ranges, ready to be read on the current stream.
 
@@ -48,18 +50,17 @@ class Feed(Protocol):
             piece: what is merged now.
             following: what will most likely be merged next.
         """
-        ...
 
     def find(self, piece: Piece, tensor: Tensor) -> int | None:
         """Returns which of a taken piece's tensors has this storage, None if the arena's."""
-        ...
+        return None
 
     def tensor(self, piece: Piece, number: int) -> Tensor:
         """Takes a piece again and returns the tensor that :meth:`find` numbered."""
-        ...
+        raise AssertionError("an arena is always at hand")
 
 
-class ArenaFeed:
+class ArenaFeed(Feed):
     """Reads the arenas where they are: in the device's memory, or in a mapped file.
 
     Args:
@@ -92,16 +93,8 @@ class ArenaFeed:
                 for row in part.unbind() if part.dim() == 2 else (part,):
                     advise(row, what)
 
-    def find(self, piece: Piece, tensor: Tensor) -> int | None:
-        """See :class:`Feed`."""
-        return None
 
-    def tensor(self, piece: Piece, number: int) -> Tensor:
-        """See :class:`Feed`."""
-        raise AssertionError("an arena is always at hand")
-
-
-class StagedFeed:
+class StagedFeed(Feed):
     """Copies each piece from the host into one of two buffers, ahead of need.
 
     While the device works on one piece, the next one is copied on a stream of its own; the host's

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mdft_fast.data import (
     ListedSource,
     Task,
     TorchvisionSource,
-    check_class_names,
+    compare_class_names,
     load_labelled,
     load_samples,
     shared_images,
@@ -307,6 +308,10 @@ def test_folders_that_hold_nothing(tmp_path: Path) -> None:
 # Class names.
 
 
+def check_order(listing: Any, names: Sequence[str], where: str) -> None:
+    compare_class_names(listing.class_names, listing.name, names, where)
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -317,16 +322,16 @@ def test_folders_that_hold_nothing(tmp_path: Path) -> None:
 )
 def test_class_names_may_be_written_otherwise(names: tuple[str, ...], tmp_path: Path) -> None:
     write_folders(tmp_path)
-    check_class_names(FolderSource(tmp_path).listing("test"), names, "task 'a'")
+    check_order(FolderSource(tmp_path).listing("test"), names, "task 'a'")
 
 
 def test_the_first_class_in_another_order_is_named(tmp_path: Path) -> None:
     write_folders(tmp_path)
     names = ("airplane", "wetland", "baseball diamond")
     with pytest.raises(MdftError, match=r"class 1 must be 'baseball_diamond' as in .*got 'wetland"):
-        check_class_names(FolderSource(tmp_path).listing("test"), names, "task 'a'")
+        check_order(FolderSource(tmp_path).listing("test"), names, "task 'a'")
     with pytest.raises(MdftError, match=r"class names must be the 3 of .*, got 2"):
-        check_class_names(FolderSource(tmp_path).listing("test"), names[:2], "task 'a'")
+        check_order(FolderSource(tmp_path).listing("test"), names[:2], "task 'a'")
     task = Task("a", names, Head(torch.ones(3, 4)), FolderSource(tmp_path), FolderSource(tmp_path))
     with pytest.raises(MdftError, match=r"task 'a': class 1 must be 'baseball_diamond'"):
         load_test_sets([task], PREPROCESS)
@@ -340,8 +345,8 @@ def test_prompts_names_of_eurosat_and_mnist_fit(tmp_path: Path) -> None:
         *("industrial buildings or commercial buildings", "pasture land", "permanent crop land"),
         *("residential buildings or homes or apartments", "river", "lake or sea"),
     ]
-    check_class_names(TorchvisionSource("EuroSAT", tmp_path).listing("test"), prompts, "recipe")
+    check_order(TorchvisionSource("EuroSAT", tmp_path).listing("test"), prompts, "recipe")
     mnist = TorchvisionSource("MNIST", tmp_path).listing("test")
-    check_class_names(mnist, ["zero", "1", *[f"{i}" for i in range(2, 10)]], "recipe")
+    check_order(mnist, ["zero", "1", *[f"{i}" for i in range(2, 10)]], "recipe")
     with pytest.raises(MdftError, match=r"class 0 must be '0 - zero'"):
-        check_class_names(mnist, ["9", *[f"{i}" for i in range(1, 9)], "0"], "recipe")
+        check_order(mnist, ["9", *[f"{i}" for i in range(1, 9)], "0"], "recipe")

@@ -5,7 +5,6 @@ from mdft_fast.app.report.accuracies import accuracy_table
 from mdft_fast.app.report.compared_models import COMPARED, ComparedModel
 from mdft_fast.app.report.rendering import page, write_report
 from mdft_fast.app.report.schema import Metric, Result, read_metrics, read_result
-from mdft_fast.app.report.verdicts import verdict
 
 __all__ = [
     "COMPARED",
@@ -16,6 +15,5 @@ __all__ = [
     "page",
     "read_metrics",
     "read_result",
-    "verdict",
     "write_report",
 ]

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from mdft_fast.app.report.charts import Axis
@@ -12,8 +13,6 @@ from mdft_fast.app.report.compared_models import ComparedModel, compared_models
 from mdft_fast.app.report.schema import Interval, Result
 
 Z = 1.96  # standard deviations on either side of 95 % of a normal distribution
-
-
 ABSENT = "\N{EN DASH}"
 
 
@@ -70,12 +69,6 @@ class Comparison(NamedTuple):
         return f"{points(self.difference)} points, 95 % interval {ends(self.low, self.high)}"
 
 
-def average(values: Iterable[float]) -> float:
-    """Returns the mean of at least one value."""
-    items = list(values)
-    return math.fsum(items) / len(items)
-
-
 def percent(share: float) -> str:
     """Returns ``80.1`` for 0.801."""
     return f"{100 * share:.1f}"
@@ -117,7 +110,7 @@ def accuracy_table(
             rows.append((task, values))
     complete = [name for name in names if all(name in values for _, values in rows)]
     if len(rows) > 1:
-        rows.append(("average", {name: average(v[name] for _, v in rows) for name in complete}))
+        rows.append(("average", {name: fmean(v[name] for _, v in rows) for name in complete}))
     return models, rows
 
 
@@ -143,9 +136,9 @@ def compare(result: Result, first: str, second: str) -> Comparison | None:
     by_task = {name: a[name] - b[name] for name in tests if name in a and name in b}
     if not by_task:
         return None
-    means = average(a[name] for name in by_task), average(b[name] for name in by_task)
+    means = fmean(a[name] for name in by_task), fmean(b[name] for name in by_task)
     known, paired = result["intervals"], result.get("comparisons", {}).get(f"{first}-{second}")
-    difference = average(by_task.values())
+    difference = fmean(by_task.values())
     if (first, second) == ("specialized", "individual") and by_task.keys() <= known.keys():
         if "average" in known and len(known) == len(by_task) + 1:
             low, high = known["average"]["low"], known["average"]["high"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple, TypeVar
 
 WIDTH, HEIGHT = 280, 158
@@ -87,7 +88,7 @@ def smooth(points: Sequence[Point]) -> list[Point]:
     """Returns running means over a tenth of the points; a short series as it is."""
     half = len(points) // 20
     windows = (points[max(0, i - half) : i + half + 1] for i in range(len(points)))
-    means = (math.fsum(y for _, y in window) / len(window) for window in windows)
+    means = (fmean(y for _, y in window) for window in windows)
     return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
 
 

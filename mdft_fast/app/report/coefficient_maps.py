@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from mdft_fast.app.report.charts import number
@@ -90,6 +90,6 @@ def _mixture(result: Result, tasks: Sequence[str]) -> dict[str, Any] | None:
         return None
     (meta,) = (model.label for model in COMPARED if model.name == "meta")
     models = {meta: result["coefficients"]["construct"], **specialized}
-    means = [[math.fsum(row) / len(row) for row in matrix] for matrix in models.values()]
+    means = [[fmean(row) for row in matrix] for matrix in models.values()]
     reach = max(abs(v) for row in means for v in row) or 1.0
     return {"tasks": tasks, "lines": _lines(list(models), means, 0.0, reach, 2)}

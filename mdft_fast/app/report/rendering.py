@@ -40,7 +40,8 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     written = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
     sections = report_sections(read_result(folder), read_metrics(folder), written)
     path = folder / "report.md"
-    write_text(path, _markdown(sections))
+    markdown = _TEMPLATES.get_template("report.md").render(sections)
+    write_text(path, markdown.rstrip() + "\n")
     write_text(folder / "report.html", _page(sections))
     return path
 
@@ -74,10 +75,6 @@ def _page(sections: dict[str, Any]) -> str:
     return template.render(sections, policy=policy, style=style, script=script, linked=links)
 
 
-def _markdown(sections: dict[str, Any]) -> str:
-    return _TEMPLATES.get_template("report.md").render(sections).rstrip() + "\n"
-
-
 def _digest(code: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
 
@@ -108,10 +105,6 @@ def _rich(text: str) -> Markup:
     return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", bold))
 
 
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
-
-
 def _table(table: Table) -> str:
     """Returns a Markdown table."""
     rows = [*table.rows]
@@ -119,7 +112,8 @@ def _table(table: Table) -> str:
         rows[-1] = [f"**{cell}**" if cell else "" for cell in rows[-1]]
     rule = [":--" if i < table.left else "--:" for i in range(len(table.header))]
     lines = (table.header, rule, *rows)
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    plain = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in plain)
 
 
 _TEMPLATES = Environment(

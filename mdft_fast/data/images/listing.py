@@ -80,25 +80,20 @@ def of_files(paths: Sequence[Path], labels: Callable[[], Sequence[int]]) -> Call
     return lambda: Opened(len(paths), lambda i: decode(paths[i]), labels)
 
 
-def check_class_names(listing: Listing, names: Sequence[str], where: str) -> None:
-    """Refuses class names whose order is not the source's; a wrong order is silent otherwise.
-
-    Names are compared without case, spaces and signs. Plain numbers, 0 to C - 1, say nothing and
-    always fit, and so does everything where the source knows no names.
-
-    Args:
-        listing: the source.
-        names: one name a class.
-        where: whose names these are, for the error.
-    """
-    if listing.class_names is not None:
-        compare_class_names(listing.class_names, listing.name, names, where)
-
-
 def compare_class_names(
     known: Sequence[str], source: str, names: Sequence[str], where: str
 ) -> None:
-    """Refuses class names that are not ``known``, those of ``source``; see above."""
+    """Refuses class names whose order is not the source's; a wrong order is silent otherwise.
+
+    Names are compared without case, spaces and signs. Plain numbers, 0 to C - 1, say nothing and
+    always fit.
+
+    Args:
+        known: the source's own names.
+        source: what it is called, for the error.
+        names: one name a class.
+        where: whose names these are, for the error.
+    """
     if list(names) == [str(i) for i in range(len(names))]:
         return
     if len(known) != len(names):

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from mdft_fast.app.cli import show_accuracy
-from mdft_fast.app.report import COMPARED, ComparedModel, page, verdict, write_report
+from mdft_fast.app.report import COMPARED, ComparedModel, page, write_report
 from mdft_fast.app.report.compared_models import compared_models
+from mdft_fast.app.report.verdicts import verdict
 
 CALIBRATED = ComparedModel(
     "calibrated", "calibrated (stage 3)", "the meta-model with norms refitted.", "one model",

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 from typing import Any
 
 import pytest
 
-from mdft_fast.app.report import verdict
-from mdft_fast.app.report.accuracies import average, compare, points
-from mdft_fast.app.report.verdicts import title
+from mdft_fast.app.report.accuracies import compare, points
+from mdft_fast.app.report.verdicts import title, verdict
 
 Result = Any
 
@@ -172,7 +172,7 @@ def test_labels_of_some_tasks_only(result: Result) -> None:
     gain = compare(result, "specialized", "individual")
     assert gain
     assert gain.tasks == 7
-    assert gain.first == pytest.approx(average(result["accuracy"]["specialized"].values()))
+    assert gain.first == pytest.approx(fmean(result["accuracy"]["specialized"].values()))
     assert "on average over 7 tasks" in paragraph(result, "Stage 2")
 
 
