@@ -391,9 +391,7 @@ WRONG_ROWS: dict[str, tuple[int, Any, str]] = {
     ),
     "row_offsets dtype": (3, lambda x: x.int(), "row_offsets must be int64, got int32"),
     "task_rows dtype": (4, lambda x: x.int(), "task_rows must be int64, got int32"),
-    "logits strided": (
-        0, lambda x: x.repeat(2)[::2], "logits must be contiguous, got strides",
-    ),
+    "logits strided": (0, lambda x: x.repeat(2)[::2], "logits must be contiguous, got strides"),
     "row_offsets strided": (
         3, lambda x: x.repeat_interleave(2)[::2], "row_offsets must be contiguous, got strides",
     ),
@@ -408,14 +406,10 @@ WRONG: dict[str, tuple[int, Any, str]] = {
     "teacher dtype": (
         1, lambda x: x.half(), "teacher must be float32 or the dtype of logits, got float16",
     ),
-    "teacher strided": (
-        1, lambda x: x.repeat(2)[::2], "teacher must be contiguous, got strides",
-    ),
+    "teacher strided": (1, lambda x: x.repeat(2)[::2], "teacher must be contiguous, got strides"),
     "entropy short": (2, torch.ones(2), "teacher_entropy must be [3], got [2]"),
     "entropy dtype": (2, torch.ones(3).half(), "teacher_entropy must be float32, got float16"),
-    "entropy strided": (
-        2, torch.ones(6)[::2], "teacher_entropy must be contiguous, got strides",
-    ),
+    "entropy strided": (2, torch.ones(6)[::2], "teacher_entropy must be contiguous, got strides"),
     "alpha": (5, -0.25, "alpha must be >= 0, got -0.25"),
     "alpha nan": (5, math.nan, "alpha must be >= 0, got nan"),
     "mu": (6, -1e-9, "mu must be >= 0, got -1e-09"),

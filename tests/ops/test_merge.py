@@ -416,25 +416,17 @@ WRONG: dict[str, tuple[int, Any, str]] = {
         1, lambda x: x.to(torch.int8), f"scales must be [3, {N // 128}] for int8 deltas, got None",
     ),
     "scales of floats": (2, torch.ones(3, 2), "scales must be None for float32 deltas, got [3, 2]"),
-    "base float64": (
-        0, lambda x: x.double(), "deltas must be float64 like the rest, got float32",
-    ),
+    "base float64": (0, lambda x: x.double(), "deltas must be float64 like the rest, got float32"),
     "coefficients half": (3, lambda x: x.half(), "coefficients must be float32, got float16"),
     "columns int64": (4, lambda x: x.long(), "columns must be int32, got int64"),
     "out int": (7, torch.int64, "out must be float32, float16 or bfloat16, got int64"),
     "out float64": (7, F64, "out must be float32, float16 or bfloat16, got float64"),
-    "base strided": (
-        0, lambda x: x.repeat(2)[::2], "base must be contiguous, got strides",
-    ),
-    "deltas strided": (
-        1, lambda x: x.mT.contiguous().mT, "deltas must be contiguous, got strides",
-    ),
+    "base strided": (0, lambda x: x.repeat(2)[::2], "base must be contiguous, got strides"),
+    "deltas strided": (1, lambda x: x.mT.contiguous().mT, "deltas must be contiguous, got strides"),
     "coefficients strided": (
         3, lambda x: x[:, :1].expand(-1, 4), "coefficients must be contiguous, got strides",
     ),
-    "columns strided": (
-        4, lambda x: x[:1].expand(T), "columns must be contiguous, got strides",
-    ),
+    "columns strided": (4, lambda x: x[:1].expand(T), "columns must be contiguous, got strides"),
 }  # fmt: skip
 
 
@@ -448,9 +440,7 @@ WRONG_CODES_OF_MERGE: dict[str, tuple[Codec, int, Any, str]] = {
     "base float64": (
         "int8", 0, lambda x: x.double(), "deltas must be float64 like the rest, got int8",
     ),
-    "out float64": (
-        "int4", 7, F64, "out must be float32, float16 or bfloat16, got float64",
-    ),
+    "out float64": ("int4", 7, F64, "out must be float32, float16 or bfloat16, got float64"),
 }  # fmt: skip
 
 
