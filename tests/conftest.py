@@ -25,6 +25,8 @@ os.environ["MDFT_STRICT"] = "1"
 for room in (arena, ops):
     execute_annotations(room)
 
+from tests.world import World, make_world  # noqa: E402  (it takes the checked functions)
+
 DEVICES = [pytest.param("cpu")]
 if torch.cuda.is_available():
     DEVICES.append(pytest.param("cuda", marks=pytest.mark.cuda))
@@ -53,6 +55,19 @@ def real_pool() -> Path:
     folder = ROOT.parent / "shared" / "pool"
     if not (folder / "base.safetensors").exists():
         pytest.skip("needs the real pool in ../shared/pool, beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world()
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own, not made yet."""
+    folder = tmp_path_factory.mktemp("own") / "cache"
+    monkeypatch.setenv("MDFT_CACHE", str(folder))
     return folder
 
 

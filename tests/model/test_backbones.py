@@ -13,31 +13,24 @@ import torch
 
 from mdft_fast.errors import MdftError
 from mdft_fast.model import build_backbone
+from tests.checkpoints.corpus import Call
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "pool"
+pytestmark = pytest.mark.usefixtures("no_net")
 TOWER = {
     "image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "heads": 2,
     "mlp_ratio": 2.0, "output_dim": 12,
 }  # fmt: skip
+# A name's own tower but for its size, so that a test takes no half a gigabyte.
+SMALL = {"image_size": 64, "patch_size": 32, "width": 64, "layers": 1}
 TIMM = {"library": "timm", "name": "test_vit"}
 CLIP = {"library": "open_clip", "name": "ViT-B-32"}
-
-
-class Canary:
-    """Leaves a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that must never appear; ``evil.pt`` in the working folder would make it."""
     path = tmp_path / "canary"
-    torch.save(Canary(path), tmp_path / "evil.pt")
+    torch.save(Call(Path.touch, path), tmp_path / "evil.pt")
     monkeypatch.chdir(tmp_path)
     return path
 
@@ -101,12 +94,11 @@ EVIL: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a path": (TIMM, {"img_size": "../evil.pt"}, "kwargs.img_size"),
     "a path in a list": (TIMM, {"sizes": [1, ["a", "C:\\evil.pt"]]}, "kwargs.sizes[1][1]"),
     "a text under path": (TIMM, {"drop_path_rate": "evil"}, "kwargs.drop_path_rate"),
-    "an object": (TIMM, {"act_layer": Canary}, "kwargs.act_layer"),
+    "an object": (TIMM, {"act_layer": Call}, "kwargs.act_layer"),
     "not finite": (TIMM, {"drop_rate": float("nan")}, "kwargs.drop_rate"),
 }
 
 
-@pytest.mark.usefixtures("no_net")
 @pytest.mark.parametrize("case", EVIL)
 def test_no_argument_reads_a_file_or_the_net(case: str, canary: Path) -> None:
     spec, kwargs, key = EVIL[case]
@@ -118,7 +110,7 @@ def test_no_argument_reads_a_file_or_the_net(case: str, canary: Path) -> None:
     assert not canary.exists()
 
 
-@pytest.mark.usefixtures("no_net", "canary")
+@pytest.mark.usefixtures("canary")
 @pytest.mark.parametrize("library", ["timm", "open_clip"])
 @pytest.mark.parametrize(
     "name",
@@ -138,7 +130,6 @@ def test_kwargs_are_a_mapping_of_strings(kwargs: Any) -> None:
         build_backbone({**TIMM, "kwargs": kwargs})
 
 
-@pytest.mark.usefixtures("no_net")
 def test_the_usual_arguments_pass() -> None:
     pytest.importorskip("timm")
     kwargs = {
@@ -150,39 +141,30 @@ def test_the_usual_arguments_pass() -> None:
     assert module(torch.zeros(1, 3, 32, 32)).dim() == 2
 
 
-@pytest.mark.usefixtures("no_net")
 def test_the_demos_tower_passes() -> None:
     pytest.importorskip("open_clip")
     spec = {"library": "open_clip", "name": "VisionTransformer", "kwargs": TOWER}
     assert build_backbone(spec)(torch.zeros(1, 3, 16, 16)).shape == (1, 12)
 
 
-@pytest.mark.usefixtures("no_net")
-def test_the_real_pools_backbone_passes() -> None:
+def test_the_real_pools_backbone_passes(real_pool: Path) -> None:
     pytest.importorskip("timm")
-    if not (SHARED / "pool.json").is_file():
-        pytest.skip("the real pool is not at ../shared/pool, beside the repository")
-    spec = json.loads((SHARED / "pool.json").read_text(encoding="utf-8"))["architecture"]
+    spec = json.loads((real_pool / "pool.json").read_text(encoding="utf-8"))["architecture"]
     assert build_backbone(spec)(torch.zeros(1, 3, 64, 64)).shape == (1, 192)
 
 
-@pytest.mark.usefixtures("no_net")
 @pytest.mark.parametrize(
     ("name", "activation"), [("ViT-B-32", "GELU"), ("ViT-B-32-quickgelu", "QuickGELU")]
 )
 def test_clips_names_pass(name: str, activation: str) -> None:
     pytest.importorskip("open_clip")
-    # The name's own tower but for its size, so that the test takes no half a gigabyte.
-    small = {"image_size": 64, "patch_size": 32, "width": 64, "layers": 1}
-    kwargs = {"vision_cfg": small, "force_patch_dropout": 0.0, "precision": "fp32"}
+    kwargs = {"vision_cfg": SMALL, "force_patch_dropout": 0.0, "precision": "fp32"}
     tower = build_backbone({"library": "open_clip", "name": name, "kwargs": kwargs})
     assert tower(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
     assert activation in {type(module).__name__ for module in tower.modules()}
 
 
-@pytest.mark.usefixtures("no_net")
 def test_a_text_tower_of_the_hub_is_never_asked_for() -> None:
     pytest.importorskip("open_clip")
-    small = {"image_size": 64, "patch_size": 32, "width": 64, "layers": 1}
-    spec = {"library": "open_clip", "name": "roberta-ViT-B-32", "kwargs": {"vision_cfg": small}}
+    spec = {"library": "open_clip", "name": "roberta-ViT-B-32", "kwargs": {"vision_cfg": SMALL}}
     assert build_backbone(spec)(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
