@@ -2,15 +2,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 
 from mdft_fast.app.report import verdict
 from mdft_fast.app.report.accuracies import average, compare, points
 from mdft_fast.app.report.verdicts import title
-
-Result = Any
+from tests.app.report.conftest import Result
 
 
 def shift(result: Result, method: str, by: float) -> None:
