@@ -25,8 +25,10 @@ MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.2757
 ROUND_OFF = 4e-6
 
 
-def pictures(folder: Path) -> list[Path]:
-    """Writes a file of every kind: odd sizes, modes, and one turned by EXIF."""
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A file of every kind: odd sizes, modes, and one turned by EXIF."""
+    folder = tmp_path_factory.mktemp("pictures") / "flat"
     rng = np.random.default_rng(0)
     color = Image.fromarray(noise(rng, 47, 31))
     alpha = Image.fromarray(np.dstack([noise(rng, 33, 50), noise(rng, 33, 50, 1)]), "RGBA")
@@ -52,11 +54,6 @@ def pictures(folder: Path) -> list[Path]:
     for name, image, options in made:
         image.save(folder / name, **options)
     return sorted(folder.iterdir())
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return pictures(tmp_path_factory.mktemp("pictures") / "flat")
 
 
 def cached(files: list[Path], **how: Any) -> Any:

@@ -53,49 +53,41 @@ EVIL: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "clip image": (
         CLIP,
         {"pretrained_image_path": "evil.pt", "weights_only": False},
-        "kwargs.pretrained_image_path",
+        "pretrained_image_path",
     ),
-    "clip text": (
-        CLIP,
-        {"weights_only": False, "pretrained_text_path": "evil.pt"},
-        "kwargs.weights_only",
-    ),
-    "clip whole": (CLIP, {"pretrained": "evil.pt"}, "kwargs.pretrained"),
-    "clip load": (CLIP, {"load_weights": True}, "kwargs.load_weights"),
-    "clip require": (CLIP, {"require_pretrained": True}, "kwargs.require_pretrained"),
-    "clip cache": (CLIP, {"cache_dir": "here"}, "kwargs.cache_dir"),
-    "clip old name": (CLIP, {"pretrained_hf": True}, "kwargs.pretrained_hf"),
-    "clip hub text": (
-        CLIP,
-        {"text_cfg": {"hf_model_name": "gpt2"}},
-        "kwargs.text_cfg.hf_model_name",
-    ),
+    "clip text": (CLIP, {"weights_only": False, "pretrained_text_path": "evil.pt"}, "weights_only"),
+    "clip whole": (CLIP, {"pretrained": "evil.pt"}, "pretrained"),
+    "clip load": (CLIP, {"load_weights": True}, "load_weights"),
+    "clip require": (CLIP, {"require_pretrained": True}, "require_pretrained"),
+    "clip cache": (CLIP, {"cache_dir": "here"}, "cache_dir"),
+    "clip old name": (CLIP, {"pretrained_hf": True}, "pretrained_hf"),
+    "clip hub text": (CLIP, {"text_cfg": {"hf_model_name": "gpt2"}}, "text_cfg.hf_model_name"),
     "clip timm tower": (
         CLIP,
         {"vision_cfg": {"timm_model_name": "hf-hub:a/b"}},
-        "kwargs.vision_cfg.timm_model_name",
+        "vision_cfg.timm_model_name",
     ),
     "clip timm weights": (
         CLIP,
         {"vision_cfg": {"timm_model_name": "test_vit", "timm_model_pretrained": True}},
-        "kwargs.vision_cfg.timm_model_pretrained",
+        "vision_cfg.timm_model_pretrained",
     ),
-    "clip argument of another day": (CLIP, {"resume": "evil.pt"}, "kwargs.resume"),
-    "timm checkpoint": (TIMM, {"checkpoint_path": "evil.pt"}, "kwargs.checkpoint_path"),
-    "timm pretrained": (TIMM, {"pretrained": True}, "kwargs.pretrained"),
-    "timm config": (TIMM, {"pretrained_cfg": {"file": "evil.pt"}}, "kwargs.pretrained_cfg"),
+    "clip argument of another day": (CLIP, {"resume": "evil.pt"}, "resume"),
+    "timm checkpoint": (TIMM, {"checkpoint_path": "evil.pt"}, "checkpoint_path"),
+    "timm pretrained": (TIMM, {"pretrained": True}, "pretrained"),
+    "timm config": (TIMM, {"pretrained_cfg": {"file": "evil.pt"}}, "pretrained_cfg"),
     "timm overlay": (
         TIMM,
         {"pretrained_cfg_overlay": {"url": "evil.pt"}},
-        "kwargs.pretrained_cfg_overlay",
+        "pretrained_cfg_overlay",
     ),
-    "timm cache": (TIMM, {"cache_dir": "here"}, "kwargs.cache_dir"),
-    "capitals": (TIMM, {"CheckPoint": "evil.pt"}, "kwargs.CheckPoint"),
-    "a path": (TIMM, {"img_size": "../evil.pt"}, "kwargs.img_size"),
-    "a path in a list": (TIMM, {"sizes": [1, ["a", "C:\\evil.pt"]]}, "kwargs.sizes[1][1]"),
-    "a text under path": (TIMM, {"drop_path_rate": "evil"}, "kwargs.drop_path_rate"),
-    "an object": (TIMM, {"act_layer": Call}, "kwargs.act_layer"),
-    "not finite": (TIMM, {"drop_rate": float("nan")}, "kwargs.drop_rate"),
+    "timm cache": (TIMM, {"cache_dir": "here"}, "cache_dir"),
+    "capitals": (TIMM, {"CheckPoint": "evil.pt"}, "CheckPoint"),
+    "a path": (TIMM, {"img_size": "../evil.pt"}, "img_size"),
+    "a path in a list": (TIMM, {"sizes": [1, ["a", "C:\\evil.pt"]]}, "sizes[1][1]"),
+    "a text under path": (TIMM, {"drop_path_rate": "evil"}, "drop_path_rate"),
+    "an object": (TIMM, {"act_layer": Call}, "act_layer"),
+    "not finite": (TIMM, {"drop_rate": float("nan")}, "drop_rate"),
 }
 
 
@@ -105,7 +97,7 @@ def test_no_argument_reads_a_file_or_the_net(case: str, canary: Path) -> None:
     pytest.importorskip(spec["library"])
     with pytest.raises(MdftError, match="backbone: ") as caught:
         build_backbone({**spec, "kwargs": kwargs})
-    assert repr(key) in str(caught.value)
+    assert repr(f"kwargs.{key}") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not canary.exists()
 
