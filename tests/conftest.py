@@ -27,6 +27,13 @@ for room in (arena, ops):
 
 from tests.world import World, make_world  # noqa: E402  (it takes the checked functions)
 
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns every file below a folder, by its path from there."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 DEVICES = [pytest.param("cpu")]
 if torch.cuda.is_available():
     DEVICES.append(pytest.param("cuda", marks=pytest.mark.cuda))

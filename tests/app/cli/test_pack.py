@@ -17,6 +17,7 @@ from mdft_fast.app.cli import actions
 from mdft_fast.arena import CODECS
 from mdft_fast.pool import Head, Pool
 from tests.app.conftest import call
+from tests.conftest import contents
 
 RECIPE = """
 version: 1
@@ -139,7 +140,7 @@ def test_errors_write_nothing(
     arguments: list[str], message: str, packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(packed.parent)
-    before = {p: p.read_bytes() for p in packed.parent.rglob("*") if p.is_file()}
+    before = contents(packed.parent)
     shown = call("pack", *(word.replace("{pool}", str(packed)) for word in arguments), code=1)
     assert message in shown.stderr
-    assert {p: p.read_bytes() for p in packed.parent.rglob("*") if p.is_file()} == before
+    assert contents(packed.parent) == before

@@ -15,6 +15,7 @@ from mdft_fast.app.report.coefficient_maps import column_blocks
 from mdft_fast.app.report.report_sections import legend
 from mdft_fast.errors import MdftError
 from tests.app.report.conftest import Result, Write
+from tests.conftest import contents
 
 
 def written(run: Path) -> str:
@@ -69,9 +70,9 @@ def test_a_report_can_be_written_again(result: Result, folder: Write) -> None:
     run = write_report(folder(result)).parent
     html = page(read_result(run), read_metrics(run))
     assert html == page(result, read_metrics(run)) == (run / "report.html").read_text("utf-8")
-    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    before = contents(run)
     write_report(run)
-    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    assert before == contents(run)
 
 
 def test_a_run_that_did_nearly_nothing(nearly_nothing: Result, folder: Write) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -23,11 +22,12 @@ from mdft_fast.app.report import COMPARED
 from mdft_fast.app.running import check_finished
 from mdft_fast.app.running.measurement import worse_than_base
 from tests.app.conftest import Make, card, metrics, run_until
+from tests.conftest import contents
 
 
 def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
     summary = run(make_recipe("construct.filter.enabled=true"), progress=False)
-    written = {str(p.relative_to(summary.folder)) for p in summary.folder.rglob("*") if p.is_file()}
+    written = contents(summary.folder).keys()
     assert {
         "recipe.yaml", "splits.json", "metrics.jsonl", "result.json", "report.md", "report.html",
         "meta/card.json", "meta/model.safetensors",
@@ -291,21 +291,13 @@ def test_a_packed_pool_keeps_its_codec_and_is_left_whole(
     make_recipe: Make, tmp_path: Path, codec: str
 ) -> None:
     pack(make_recipe(), tmp_path / "pool", codec=codec)
-    before = _digests(tmp_path / "pool")
+    before = contents(tmp_path / "pool")
     packed = json.dumps({"folder": str(tmp_path / "pool")})
     summary = run(make_recipe(f"pool={packed}", "specialize.tasks=none"), progress=False)
     assert summary.result["pool"]["codec"] == codec
     load(summary.folder / "meta" / "card.json", pool=tmp_path / "pool")
-    assert _digests(tmp_path / "pool") == before
+    assert contents(tmp_path / "pool") == before
     Pool.open(tmp_path / "pool", verify=True)
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
 
 
 def test_models_worse_than_their_base_are_named() -> None:
