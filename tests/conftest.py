@@ -28,6 +28,15 @@ if importlib.util.find_spec("jaxtyping") and importlib.util.find_spec("beartype"
 # reference with itself.
 os.environ["MDFT_STRICT"] = "1"
 
+from tests.world import World, make_world  # noqa: E402  (it takes the checked functions)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns every file below a folder, by its path from there."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 DEVICES = [pytest.param("cpu")]
 if torch.cuda.is_available():
     DEVICES.append(pytest.param("cuda", marks=pytest.mark.cuda))
@@ -56,6 +65,19 @@ def real_pool() -> Path:
     folder = ROOT.parent / "shared" / "pool"
     if not (folder / "base.safetensors").exists():
         pytest.skip("needs the real pool in ../shared/pool, beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world()
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own, not made yet."""
+    folder = tmp_path_factory.mktemp("own") / "cache"
+    monkeypatch.setenv("MDFT_CACHE", str(folder))
     return folder
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 
 
@@ -18,11 +18,12 @@ class Grid(NamedTuple):
     device: torch.device
 
 
-@contextmanager
-def fill_with_nan() -> Iterator[None]:
-    """Makes every new tensor begin as NaN (integers: as their largest value).
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan() -> Iterator[None]:
+    """Makes outputs and workspaces begin as NaN (integers: as their largest value).
 
-    MDFT_TEST_FILL=0 turns it off, for tools that look for unwritten memory themselves.
+    What is not written shows. MDFT_TEST_FILL=0 turns it off, for tools that look for unwritten
+    memory themselves.
     """
     if os.environ.get("MDFT_TEST_FILL") == "0":
         yield

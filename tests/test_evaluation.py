@@ -10,11 +10,10 @@ import torch
 
 from mdft_fast import MdftError, Task, evaluate
 from mdft_fast.evaluation import confusion, difference_interval, load_test_sets
-from tests.world import PREPROCESS, make_world
+from tests.world import PREPROCESS, World
 
 
-def test_accuracy_is_the_share_of_right_answers() -> None:
-    world = make_world()
+def test_accuracy_is_the_share_of_right_answers(world: World) -> None:
     meta = world.meta()
     with meta.using(meta.individual("letters")):
         result = evaluate(meta, world.tasks)
@@ -24,8 +23,7 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
     assert result.average == pytest.approx(sum(result.accuracy.values()) / 3)
 
 
-def test_confusion_counts_every_sample_once() -> None:
-    world = make_world()
+def test_confusion_counts_every_sample_once(world: World) -> None:
     meta = world.meta()
     tests = load_test_sets(world.tasks, PREPROCESS)
     with meta.using(meta.individual("letters")):
@@ -43,8 +41,7 @@ def test_confusion_counts_every_sample_once() -> None:
     assert right == int(found.correct["letters"].sum()) == 32
 
 
-def test_a_plain_module_is_measured_the_same_way() -> None:
-    world = make_world()
+def test_a_plain_module_is_measured_the_same_way(world: World) -> None:
     meta = world.meta()
     plain = meta.materialize()
     mine = evaluate(plain, world.tasks, preprocess=PREPROCESS).accuracy
@@ -53,21 +50,18 @@ def test_a_plain_module_is_measured_the_same_way() -> None:
         evaluate(plain, world.tasks)
 
 
-def test_a_module_in_training_mode_is_refused() -> None:
-    world = make_world()
+def test_a_module_in_training_mode_is_refused(world: World) -> None:
     plain = world.meta().materialize().train()
     with pytest.raises(MdftError, match="must be in eval mode, got training mode"):
         evaluate(plain, world.tasks, preprocess=PREPROCESS)
 
 
-def test_a_task_without_labels_is_refused() -> None:
-    world = make_world()
+def test_a_task_without_labels_is_refused(world: World) -> None:
     with pytest.raises(MdftError, match="'shapes' must have labelled samples, got none"):
         evaluate(world.meta(), world.unlabelled)
 
 
-def test_labels_out_of_range_are_refused() -> None:
-    world = make_world()
+def test_labels_out_of_range_are_refused(world: World) -> None:
     task = world.tasks[0]
     images, labels = task.evaluate
     bad = Task(task.name, task.class_names, task.head, task.adapt, (images, labels + 3))
@@ -75,8 +69,7 @@ def test_labels_out_of_range_are_refused() -> None:
         evaluate(world.meta(), [bad])
 
 
-def test_evaluation_leaves_no_graph_and_no_change() -> None:
-    world = make_world()
+def test_evaluation_leaves_no_graph_and_no_change(world: World) -> None:
     meta = world.meta()
     before = meta.coefficients.detach().clone()
     evaluate(meta, world.tasks)
@@ -86,13 +79,9 @@ def test_evaluation_leaves_no_graph_and_no_change() -> None:
 
 def test_interval_holds_the_difference_and_narrows_with_samples() -> None:
     generator = torch.Generator().manual_seed(0)
-    few = [torch.rand(50, generator=generator) < 0.8, torch.rand(50, generator=generator) < 0.6]
-    many = [
-        torch.rand(5000, generator=generator) < 0.8,
-        torch.rand(5000, generator=generator) < 0.6,
-    ]
     widths = []
-    for mine, other in (few, many):
+    for samples in (50, 5000):
+        mine, other = (torch.rand(samples, generator=generator) < share for share in (0.8, 0.6))
         gap = difference_interval([mine], [other])
         assert gap["difference"] == pytest.approx(float(mine.float().mean() - other.float().mean()))
         assert gap["low"] < gap["difference"] < gap["high"]

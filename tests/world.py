@@ -46,6 +46,15 @@ class World:
     def meta(self, **options: object) -> MetaModel:
         return MetaModel(self.backbone, self.pool, **options)  # type: ignore[arg-type]
 
+    def merged(self, lam: Tensor) -> dict[str, Tensor]:
+        """Equation (1) in plain torch, λ by tensor: [K, L]."""
+        names = [name for name in self.base if name != "gain"]
+        return {
+            name: self.base[name]
+            + sum(lam[k, i] * (s[name] - self.base[name]) for k, s in enumerate(self.models))
+            for i, name in enumerate(names)
+        }
+
     @property
     def unlabelled(self) -> list[Task]:
         return [Task(t.name, t.class_names, t.head, t.adapt) for t in self.tasks]
@@ -80,11 +89,15 @@ def make_world(seed: int = 0, samples: int = 40, codec: str = "fp32") -> World:
     return World(backbone, base, models, tasks, pool)
 
 
+def pixels(images: np.ndarray) -> Tensor:
+    """Returns images as the encoder takes them."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5)
+
+
 def _labels(state: dict[str, Tensor], head: Head, images: np.ndarray) -> Tensor:
     encoder = Encoder().eval()
     encoder.load_state_dict(state)
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5)
     with torch.no_grad():
-        labels = head(encoder(x)).argmax(1)
+        labels = head(encoder(pixels(images))).argmax(1)
     labels[::5] = (labels[::5] + 1) % head.classes
     return labels

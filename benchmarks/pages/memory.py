@@ -55,7 +55,8 @@ def summary(content: Any) -> str:
         f"**Memory of a step on the CPU**, {first['model']}, K = 8, {first['samples']} images, "
         f"checkpointing everywhere: {least[0]} {peaks[least]:.2f} GB, resident "
         f"{peaks['resident', 'fp32']:.2f} GB, one plain model's forward and backward "
-        f"{peaks['plain', 'fp32']:.2f} GB, as other libraries merge {peaks['peers', 'fp32']:.2f} GB."
+        f"{peaks['plain', 'fp32']:.2f} GB, "
+        f"as other libraries merge {peaks['peers', 'fp32']:.2f} GB."
     )
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import math
 from typing import Annotated, Literal
 
-
 from mdft_fast.errors import MdftError
 from mdft_fast.options import Interval, Positive, Share, Weight, check
 from mdft_fast.reference import EntropyOf, Reweight

@@ -18,17 +18,22 @@ from typer.testing import CliRunner
 from mdft_fast import CoefficientCard
 from mdft_fast.app.cli import app
 from mdft_fast.app.recipe import Recipe
+from mdft_fast.app.running import run
+from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.model import build_backbone
 
 pytest.importorskip("timm")
 
 SPEC = {"library": "timm", "name": "test_vit", "kwargs": {"img_size": 32, "num_classes": 0}}
 CLASSES = {"shapes": 3, "letters": 7}
+Make = Callable[..., Recipe]  # what the fixture make_recipe gives
 
 
-def call(*arguments: object) -> Any:
-    """Runs ``mdft`` with these arguments."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+def call(*arguments: object, code: int = 0) -> Any:
+    """Runs ``mdft`` with these arguments, which must end with this code."""
+    shown = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert shown.exit_code == code, shown.output
+    return shown
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -39,6 +44,36 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def card(folder: Path, name: str = "meta") -> torch.Tensor:
     """Returns λ of a card in a run folder."""
     return CoefficientCard.load(folder / name / "card.json").coefficients
+
+
+def in_pool(folder: Path) -> list[str]:
+    """Returns overrides that take all of a recipe's pool from a packed one."""
+    return [f"pool={{folder: {folder}}}", "backbone=null", "preprocess=null"]
+
+
+def nameless(files: Path, folder: Path) -> list[str]:
+    """Copies the first task's data without class names; returns overrides that take it."""
+    with np.load(files / "data" / "shapes.npz") as arrays:
+        content = {key: arrays[key] for key in arrays if key != "class_names"}
+    np.savez(folder / "nameless.npz", **content)
+    return [f"tasks[0].{part}.npz={folder / 'nameless.npz'}" for part in ("adapt", "evaluate")]
+
+
+def run_until(after: int, recipe: Recipe) -> None:
+    """Stops a run as Ctrl-C does, between a step's line in the metrics and its state."""
+    original = RunFolder.save_state
+    calls = []
+
+    def stop(self: Any, name: str, state: Any) -> None:
+        calls.append(1)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        original(self, name, state)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RunFolder, "save_state", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, progress=False)
 
 
 @pytest.fixture(scope="session")
@@ -78,14 +113,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tasks(make_recipe: Callable[..., Recipe]) -> list[dict[str, Any]]:
+def tasks(make_recipe: Make) -> list[dict[str, Any]]:
     """The tasks of that recipe as its file has them, to be changed."""
     content: list[dict[str, Any]] = make_recipe().model_dump(mode="json")["tasks"]
     return content
 
 
 @pytest.fixture
-def make_recipe(files: Path, tmp_path: Path) -> Callable[..., Recipe]:
+def make_recipe(files: Path, tmp_path: Path) -> Make:
     """Returns a function of overrides that gives a recipe with its output in a new folder."""
     content: dict[str, Any] = {
         "version": 1,

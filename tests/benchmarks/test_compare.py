@@ -53,10 +53,8 @@ def test_noise_is_what_the_quartiles_say() -> None:
     old = read(RESULTS, "kernels_cpu")
     new = slowed(old, CASE, 1.5)
     for row in new["results"]:
-        row["contestants"]["mdft_fast"]["iqr_ms"] = [
-            0.0,
-            9 * row["contestants"]["mdft_fast"]["median_ms"],
-        ]
+        ours = row["contestants"]["mdft_fast"]
+        ours["iqr_ms"] = [0.0, 9 * ours["median_ms"]]
     assert not any(one.verdict for one in compare.changes(old, new, 0.1).values())
 
 

@@ -137,16 +137,9 @@ def test_run_writes_what_it_measured(suite: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pytest_benchmark_keeps_our_turns(tmp_path: Path) -> None:
-    options = [
-        "-k",
-        "backward and fp32",
-        "--table",
-        "tiny",
-        "--allow-busy",
-        "-p",
-        "no:cacheprovider",
-    ]
-    command = [sys.executable, "-m", "pytest", "benchmarks/bench_merge.py", *options]
+    options = ["--table", "tiny", "--allow-busy", "-p", "no:cacheprovider"]
+    chosen = ["benchmarks/bench_merge.py", "-k", "backward and fp32"]
+    command = [sys.executable, "-m", "pytest", *chosen, *options]
     file = tmp_path / "out.json"
     subprocess.run([*command, f"--benchmark-json={file}"], cwd=ROOT, check=True,
                    capture_output=True, timeout=280)  # fmt: skip

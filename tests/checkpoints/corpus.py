@@ -24,6 +24,16 @@ VISION = {"image_size": SIZE, "patch_size": 8, "width": 16, "head_width": 8, "la
 TEXT = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1}
 
 
+class Call:
+    """Pickles as a call of anything, and maybe a state."""
+
+    def __init__(self, function: Any, *args: Any, state: Any = None) -> None:
+        self.reduced = (function, args) if state is None else (function, args, state)
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
 def same(one: Any, other: Any) -> bool:
     """Says whether two mappings hold the same tensors, bit for bit."""
     return set(one) == set(other) and all(

@@ -115,7 +115,7 @@ def test_a_whole_clip_gives_its_image_tower(
     check_forward(pool, clips[1:], backbone())
 
 
-def test_two_towers_are_ambiguous(clips: list[nn.Module], tmp_path: Path) -> None:
+def test_two_towers_are_ambiguous(clips: list[nn.Module]) -> None:
     twice = {f"{p}.{k}": v.clone() for p in "ab" for k, v in clips[0].visual.state_dict().items()}
     with pytest.raises(MdftError, match=r"must stand behind one prefix, got \['a.', 'b.'\]"):
         build(twice, [twice, twice])

@@ -22,20 +22,10 @@ from hypothesis import strategies as st
 
 from mdft_fast.checkpoints import open_state
 from mdft_fast.errors import MdftError
-from tests.checkpoints.corpus import WRAPPINGS, save_encoder, tiny_clip, torch_zip
+from tests.checkpoints.corpus import WRAPPINGS, Call, save_encoder, tiny_clip, torch_zip
 
 WRAPPED = pytest.mark.parametrize("wrapping", WRAPPINGS)
 CANARY = "canary"  # a file in the working folder: whatever makes it has run
-
-
-class Call:
-    """Pickles as a call of anything, and maybe a state."""
-
-    def __init__(self, function: Any, *args: Any, state: Any = None) -> None:
-        self.reduced = (function, args) if state is None else (function, args, state)
-
-    def __reduce__(self) -> Any:
-        return self.reduced
 
 
 def touch() -> str:

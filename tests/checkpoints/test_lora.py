@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mdft_fast.checkpoints import convert, open_state
+from mdft_fast.checkpoints import State, convert, open_state
 from mdft_fast.errors import MdftError
 
 peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Small(nn.Module):
@@ -35,7 +36,7 @@ class Small(nn.Module):
 
 
 def adapter(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Any, Any]:
-    """Saves a random adapter; returns the base's and the merged model's state dicts."""
+    """Saves a random adapter, its base beside it; returns the base's and the merged states."""
     torch.manual_seed(0)
     base = Small().to(dtype)
     config = peft.LoraConfig(**{"r": 2, "lora_alpha": 3, "init_lora_weights": False, **options})
@@ -44,7 +45,13 @@ def adapter(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) ->
         if "modules_to_save" in name:
             parameter.data.normal_()
     model.save_pretrained(folder)
+    save_file(base.state_dict(), folder.parent / "base.safetensors")
     return base.state_dict(), model.merge_and_unload().state_dict()
+
+
+def on_base(folder: Path, base: str = "base") -> State:
+    """Opens the adapter of a folder, over a base beside it."""
+    return open_state(folder / "adapter", base=open_state(folder / f"{base}.safetensors"))
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -62,12 +69,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES)
 def test_is_what_peft_merges(case: str, tmp_path: Path) -> None:
     base, merged = adapter(tmp_path / "adapter", **CASES[case])
-    save_file(base, tmp_path / "base.safetensors")
-    state = open_state(tmp_path / "adapter", base=open_state(tmp_path / "base.safetensors"))
+    state = on_base(tmp_path)
     assert set(state.tensors) == set(merged)
     assert "PEFT LoRA adapter" in state.format
     assert any(not torch.equal(state.tensors[n], base[n]) for n in base)
@@ -75,11 +80,9 @@ def test_is_what_peft_merges(case: str, tmp_path: Path) -> None:
         torch.testing.assert_close(state.tensors[name], tensor, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_base_in_half_precision_does_not_round_the_difference_away(tmp_path: Path) -> None:
     base, merged = adapter(tmp_path / "adapter", torch.float16, target_modules=["fc"])
-    save_file(base, tmp_path / "base.safetensors")
-    state = open_state(tmp_path / "adapter", base=open_state(tmp_path / "base.safetensors"))
+    state = on_base(tmp_path)
     name = "blocks.0.fc.weight"
     files = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     root = "base_model.model.blocks.0.fc.lora_"
@@ -93,21 +96,20 @@ def test_a_base_in_half_precision_does_not_round_the_difference_away(tmp_path: P
     torch.testing.assert_close(written[name], merged[name], rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_prefix_on_either_side(tmp_path: Path) -> None:
     base, merged = adapter(tmp_path / "adapter", target_modules=["q_proj", "fc"])
     longer = {f"vit.{name}": tensor for name, tensor in base.items()}
     save_file(longer, tmp_path / "longer.safetensors")
-    state = open_state(tmp_path / "adapter", base=open_state(tmp_path / "longer.safetensors"))
+    state = on_base(tmp_path, "longer")
     for name, tensor in merged.items():
         torch.testing.assert_close(state.tensors[f"vit.{name}"], tensor)
     part = {n.removeprefix("blocks."): t for n, t in base.items() if n.startswith("blocks.")}
     save_file(part, tmp_path / "part.safetensors")
-    state = open_state(tmp_path / "adapter", base=open_state(tmp_path / "part.safetensors"))
+    state = on_base(tmp_path, "part")
     torch.testing.assert_close(state.tensors["1.fc.weight"], merged["blocks.1.fc.weight"])
     save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
     with pytest.raises(MdftError, match=r"x.safetensors has no weight of the adapter's module"):
-        open_state(tmp_path / "adapter", base=open_state(tmp_path / "x.safetensors"))
+        on_base(tmp_path, "x")
 
 
 def _config(folder: Path, **changes: Any) -> None:
@@ -115,7 +117,6 @@ def _config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -137,26 +138,22 @@ def _config(folder: Path, **changes: Any) -> None:
 def test_what_is_no_plain_lora_is_refused(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    base, _ = adapter(tmp_path / "adapter", target_modules=["fc"])
-    save_file(base, tmp_path / "base.safetensors")
+    adapter(tmp_path / "adapter", target_modules=["fc"])
     _config(tmp_path / "adapter", **changes)
     with pytest.raises(MdftError, match=message):
-        open_state(tmp_path / "adapter", base=open_state(tmp_path / "base.safetensors"))
+        on_base(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_multihead_attention_is_refused(tmp_path: Path) -> None:
     base, merged = adapter(tmp_path / "adapter", target_modules=["attention"])
     files = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     b, a = (next(t for n, t in files.items() if f"out_proj.lora_{x}" in n) for x in "BA")
     added = merged["attention.out_proj.weight"] - base["attention.out_proj.weight"]
     torch.testing.assert_close(added, 2 * 1.5 * b @ a)  # why it is refused; once: read it then
-    save_file(base, tmp_path / "base.safetensors")
     with pytest.raises(MdftError, match=r"is an nn.MultiheadAttention, to whose out_proj peft"):
-        open_state(tmp_path / "adapter", base=open_state(tmp_path / "base.safetensors"))
+        on_base(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_dora_adapter_and_a_lone_one_are_refused(tmp_path: Path) -> None:
     adapter(tmp_path / "dora", target_modules=["fc"], use_dora=True)
     with pytest.raises(MdftError, match=r"DoRA rescales each weight"):

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 import mdft_fast
-from tests.grid import Grid, fill_with_nan
+from tests.grid import Grid, unwritten_memory_is_nan  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +18,3 @@ def grid() -> Grid:
     # With a GPU at hand, kernels that are not there are a failure, not a reason to skip.
     assert mdft_fast.kernels()["cuda"] == "cuda"
     return Grid(torch.ops.mdft_fast, torch.device("cuda", torch.cuda.current_device()))
-
-
-@pytest.fixture(autouse=True)
-def unwritten_memory_is_nan() -> Iterator[None]:
-    """Makes outputs and workspaces begin as NaN, so that what is not written shows."""
-    with fill_with_nan():
-        yield

@@ -22,18 +22,13 @@ from tests.learning.recorded import (
     learn,
     paths_and_states,
 )
-from tests.world import World, make_world
+from tests.world import World
 
 pytestmark = pytest.mark.cuda
 
 # Adam carries a gradient's relative round-off to λ, step by step; an L1 loss has a gradient that
 # jumps where round-off decides a sign.
 SHARE = {ConstructConfig: 1e-3, SpecializeConfig: 1e-2}
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return make_world()
 
 
 @pytest.mark.parametrize("mode", ["resident", "layerwise"])

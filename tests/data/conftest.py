@@ -13,11 +13,6 @@ PREPROCESS = {"size": [4, 6], "mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
 
 
 @pytest.fixture
-def preprocess() -> dict[str, Any]:
-    return dict(PREPROCESS)
-
-
-@pytest.fixture
 def images() -> np.ndarray[Any, Any]:
     """uint8 [7, 4, 6, 3]."""
     return np.random.default_rng(0).integers(0, 256, (7, 4, 6, 3), dtype=np.uint8)

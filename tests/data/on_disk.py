@@ -10,16 +10,24 @@ from __future__ import annotations
 
 import csv
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pytest
 from PIL import Image
 
 Labels = dict[str, list[int]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
+Names = Sequence[str]
+CARS = ("AM General Hummer SUV 2000", "Acura RL Sedan 2012")
+DIGITS = tuple("0123456789")
+PLACES = ("airplane", "baseball_diamond", "wetland")  # some of RESISC45's
+SIGNS = ("0", "1", "2")
+SUN397 = ("abbey", "airplane_cabin", "apartment_building/outdoor")
+TEXTURES = ("banded", "blotchy", "zigzagged")
 EUROSAT = (
     *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture"),
     *("PermanentCrop", "Residential", "River", "SeaLake"),
@@ -30,7 +38,7 @@ class Writer(Protocol):
     """Writes a data set of so many classes and images a class (of each split)."""
 
     def __call__(
-        self, root: Path, classes: Sequence[str] = ..., *, each: int = ..., seed: int = ...
+        self, root: Path, classes: Names = ..., *, each: int = ..., seed: int = ...
     ) -> Labels: ...
 
 
@@ -51,13 +59,7 @@ def _cells(classes: Sequence[str], each: int) -> Iterator[tuple[int, str, int]]:
     yield from ((c, name, i) for c, name in enumerate(classes) for i in range(each))
 
 
-def write_sun397(
-    root: Path,
-    classes: Sequence[str] = ("abbey", "airplane_cabin", "apartment_building/outdoor"),
-    *,
-    each: int = 3,
-    seed: int = 0,
-) -> Labels:
+def write_sun397(root: Path, classes: Names = SUN397, *, each: int = 3, seed: int = 0) -> Labels:
     """SUN397/{ClassName.txt, Training_01.txt, Testing_01.txt, a/abbey/sun_*.jpg}."""
     rng, folder, labels = np.random.default_rng(seed), root / "SUN397", Labels()
     places = [f"/{name[0]}/{name}" for name in classes]
@@ -72,13 +74,7 @@ def write_sun397(
     return labels
 
 
-def write_cars(
-    root: Path,
-    classes: Sequence[str] = ("AM General Hummer SUV 2000", "Acura RL Sedan 2012"),
-    *,
-    each: int = 3,
-    seed: int = 0,
-) -> Labels:
+def write_cars(root: Path, classes: Names = CARS, *, each: int = 3, seed: int = 0) -> Labels:
     """stanford_cars/{devkit/*.mat, cars_train/*.jpg, cars_test/*.jpg}; classes count from 1."""
     from scipy.io import savemat
 
@@ -101,9 +97,7 @@ def write_cars(
     return labels
 
 
-def write_eurosat(
-    root: Path, classes: Sequence[str] = EUROSAT, *, each: int = 3, seed: int = 0
-) -> Labels:
+def write_eurosat(root: Path, classes: Names = EUROSAT, *, each: int = 3, seed: int = 0) -> Labels:
     """eurosat/2750/<Class>/<Class>_<number>.jpg; no split: the labels are of all, by file name."""
     rng = np.random.default_rng(seed)
     for _, name, i in _cells(classes, each):
@@ -111,9 +105,7 @@ def write_eurosat(
     return {"all": [c for c, _, _ in _cells(classes, each)]}
 
 
-def write_svhn(
-    root: Path, classes: Sequence[str] = tuple("0123456789"), *, each: int = 2, seed: int = 0
-) -> Labels:
+def write_svhn(root: Path, classes: Names = DIGITS, *, each: int = 2, seed: int = 0) -> Labels:
     """{train,test}_32x32.mat: X uint8 [32, 32, 3, n], y uint8 [n, 1], where 10 means 0."""
     from scipy.io import savemat
 
@@ -127,9 +119,7 @@ def write_svhn(
     return labels
 
 
-def write_gtsrb(
-    root: Path, classes: Sequence[str] = ("0", "1", "2"), *, each: int = 3, seed: int = 0
-) -> Labels:
+def write_gtsrb(root: Path, classes: Names = SIGNS, *, each: int = 3, seed: int = 0) -> Labels:
     """gtsrb/GTSRB/Training/<00000>/*.ppm; Final_Test/Images/*.ppm with GT-final_test.csv."""
     rng, folder, labels = np.random.default_rng(seed), root / "gtsrb", Labels()
     header = ["Filename", "Width", "Height", "Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2", "ClassId"]
@@ -146,9 +136,7 @@ def write_gtsrb(
     return labels
 
 
-def write_mnist(
-    root: Path, classes: Sequence[str] = tuple("0123456789"), *, each: int = 2, seed: int = 0
-) -> Labels:
+def write_mnist(root: Path, classes: Names = DIGITS, *, each: int = 2, seed: int = 0) -> Labels:
     """MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte."""
     rng, folder, labels = np.random.default_rng(seed), root / "MNIST" / "raw", Labels()
     folder.mkdir(parents=True)
@@ -162,13 +150,7 @@ def write_mnist(
     return labels
 
 
-def write_dtd(
-    root: Path,
-    classes: Sequence[str] = ("banded", "blotchy", "zigzagged"),
-    *,
-    each: int = 2,
-    seed: int = 0,
-) -> Labels:
+def write_dtd(root: Path, classes: Names = TEXTURES, *, each: int = 2, seed: int = 0) -> Labels:
     """dtd/dtd/{images/<class>/<class>_<number>.jpg, labels/{train,val,test}1.txt}."""
     rng, folder, labels = np.random.default_rng(seed), root / "dtd" / "dtd", Labels()
     (folder / "labels").mkdir(parents=True)
@@ -181,18 +163,26 @@ def write_dtd(
     return labels
 
 
-def write_folders(
-    root: Path,
-    classes: Sequence[str] = ("airplane", "baseball_diamond", "wetland"),
-    *,
-    each: int = 5,
-    seed: int = 0,
-) -> Labels:
+def write_folders(root: Path, classes: Names = PLACES, *, each: int = 5, seed: int = 0) -> Labels:
     """<class>/<class>_<number>.jpg, as RESISC45 comes; no split: the labels are of all."""
     rng = np.random.default_rng(seed)
     for _, name, i in _cells(classes, each):
         _save(root / name / f"{name}_{i + 1:03}.jpg", rng)
     return {"all": [c for c, _, _ in _cells(classes, each)]}
+
+
+def write_parquet(root: Path, classes: Names, labels: Mapping[str, Sequence[int]]) -> Any:
+    """<split>-00000-of-00001.parquet, as Hugging Face has them; returns the splits by name."""
+    datasets: Any = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
+    rng, parts = np.random.default_rng(0), datasets.DatasetDict()
+    root.mkdir(exist_ok=True)
+    for split, numbers in labels.items():
+        images = [Image.fromarray(noise(rng, 30, 20 + i)) for i in range(len(numbers))]
+        rows = {"image": images, "label": numbers}
+        parts[split] = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+        parts[split].to_parquet(str(root / f"{split}-00000-of-00001.parquet"))
+    return parts
 
 
 # torchvision's name of the data set -> its writer.

@@ -36,8 +36,7 @@ PREPROCESS = {"size": 12, "mean": 0.5, "std": 0.5}
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))
+def folder(tmp_path: Path, own_cache: Path) -> Path:
     write_folders(tmp_path / "data")
     return tmp_path / "data"
 

@@ -5,45 +5,25 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mdft_fast.data import HfSource, load_labelled, load_samples
 from mdft_fast.errors import MdftError
-from tests.data.on_disk import noise
+from tests.data.on_disk import write_parquet
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 PREPROCESS = {"size": 12, "mean": 0.5, "std": 0.5}
-NAMES = ["cat", "dog"]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MDFT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """saved/: a data set with two splits; parquet/: the same as files; one.parquet."""
-    datasets: Any = pytest.importorskip("datasets", reason="needs the extra 'hf'")
     folder = tmp_path_factory.mktemp("hf")
-    rng = np.random.default_rng(0)
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
-    )
-    (folder / "parquet").mkdir()
-    parts = {}
-    for split, count in (("train", 5), ("test", 4)):
-        rows = {
-            "image": [Image.fromarray(noise(rng, 30, 20 + i)) for i in range(count)],
-            "label": [i % 2 for i in range(count)],
-        }
-        parts[split] = datasets.Dataset.from_dict(rows, features=features)
-        parts[split].to_parquet(str(folder / "parquet" / f"{split}-00000-of-00001.parquet"))
-    datasets.DatasetDict(parts).save_to_disk(str(folder / "saved"))
+    labels = {"train": [0, 1, 0, 1, 0], "test": [0, 1, 0, 1]}
+    parts = write_parquet(folder / "parquet", ("cat", "dog"), labels)
+    parts.save_to_disk(str(folder / "saved"))
     parts["test"].save_to_disk(str(folder / "alone"))
     return folder
 

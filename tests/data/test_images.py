@@ -19,13 +19,16 @@ from mdft_fast.data.images.decoding import decode, fit
 from mdft_fast.errors import MdftError
 from tests.data.on_disk import noise
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 # (x / 255 - mean) / std: three roundings of float32 of values up to 4, in either order.
 ROUND_OFF = 4e-6
 
 
-def pictures(folder: Path) -> list[Path]:
-    """Writes a file of every kind: odd sizes, modes, and one turned by EXIF."""
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A file of every kind: odd sizes, modes, and one turned by EXIF."""
+    folder = tmp_path_factory.mktemp("pictures") / "flat"
     rng = np.random.default_rng(0)
     color = Image.fromarray(noise(rng, 47, 31))
     alpha = Image.fromarray(np.dstack([noise(rng, 33, 50), noise(rng, 33, 50, 1)]), "RGBA")
@@ -53,13 +56,7 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return pictures(tmp_path_factory.mktemp("pictures") / "flat")
-
-
-def cached(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **how: Any) -> Any:
-    monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))
+def cached(files: list[Path], **how: Any) -> Any:
     samples = load_samples(FolderSource(files[0].parent), {"mean": MEAN, "std": STD, **how})
     return samples.batch(torch.arange(len(samples)))
 
@@ -68,12 +65,7 @@ def cached(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [24, 17])
 def test_the_cached_path_is_open_clips(
-    size: int,
-    interpolation: str,
-    resize: str,
-    files: list[Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    size: int, interpolation: str, resize: str, files: list[Path]
 ) -> None:
     open_clip = pytest.importorskip("open_clip")
     from torchvision.datasets.folder import default_loader
@@ -83,7 +75,7 @@ def test_the_cached_path_is_open_clips(
     )
     wanted = torch.stack([transform(default_loader(str(file))) for file in files])
     how = {"size": size, "resize": resize, "interpolation": interpolation}
-    ours = cached(files, tmp_path, monkeypatch, **how)
+    ours = cached(files, **how)
     torch.testing.assert_close(ours, wanted, rtol=0, atol=ROUND_OFF)
 
 
@@ -98,9 +90,7 @@ def test_other_shapes_than_squares_are_open_clips(files: list[Path]) -> None:
         assert torch.equal(ours, wanted.round().to(torch.uint8)), file.name
 
 
-def test_bilinear_is_timms_and_torchvisions(
-    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bilinear_is_timms_and_torchvisions(files: list[Path]) -> None:
     timm = pytest.importorskip("timm")
     from torchvision import transforms
     from torchvision.datasets.folder import default_loader
@@ -110,7 +100,7 @@ def test_bilinear_is_timms_and_torchvisions(
     )
     resize = transforms.Compose([transforms.Resize(24), transforms.CenterCrop(24)])  # bilinear
     preprocess = as_preprocess({"size": 24, "mean": MEAN, "std": STD, "interpolation": "bilinear"})
-    ours = cached(files, tmp_path, monkeypatch, size=24, interpolation="bilinear")
+    ours = cached(files, size=24, interpolation="bilinear")
     for file, mine in zip(files, ours, strict=True):
         image = default_loader(str(file))
         torch.testing.assert_close(mine, transform(image), rtol=0, atol=ROUND_OFF)

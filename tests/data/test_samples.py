@@ -19,6 +19,7 @@ from mdft_fast.data import (
     unshared,
 )
 from mdft_fast.errors import MdftError
+from tests.data.conftest import PREPROCESS
 
 INDICES = torch.tensor([5, 0, 5])
 
@@ -62,7 +63,7 @@ class Poisoned(tuple[Any, ...]):
         raise AssertionError("a label was touched")
 
 
-def test_arrays_tensors_npz_and_datasets_agree(images: Any, npz: Path, preprocess: Any) -> None:
+def test_arrays_tensors_npz_and_datasets_agree(images: Any, npz: Path) -> None:
     pil = pytest.importorskip("PIL.Image")
     sources = [
         images,
@@ -75,45 +76,45 @@ def test_arrays_tensors_npz_and_datasets_agree(images: Any, npz: Path, preproces
         np.asfortranarray(images),
     ]
     for source in sources:
-        samples = load_samples(source, preprocess)
+        samples = load_samples(source, PREPROCESS)
         assert samples.x.dtype == torch.uint8  # kept as small as it came
         _check(samples, images)
 
 
-def test_grayscale_is_repeated(images: Any, preprocess: Any) -> None:
+def test_grayscale_is_repeated(images: Any) -> None:
     gray = images[..., 0]
     three = np.repeat(gray[..., None], 3, axis=-1)
-    _check(load_samples(gray, preprocess), three)
-    _check(load_samples(gray[..., None], preprocess), three)
-    _check(load_samples(Items(list(gray)), preprocess), three)
-    assert load_samples(gray, preprocess).x.shape[3] == 1
+    _check(load_samples(gray, PREPROCESS), three)
+    _check(load_samples(gray[..., None], PREPROCESS), three)
+    _check(load_samples(Items(list(gray)), PREPROCESS), three)
+    assert load_samples(gray, PREPROCESS).x.shape[3] == 1
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
-def test_floats_are_taken_as_normalised(dtype: Any, images: Any, preprocess: Any) -> None:
+def test_floats_are_taken_as_normalised(dtype: Any, images: Any) -> None:
     floats = (images.transpose(0, 3, 1, 2) / 255).astype(dtype)
-    batch = load_samples(floats, preprocess).batch(INDICES)
+    batch = load_samples(floats, PREPROCESS).batch(INDICES)
     assert torch.equal(batch, torch.from_numpy(floats.astype(np.float32))[INDICES])
     pairs = TensorDataset(torch.from_numpy(floats.astype(np.float32)), torch.zeros(7))
-    assert torch.equal(load_samples(pairs, preprocess).batch(INDICES), batch)
-    gray = load_samples(floats[:, :1], preprocess).batch(INDICES)
+    assert torch.equal(load_samples(pairs, PREPROCESS).batch(INDICES), batch)
+    gray = load_samples(floats[:, :1], PREPROCESS).batch(INDICES)
     assert torch.equal(gray, batch[:, :1].expand(-1, 3, -1, -1))
 
 
 def test_arrays_are_kept_mapped_and_never_written(
-    images: Any, tmp_path: Path, preprocess: Any, recwarn: pytest.WarningsRecorder
+    images: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     np.save(tmp_path / "x.npy", images)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    samples = load_samples(mapped, preprocess)
+    samples = load_samples(mapped, PREPROCESS)
     assert samples.x.data_ptr() == mapped.ctypes.data
     _check(samples, images)
     assert np.array_equal(mapped, images)
     assert not recwarn.list
 
 
-def test_some_of_the_samples(images: Any, preprocess: Any) -> None:
-    samples = load_samples(images, preprocess)
+def test_some_of_the_samples(images: Any) -> None:
+    samples = load_samples(images, PREPROCESS)
     some = samples.take(torch.tensor([1, 3, 4, 6])).take(torch.tensor([3, 0]))
     assert len(some) == 2
     everything = torch.arange(2)
@@ -123,23 +124,23 @@ def test_some_of_the_samples(images: Any, preprocess: Any) -> None:
     assert len(unshared(samples, some)) == len(samples) - 2
 
 
-def test_a_batch_lands_on_the_device_asked_for(images: Any, preprocess: Any) -> None:
+def test_a_batch_lands_on_the_device_asked_for(images: Any) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    samples = load_samples(images, preprocess)
+    samples = load_samples(images, PREPROCESS)
     held = samples.to(device)
     assert held.batch(INDICES, device).device.type == device
     assert torch.equal(held.batch(INDICES, device), samples.batch(INDICES, device))
     assert samples.batch(INDICES, "meta").shape == (3, 3, 4, 6)
 
 
-def test_labels_are_never_touched(images: Any, npz: Path, preprocess: Any) -> None:
-    _check(load_samples(NpzSource(npz, "x", "y_pickled"), preprocess), images)
+def test_labels_are_never_touched(images: Any, npz: Path) -> None:
+    _check(load_samples(NpzSource(npz, "x", "y_pickled"), PREPROCESS), images)
     with pytest.raises(MdftError, match=r"data.npz: key 'y_pickled' is not readable"):
-        load_labelled(NpzSource(npz, "x", "y_pickled"), preprocess, 3)
-    _check(load_samples(Items([Poisoned((i, 0)) for i in images]), preprocess), images)
+        load_labelled(NpzSource(npz, "x", "y_pickled"), PREPROCESS, 3)
+    _check(load_samples(Items([Poisoned((i, 0)) for i in images]), PREPROCESS), images)
 
 
-def test_labelled_sources_agree(images: Any, npz: Path, preprocess: Any) -> None:
+def test_labelled_sources_agree(images: Any, npz: Path) -> None:
     labels = np.array([0, 1, 2, 0, 1, 2, 0])
     sources = [
         NpzSource(npz, "x", "y"),
@@ -148,7 +149,7 @@ def test_labelled_sources_agree(images: Any, npz: Path, preprocess: Any) -> None
         Items(list(zip(images, labels, strict=True))),
     ]
     for source in sources:
-        samples, read = load_labelled(source, preprocess, 3)  # type: ignore[arg-type]
+        samples, read = load_labelled(source, PREPROCESS, 3)  # type: ignore[arg-type]
         _check(samples, images)
         assert read.dtype == torch.int64
         assert torch.equal(read, torch.from_numpy(labels))
@@ -169,9 +170,9 @@ KEYS = {
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_wrong_key_or_array_is_named(key: str, npz: Path, preprocess: Any) -> None:
+def test_a_wrong_key_or_array_is_named(key: str, npz: Path) -> None:
     with pytest.raises(MdftError, match=KEYS[key]) as caught:
-        load_samples(NpzSource(npz, key), preprocess)
+        load_samples(NpzSource(npz, key), PREPROCESS)
     assert "\n" not in str(caught.value)
 
 
@@ -185,24 +186,24 @@ LABELS = {
 
 
 @pytest.mark.parametrize("key", LABELS)
-def test_wrong_labels_are_named(key: str | None, npz: Path, preprocess: Any) -> None:
+def test_wrong_labels_are_named(key: str | None, npz: Path) -> None:
     with pytest.raises(MdftError, match=LABELS[key]):
-        load_labelled(NpzSource(npz, "x", key), preprocess, 3)
+        load_labelled(NpzSource(npz, "x", key), PREPROCESS, 3)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 400, -30, -2000])
-def test_a_truncated_file_is_named(keep: int, npz: Path, preprocess: Any) -> None:
+def test_a_truncated_file_is_named(keep: int, npz: Path) -> None:
     npz.write_bytes(npz.read_bytes()[:keep])
     with pytest.raises(MdftError, match=r"data.npz: not a readable npz file"):
-        load_samples(NpzSource(npz, "x"), preprocess)
+        load_samples(NpzSource(npz, "x"), PREPROCESS)
 
 
-def test_damaged_bytes_are_named(npz: Path, preprocess: Any) -> None:
+def test_damaged_bytes_are_named(npz: Path) -> None:
     content = bytearray(npz.read_bytes())
     content[100:140] = b"\x55" * 40
     npz.write_bytes(content)
     with pytest.raises(MdftError, match=r"data.npz: key 'x' is not readable"):
-        load_samples(NpzSource(npz, "x"), preprocess)
+        load_samples(NpzSource(npz, "x"), PREPROCESS)
 
 
 def _poisoned_pickle(path: Path) -> None:
@@ -211,15 +212,15 @@ def _poisoned_pickle(path: Path) -> None:
     path.write_bytes(pickle.dumps({"x": 1}))
 
 
-def test_other_files_are_refused_unread(images: Any, tmp_path: Path, preprocess: Any) -> None:
+def test_other_files_are_refused_unread(images: Any, tmp_path: Path) -> None:
     _poisoned_pickle(tmp_path / "a.npz")
     with pytest.raises(MdftError, match=r"a.npz: not a readable npz file"):
-        load_samples(NpzSource(tmp_path / "a.npz", "x"), preprocess)
+        load_samples(NpzSource(tmp_path / "a.npz", "x"), PREPROCESS)
     np.save(tmp_path / "b.npy", images)
     with pytest.raises(MdftError, match=r"b.npy: must be an npz archive of named arrays"):
-        load_samples(NpzSource(tmp_path / "b.npy", "x"), preprocess)
+        load_samples(NpzSource(tmp_path / "b.npy", "x"), PREPROCESS)
     with pytest.raises(MdftError, match=r"none.npz: no such file"):
-        load_samples(NpzSource(tmp_path / "none.npz", "x"), preprocess)
+        load_samples(NpzSource(tmp_path / "none.npz", "x"), PREPROCESS)
 
 
 @pytest.mark.parametrize(
@@ -240,18 +241,18 @@ def test_other_files_are_refused_unread(images: Any, tmp_path: Path, preprocess:
         ),
     ],
 )
-def test_a_wrong_source_is_named(source: Any, message: str, preprocess: Any) -> None:
+def test_a_wrong_source_is_named(source: Any, message: str) -> None:
     with pytest.raises(MdftError, match=message):
-        load_samples(source, preprocess)
+        load_samples(source, PREPROCESS)
 
 
-def test_wrong_labelled_sources_are_named(images: Any, preprocess: Any) -> None:
+def test_wrong_labelled_sources_are_named(images: Any) -> None:
     with pytest.raises(MdftError, match=r"must be a tuple \(x, y\), got 1 entries"):
-        load_labelled((images,), preprocess, 3)  # type: ignore[arg-type]
+        load_labelled((images,), PREPROCESS, 3)  # type: ignore[arg-type]
     with pytest.raises(MdftError, match=r"labels: must be an array or a tensor, got list"):
-        load_labelled((images, [0] * 7), preprocess, 3)  # type: ignore[arg-type]
+        load_labelled((images, [0] * 7), PREPROCESS, 3)  # type: ignore[arg-type]
     with pytest.raises(MdftError, match=r"item 0 must be \(image, label\), got ndarray"):
-        load_labelled(Items(list(images)), preprocess, 3)
+        load_labelled(Items(list(images)), PREPROCESS, 3)
 
 
 def test_keys(npz: Path, tmp_path: Path) -> None:

@@ -30,14 +30,8 @@ from tests.data.on_disk import EUROSAT, WRITERS, write_folders, write_mnist, wri
 
 pytest.importorskip("torchvision")
 pytest.importorskip("scipy")
+pytestmark = pytest.mark.usefixtures("own_cache")
 PREPROCESS = {"size": 12, "mean": 0.5, "std": 0.5}
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("MDFT_CACHE", str(folder))
-    return folder
 
 
 def reference(name: str, root: Path, split: str) -> Any:
@@ -185,11 +179,11 @@ class Poisoned(ListedSource):
         return dataclasses.replace(listing, open=lambda: dataclasses.replace(opened, labels=poison))
 
 
-def test_loading_reads_no_label(tmp_path: Path, cache: Path) -> None:
+def test_loading_reads_no_label(tmp_path: Path, own_cache: Path) -> None:
     write_folders(tmp_path / "data")
     source = Poisoned(FolderSource(tmp_path / "data"))
     assert len(load_samples(source, PREPROCESS)) == 15
-    assert not (cache / "labels").exists()
+    assert not (own_cache / "labels").exists()
     with pytest.raises(AssertionError, match="a label was read"):
         load_labelled(source, PREPROCESS, 3)
 

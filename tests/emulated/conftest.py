@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mdft_fast
-from tests.grid import Grid, fill_with_nan
+from tests.grid import Grid, unwritten_memory_is_nan  # noqa: F401 - a fixture
 
 LIBRARY = Path(mdft_fast.__file__).parent / "lib" / "libmdft_emulated.so"
 OPS = ("merge", "merge_out", "merge_dots", "debiased_entropy", "debiased_entropy_backward")
@@ -40,10 +40,3 @@ def emulated_operators(grid: Grid) -> Iterator[None]:
         library.impl(op, lambda *args, f=emulated: f(*args), "CPU", allow_override=True)
     yield
     library._destroy()
-
-
-@pytest.fixture(autouse=True)
-def unwritten_memory_is_nan() -> Iterator[None]:
-    """Makes outputs and workspaces begin as NaN, so that what is not written shows."""
-    with fill_with_nan():
-        yield

@@ -17,8 +17,17 @@ from torch import Tensor
 from mdft_fast import reference
 from mdft_fast.arena import GROUP, TILE, Layout, TaskVectors, TilePlan
 from tests.grid import Grid
-from tests.ops.inputs import F32, F64, NARROW, make_arena, make_grads, name, split, wide
-from tests.tolerance import assert_within_rounding
+from tests.ops.inputs import (
+    F32,
+    F64,
+    NARROW,
+    assert_dots_by,
+    assert_merges_by,
+    make_arena,
+    make_grads,
+    name,
+    split,
+)
 
 K_VALUES = [0, 1, 2, 3, 7, 8, 9, 15, 16, 17]  # full chunks of 8, and every kind of rest
 PAIRS = [*itertools.product(NARROW, (*NARROW, "int8", "int4")), (F64, F64)]  # base, deltas
@@ -57,29 +66,15 @@ def dots(grid: Grid, grads: Any, deltas: Any, plan: TilePlan) -> Tensor:
 
 
 def assert_merges(got: Tensor, arena: Any, plan: TilePlan) -> None:
-    terms = len(arena.coefficients) + 2  # sums, a product in the reference, lambda by scale
-    assert_within_rounding(
-        got,
-        exact=reference.merge(*arena.double(), plan, F64),
-        magnitude=reference.merge(*arena.double().abs(), plan, F64),
-        terms=terms,
-        reference_terms=terms,
-    )
+    # Sums, a product in the reference, lambda by scale.
+    assert_merges_by(got, arena, plan, len(arena.coefficients) + 2)
 
 
 def assert_dots(got: Tensor, grads: list[Any], deltas: Any, plan: TilePlan) -> None:
-    exact = [None if g is None else g.double() for g in grads]
-    size = [None if g is None else g.abs() for g in exact]
     # Then 1 or 2 levels, and 5 of the warp. Of int8 it is 4, 2 levels and 2 scales; of int4 8, 2
     # levels and 1 scale.
     elements_of_a_lane = 16 if got.dtype == F64 else 9 if isinstance(deltas, TaskVectors) else 8
-    assert_within_rounding(
-        got,
-        exact=reference.merge_dots(exact, wide(deltas), plan),
-        magnitude=reference.merge_dots(size, wide(deltas).abs(), plan),
-        terms=elements_of_a_lane + 7 + (len(plan.order) if got.dtype == F64 else 0),
-        reference_terms=TILE + len(plan.order),
-    )
+    assert_dots_by(got, grads, deltas, plan, elements_of_a_lane + 7, len(plan.order))
 
 
 # ---- merge
@@ -87,9 +82,7 @@ def assert_dots(got: Tensor, grads: list[Any], deltas: Any, plan: TilePlan) -> N
 
 @pytest.mark.parametrize("dtypes", PAIRS, ids=name)
 @pytest.mark.parametrize("K", K_VALUES)
-def test_merge_any_number_of_vectors(
-    K: int, dtypes: tuple[torch.dtype, torch.dtype], grid: Grid
-) -> None:
+def test_merge_any_number_of_vectors(K: int, dtypes: Any, grid: Grid) -> None:
     N = 5 * TILE + (GROUP if isinstance(dtypes[1], str) else 40)  # a partial tile of whole packs
     arena = make_arena(K, Layout.of({"a": (TILE,), "b": (N - TILE,), "unused": (0,)}),
                        grid.device, base=dtypes[0], deltas=dtypes[1], elements=N)  # fmt: skip
@@ -100,9 +93,7 @@ def test_merge_any_number_of_vectors(
 
 @pytest.mark.parametrize("dtypes", PAIRS, ids=name)
 @pytest.mark.parametrize("what", ["base", "deltas", "out", "rows"])
-def test_merge_bits_do_not_depend_on_alignment(
-    what: str, dtypes: tuple[torch.dtype, torch.dtype], grid: Grid
-) -> None:
+def test_merge_bits_do_not_depend_on_alignment(what: str, dtypes: Any, grid: Grid) -> None:
     packed = isinstance(dtypes[1], str)
     out_dtype = dtypes[0] if packed else dtypes[1]
     N = 2 * TILE + (GROUP if packed else 24)
@@ -153,9 +144,7 @@ def test_merge_writes_a_range_of_tiles_and_no_more(grid: Grid) -> None:
 
 @pytest.mark.parametrize("dtypes", PAIRS, ids=name)
 @pytest.mark.parametrize("K", K_VALUES)
-def test_dots_any_number_of_vectors(
-    K: int, dtypes: tuple[torch.dtype, torch.dtype], grid: Grid
-) -> None:
+def test_dots_any_number_of_vectors(K: int, dtypes: Any, grid: Grid) -> None:
     plan = LAYOUT.plan(grid.device)
     deltas = make_arena(K, LAYOUT, grid.device, deltas=dtypes[1]).deltas
     grads = make_grads(LAYOUT, grid.device, dtypes[0])
@@ -175,9 +164,7 @@ def test_dots_of_more_tensors_than_a_table_holds(count: int, grid: Grid) -> None
 
 
 @pytest.mark.parametrize("dtypes", PAIRS, ids=name)
-def test_dots_bits_do_not_depend_on_alignment(
-    dtypes: tuple[torch.dtype, torch.dtype], grid: Grid
-) -> None:
+def test_dots_bits_do_not_depend_on_alignment(dtypes: Any, grid: Grid) -> None:
     N = 3 * TILE
     layout = Layout.of({"a": (N,)})
     plan = layout.plan(grid.device)

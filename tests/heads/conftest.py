@@ -54,7 +54,6 @@ def weights(clip: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "heads"
+def cache(own_cache: Path) -> Path:
+    """Heads in the test's own cache."""
+    return own_cache / "heads"

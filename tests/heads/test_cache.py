@@ -11,6 +11,7 @@ import torch
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import cached_head, file_digest
 from mdft_fast.pool import Head
+from tests.pool.conftest import flip
 
 WHAT = {"kind": "test", "classes": ["Ä", "b"]}
 
@@ -48,12 +49,6 @@ def test_other_ingredients_are_another_head(cache: Path) -> None:
         cached_head({**WHAT, **change}, make)
     assert make.made == 5
     assert len(list(cache.iterdir())) == 5
-
-
-def flip(file: Path, at: int) -> None:
-    content = bytearray(file.read_bytes())
-    content[at] ^= 1
-    file.write_bytes(content)
 
 
 @pytest.mark.parametrize(

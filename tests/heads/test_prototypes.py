@@ -16,11 +16,11 @@ from mdft_fast.heads import prototype_head
 from tests.world import PREPROCESS, Encoder
 
 NAMES = ("a", "b", "c")
-POOL = Path(__file__).parents[2].parent / "shared" / "pool"
+Labelled = tuple[Samples, Tensor]
 
 
 @pytest.fixture(scope="module")
-def labelled() -> tuple[Samples, Tensor]:
+def labelled() -> Labelled:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (300, 8, 8, 3), np.uint8)  # more than a batch
     labels = np.concatenate([[0, 1, 2], rng.integers(0, 3, 297)])
@@ -39,9 +39,7 @@ def features_of(encoder: nn.Module, samples: Samples) -> Tensor:
         return encoder(samples.batch(torch.arange(len(samples)))).double()
 
 
-def test_rows_are_the_normalised_means(
-    encoder: nn.Module, labelled: tuple[Samples, Tensor]
-) -> None:
+def test_rows_are_the_normalised_means(encoder: nn.Module, labelled: Labelled) -> None:
     samples, labels = labelled
     head = prototype_head(encoder, samples, labels, NAMES, scale=20.0)
     features = F.normalize(features_of(encoder, samples), dim=-1)
@@ -53,9 +51,7 @@ def test_rows_are_the_normalised_means(
     assert head.weight.dtype == torch.float32
 
 
-def test_without_norm_it_is_the_nearest_mean(
-    encoder: nn.Module, labelled: tuple[Samples, Tensor]
-) -> None:
+def test_without_norm_it_is_the_nearest_mean(encoder: nn.Module, labelled: Labelled) -> None:
     samples, labels = labelled
     head = prototype_head(encoder, samples, labels, NAMES, scale=3.0, normalize=False)
     features = features_of(encoder, samples)
@@ -67,7 +63,7 @@ def test_without_norm_it_is_the_nearest_mean(
 
 
 def test_the_order_of_the_images_does_not_matter_to_round_off(
-    encoder: nn.Module, labelled: tuple[Samples, Tensor]
+    encoder: nn.Module, labelled: Labelled
 ) -> None:
     samples, labels = labelled
     turned = Samples(samples.x.flip(0), samples.preprocess)
@@ -77,9 +73,7 @@ def test_the_order_of_the_images_does_not_matter_to_round_off(
     assert torch.equal(head.weight, prototype_head(encoder, samples, labels, NAMES).weight)
 
 
-def test_a_class_without_an_image_is_an_error(
-    encoder: nn.Module, labelled: tuple[Samples, Tensor]
-) -> None:
+def test_a_class_without_an_image_is_an_error(encoder: nn.Module, labelled: Labelled) -> None:
     samples, labels = labelled
     names = ("a", "b", "c", "d", "e")
     with pytest.raises(MdftError, match=r"each of 5 .* got none for \['d', 'e'\] \(2 without\)"):
@@ -99,7 +93,7 @@ def test_a_class_without_an_image_is_an_error(
     ],
 )
 def test_bad_input_is_named(
-    encoder: nn.Module, labelled: tuple[Samples, Tensor], change: dict[str, Any], message: str
+    encoder: nn.Module, labelled: Labelled, change: dict[str, Any], message: str
 ) -> None:
     samples, labels = labelled
     given = {"encoder": encoder, "samples": samples, "labels": labels, "classes": NAMES}
@@ -107,29 +101,23 @@ def test_bad_input_is_named(
         prototype_head(**{**given, **change})  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(not POOL.is_dir(), reason="the real pool is not beside this checkout")
-@pytest.mark.parametrize(("task", "classes"), [("trashnet", 6)])
-def test_is_how_the_real_pools_heads_were_made(task: str, classes: int) -> None:
+def test_is_how_the_real_pools_heads_were_made(real_pool: Path) -> None:
     """Its heads are of training images, ours of test images: other images, the same formula."""
     pytest.importorskip("timm")
+    task, classes = "trashnet", 6
     from mdft_fast.checkpoints import open_state
     from mdft_fast.data import NpzSource
     from mdft_fast.model import build_backbone
 
-    base = build_backbone(
-        {
-            "library": "timm",
-            "name": "vit_tiny_patch16_224",
-            "kwargs": {"img_size": 64, "num_classes": 0},
-        }
-    )
-    base.load_state_dict(dict(open_state(POOL / "base.safetensors").tensors))
-    source = NpzSource(POOL / "data" / f"{task}.npz", "x_test", "y_test")
+    kwargs = {"img_size": 64, "num_classes": 0}
+    base = build_backbone({"library": "timm", "name": "vit_tiny_patch16_224", "kwargs": kwargs})
+    base.load_state_dict(dict(open_state(real_pool / "base.safetensors").tensors))
+    source = NpzSource(real_pool / "data" / f"{task}.npz", "x_test", "y_test")
     preprocess = {"size": 64, "mean": 0.5, "std": 0.5}
     samples, labels = load_labelled(source, preprocess, classes)
     names = [str(c) for c in range(classes)]
     head = prototype_head(base, samples, labels, names, scale=20.0)
-    theirs = open_state(POOL / "heads" / f"{task}.safetensors").tensors["weight"].float()
+    theirs = open_state(real_pool / "heads" / f"{task}.safetensors").tensors["weight"].float()
     torch.testing.assert_close(theirs.norm(dim=1), torch.full((classes,), 20.0), rtol=1e-3, atol=0)
     cosines = head.weight @ F.normalize(theirs, dim=1).T
     assert (cosines.argmax(dim=1) == torch.arange(classes)).all()

@@ -185,7 +185,7 @@ def test_prompts_md_has_eurosat_in_another_order() -> None:
         check_order("eurosat", numbered(listed))
 
 
-def test_flat_folders_of_sun397_swap_two_classes(tmp_path: Path) -> None:
+def test_flat_folders_of_sun397_swap_two_classes() -> None:
     """As ``a_abbey``, sorted: '_' stands in for '/', and jail_cell comes before jail/indoor."""
     flat = sorted(f"{label[0]}_{label.replace('/', '_')}" for label in class_labels("sun397"))
     with pytest.raises(MdftError, match=r"\(2 of 397 differ\)"):

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import DATASETS, class_names, load_clip, templates, zero_shot_head
-from tests.checkpoints.corpus import save_encoder, tiny_clip
+from tests.checkpoints.corpus import Call, save_encoder, tiny_clip
 
 open_clip = pytest.importorskip("open_clip")
 
+Clip = tuple[Any, Any]  # a model and its tokenizer
 NAMES = ("cat", "a dog, maybe", "Ünïcödé — 猫", "{} 16.4 C/V", "zwölf Äpfel", "7")
 TEMPLATES = ("a photo of a {}.", 'the number: "{}"!', "{}")
 # Two orders of the same float32 sums over at most 32 terms and 3 templates.
@@ -28,9 +29,7 @@ TOLERANCE = {"rtol": 1e-5, "atol": 2e-6}
 
 @pytest.mark.parametrize("at_once", [1, 4, 10])
 @pytest.mark.parametrize("theirs_at_once", [None, 1, 10])
-def test_is_open_clips_classifier(
-    clip: tuple[Any, Any], at_once: int, theirs_at_once: int | None
-) -> None:
+def test_is_open_clips_classifier(clip: Clip, at_once: int, theirs_at_once: int | None) -> None:
     head = zero_shot_head(*clip, NAMES, TEMPLATES, classes_at_once=at_once)
     theirs = open_clip.build_zero_shot_classifier(*clip, NAMES, TEMPLATES, theirs_at_once)
     torch.testing.assert_close(head.weight, theirs.T, **TOLERANCE)
@@ -39,7 +38,7 @@ def test_is_open_clips_classifier(
     torch.testing.assert_close(head(x), wanted.detach(), rtol=1e-5, atol=1e-4)
 
 
-def test_is_its_definition_in_float64(clip: tuple[Any, Any]) -> None:
+def test_is_its_definition_in_float64(clip: Clip) -> None:
     model, tokenizer = copy.deepcopy(clip[0]).double(), clip[1]
     head = zero_shot_head(model, tokenizer, NAMES, TEMPLATES)
     for name, row in zip(NAMES, head.weight, strict=True):
@@ -51,21 +50,21 @@ def test_is_its_definition_in_float64(clip: tuple[Any, Any]) -> None:
     assert head.scale == pytest.approx(torch.tensor(3.7, dtype=torch.float32).double().exp())
 
 
-def test_rows_have_length_1_and_no_gradient(clip: tuple[Any, Any]) -> None:
+def test_rows_have_length_1_and_no_gradient(clip: Clip) -> None:
     head = zero_shot_head(*clip, NAMES, TEMPLATES)
     torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(6))
     assert not head.weight.requires_grad
     assert head.weight.is_contiguous()
 
 
-def test_one_class_and_one_template(clip: tuple[Any, Any]) -> None:
+def test_one_class_and_one_template(clip: Clip) -> None:
     head = zero_shot_head(*clip, ["cat"], ["a {}."])
     with torch.no_grad():
         wanted = F.normalize(clip[0].encode_text(clip[1](["a cat."])), dim=-1)
     torch.testing.assert_close(head.weight, wanted, **TOLERANCE)
 
 
-def test_the_model_is_as_it_was(clip: tuple[Any, Any]) -> None:
+def test_the_model_is_as_it_was(clip: Clip) -> None:
     before = {name: t.clone() for name, t in clip[0].state_dict().items()}
     zero_shot_head(*clip, NAMES, TEMPLATES)
     assert all(torch.equal(t, before[name]) for name, t in clip[0].state_dict().items())
@@ -87,12 +86,12 @@ def test_the_model_is_as_it_was(clip: tuple[Any, Any]) -> None:
         (["cat"], ["{{}}"], r"no other braces"),
     ],
 )
-def test_bad_words_are_named(clip: tuple[Any, Any], names: Any, prompts: Any, message: str) -> None:
+def test_bad_words_are_named(clip: Clip, names: Any, prompts: Any, message: str) -> None:
     with pytest.raises(MdftError, match=message):
         zero_shot_head(*clip, names, prompts)
 
 
-def test_a_model_that_is_none_is_refused(clip: tuple[Any, Any]) -> None:
+def test_a_model_that_is_none_is_refused(clip: Clip) -> None:
     with pytest.raises(MdftError, match=r"model must be an open_clip model.*got Linear"):
         zero_shot_head(torch.nn.Linear(2, 2), clip[1], NAMES, TEMPLATES)
     with pytest.raises(MdftError, match="must be in eval mode, got training"):
@@ -105,13 +104,13 @@ def test_a_model_that_is_none_is_refused(clip: tuple[Any, Any]) -> None:
         zero_shot_head(broken, clip[1], NAMES, TEMPLATES)
 
 
-def test_the_vocabularies_go_through(clip: tuple[Any, Any]) -> None:
+def test_the_vocabularies_go_through(clip: Clip) -> None:
     head = zero_shot_head(*clip, class_names("gtsrb"), templates("gtsrb"))
     assert head.weight.shape == (43, 64)
     assert len(head.weight.unique(dim=0)) == 43
 
 
-def test_a_prompt_that_would_be_cut_is_refused(clip: tuple[Any, Any]) -> None:
+def test_a_prompt_that_would_be_cut_is_refused(clip: Clip) -> None:
     fits, cut = ("dog " * 74).strip(), ("dog " * 75).strip()
     assert len(zero_shot_head(*clip, [fits], ["a {}"]).weight) == 1
     with pytest.raises(MdftError, match=r"77 tokens or fewer, got 78: 'a dog dog .*"):
@@ -120,13 +119,13 @@ def test_a_prompt_that_would_be_cut_is_refused(clip: tuple[Any, Any]) -> None:
     assert (ends[:, -1] == clip[1].eot_token_id).all()  # the library says nothing
 
 
-def test_a_tokenizer_of_any_kind_will_do(clip: tuple[Any, Any]) -> None:
+def test_a_tokenizer_of_any_kind_will_do(clip: Clip) -> None:
     plain = zero_shot_head(clip[0], lambda texts: clip[1](texts), NAMES, TEMPLATES)
     assert torch.equal(plain.weight, zero_shot_head(*clip, NAMES, TEMPLATES).weight)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_no_prompt_of_the_vocabularies_is_cut(clip: tuple[Any, Any], dataset: str) -> None:
+def test_no_prompt_of_the_vocabularies_is_cut(clip: Clip, dataset: str) -> None:
     texts = [t.format(name) for t in templates(dataset) for name in class_names(dataset)]
     assert max(len(clip[1].encode(text)) for text in texts) + 2 <= 77
 
@@ -134,7 +133,7 @@ def test_no_prompt_of_the_vocabularies_is_cut(clip: tuple[Any, Any], dataset: st
 # Loading a checkpoint.
 
 
-def test_loads_the_text_tower_alone(clip: tuple[Any, Any], clip_name: str, weights: Path) -> None:
+def test_loads_the_text_tower_alone(clip: Clip, clip_name: str, weights: Path) -> None:
     state = torch.random.get_rng_state()
     model, tokenizer = load_clip(clip_name, weights)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -143,9 +142,7 @@ def test_loads_the_text_tower_alone(clip: tuple[Any, Any], clip_name: str, weigh
     assert ours.scale == pytest.approx(float(clip[0].logit_scale.detach().double().exp()))
 
 
-def test_loads_what_people_have(
-    clip: tuple[Any, Any], clip_name: str, weights: Path, tmp_path: Path
-) -> None:
+def test_loads_what_people_have(clip: Clip, clip_name: str, tmp_path: Path) -> None:
     state = clip[0].state_dict()
     wanted = zero_shot_head(*clip, NAMES, TEMPLATES).weight
     half = {k: v.half() for k, v in state.items()}
@@ -168,7 +165,7 @@ def test_loads_what_people_have(
     torch.testing.assert_close(found, wanted, rtol=0, atol=0.01)
 
 
-def test_a_tower_of_its_own_reads_the_plain_names(clip: tuple[Any, Any], weights: Path) -> None:
+def test_a_tower_of_its_own_reads_the_plain_names(clip: Clip, weights: Path) -> None:
     model, tokenizer = load_clip("mdft-test-clip-custom", weights)
     found = zero_shot_head(model, tokenizer, NAMES, TEMPLATES)
     torch.testing.assert_close(
@@ -176,9 +173,7 @@ def test_a_tower_of_its_own_reads_the_plain_names(clip: tuple[Any, Any], weights
     )
 
 
-class Canary:
-    def __reduce__(self) -> Any:
-        return Path.touch, (Path("canary"),)
+CANARY = Call(Path.touch, Path("canary"))
 
 
 def bad_files(state: dict[str, Any], folder: Path) -> dict[str, tuple[Callable[[Path], Any], str]]:
@@ -190,8 +185,8 @@ def bad_files(state: dict[str, Any], folder: Path) -> dict[str, tuple[Callable[[
 
     return {
         "module.pt": (lambda f: torch.save(torch.nn.Linear(2, 2), f), lacks),
-        "canary.pt": (lambda f: torch.save({"a": Canary()}, f), "must hold tensors by name"),
-        "plain.pkl": (lambda f: f.write_bytes(pickle.dumps(Canary())), "damaged pickle"),
+        "canary.pt": (lambda f: torch.save({"a": CANARY}, f), "must hold tensors by name"),
+        "plain.pkl": (lambda f: f.write_bytes(pickle.dumps(CANARY)), "damaged pickle"),
         "script.pt": (script, lacks),
         "cut.pt": (lambda f: f.write_bytes(b"PK\3\4 and no more"), "damaged"),
         "cut.safetensors": (lambda f: f.write_bytes(b"\0" * 9), "not a readable safetensors"),
@@ -216,7 +211,7 @@ def bad_files(state: dict[str, Any], folder: Path) -> dict[str, tuple[Callable[[
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_bad_checkpoint_is_one_clear_error_and_nothing_is_run(
-    clip: tuple[Any, Any], clip_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Clip, clip_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, (write, message) in bad_files(clip[0].state_dict(), tmp_path).items():
@@ -248,7 +243,7 @@ def test_a_model_that_is_not_here_is_refused(
 
 
 def test_without_open_clip_it_says_how_to_get_it(
-    clip: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+    clip: Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ImportError):

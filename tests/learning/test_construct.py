@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from mdft_fast import ConstructConfig, MdftError, OptimizerConfig, Task, construct
 from mdft_fast.learning import BatchOrder, holdout_cross_entropy, split, teach
-from tests.world import CLASSES, Encoder, World, make_world
+from tests.world import CLASSES, Encoder, World, make_world, pixels
 
 CONFIG = ConstructConfig(
     steps=20, batch=8, mu=0.8, optimizer=OptimizerConfig(lr=0.01, schedule="cosine")
@@ -32,7 +32,7 @@ def plain_torch(world: World, config: ConstructConfig) -> Tensor:
     encoder = Encoder().eval()
     images, p, entropies, rows, orders = [], [], [], [], []
     for k, task in enumerate(world.tasks):
-        x = torch.from_numpy(task.adapt).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5)
+        x = pixels(task.adapt)
         with torch.no_grad():
             teacher = task.head(functional_call(encoder, world.models[k], x)).log_softmax(1)
         h = -(teacher.exp() * teacher).sum(1)
@@ -44,8 +44,7 @@ def plain_torch(world: World, config: ConstructConfig) -> Tensor:
         entropies.append(h)
         rows.append(learned)
         orders.append(BatchOrder(len(learned), config.batch, config.seed, f"construct/{task.name}"))
-    names = [name for name in world.base if name != "gain"]
-    lam = torch.full((len(world.models), len(names)), 0.3, requires_grad=True)
+    lam = torch.full((len(world.models), len(world.base) - 1), 0.3, requires_grad=True)
     optimizer = torch.optim.Adam([lam], lr=config.optimizer.lr)
     for step in range(config.steps):
         if config.optimizer.schedule == "cosine":
@@ -53,11 +52,7 @@ def plain_torch(world: World, config: ConstructConfig) -> Tensor:
                 group["lr"] = (
                     config.optimizer.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
                 )
-        weights = {
-            name: world.base[name]
-            + sum(lam[k, i] * (s[name] - world.base[name]) for k, s in enumerate(world.models))
-            for i, name in enumerate(names)
-        }
+        weights = world.merged(lam)
         total = torch.zeros(())
         for k, task in enumerate(world.tasks):
             at = rows[k][next(orders[k])]

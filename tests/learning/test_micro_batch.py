@@ -10,20 +10,22 @@ import pytest
 import torch
 
 from mdft_fast import ConstructConfig, MdftError, OptimizerConfig, SpecializeConfig, construct
-from mdft_fast.learning import Learner, StepRecord, specialize
 from mdft_fast.learning.loop import micro_batches
+from tests.learning.recorded import learn
 from tests.world import World
 
 CONFIG = ConstructConfig(steps=8, batch=8, mu=0.8, optimizer=OptimizerConfig("sgd", lr=0.02))
 
 
-class Records:
-    def __init__(self) -> None:
-        self.list: list[dict[str, Any]] = []
-
-    def __call__(self, record: StepRecord, learner: Learner) -> None:
-        line = record.as_dict()
-        self.list.append({key: line[key] for key in ("losses", "kept")})
+def learn_in_parts(world: World, config: Any, micro_batch: int) -> Any:
+    """Records of the steps in parts and whole, after a look at the paths: they are the same."""
+    wanted, whole = learn(world, config, graph=False)
+    got, parts = learn(world, dataclasses.replace(config, micro_batch=micro_batch), graph=False)
+    # SGD: λ moves by lr times a gradient whose sums are ordered otherwise, step by step.
+    moved = float((wanted[-1] - wanted[0]).abs().max())
+    assert moved > 1e-2
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4 * moved)
+    return zip(parts, whole, strict=True)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 5, 8, 11, 24, 100])
@@ -42,15 +44,7 @@ def test_the_path_of_stage_1_is_the_same(
     world: World, micro_batch: int, options: dict[str, Any]
 ) -> None:
     config = dataclasses.replace(CONFIG, **options)
-    whole, parts = Records(), Records()
-    wanted = construct(world.meta(), world.unlabelled, config, callbacks=[whole])
-    config = dataclasses.replace(config, micro_batch=micro_batch)
-    got = construct(world.meta(), world.unlabelled, config, callbacks=[parts])
-    # SGD: λ moves by lr times a gradient whose sums are ordered otherwise, 8 times.
-    moved = float((wanted.path[-1] - wanted.path[0]).abs().max())
-    assert moved > 1e-2
-    torch.testing.assert_close(got.path, wanted.path, rtol=0, atol=1e-4 * moved)
-    for one, other in zip(parts.list, whole.list, strict=True):
+    for one, other in learn_in_parts(world, config, micro_batch):
         assert one["kept"] == pytest.approx(other["kept"])
         assert one["losses"] == pytest.approx(other["losses"], rel=1e-4, abs=1e-6)
 
@@ -58,14 +52,7 @@ def test_the_path_of_stage_1_is_the_same(
 @pytest.mark.parametrize("micro_batch", [1, 7, 16, 40])
 def test_the_path_of_stage_2_is_the_same(world: World, micro_batch: int) -> None:
     config = SpecializeConfig(steps=5, batch=16, optimizer=OptimizerConfig("sgd", lr=0.5))
-    whole, parts = Records(), Records()
-    wanted = specialize(world.meta(), world.unlabelled[1], config, callbacks=[whole])
-    config = dataclasses.replace(config, micro_batch=micro_batch)
-    got = specialize(world.meta(), world.unlabelled[1], config, callbacks=[parts])
-    moved = float((wanted.path[-1] - wanted.path[0]).abs().max())
-    assert moved > 1e-2
-    torch.testing.assert_close(got.path, wanted.path, rtol=0, atol=1e-4 * moved)
-    for one, other in zip(parts.list, whole.list, strict=True):
+    for one, other in learn_in_parts(world, config, micro_batch):
         assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
 
 
@@ -90,11 +77,7 @@ def test_every_mode_walks_the_same_path_bit_for_bit(
 
 def test_rows_are_cut_in_order_and_none_is_lost() -> None:
     cut = list(micro_batches([3, 0, 5, 1], 4))
-    assert cut == [
-        [(0, slice(0, 3)), (2, slice(0, 1))],
-        [(2, slice(1, 5))],
-        [(3, slice(0, 1))],
-    ]
+    assert cut == [[(0, slice(0, 3)), (2, slice(0, 1))], [(2, slice(1, 5))], [(3, slice(0, 1))]]
     assert list(micro_batches([2, 1], None)) == [[(0, slice(0, 2)), (1, slice(0, 1))]]
     assert list(micro_batches([], 4)) == []
 

@@ -18,9 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 25
 
 
+@pytest.mark.usefixtures("real_pool")
 def test_the_path_in_bf16_is_near_that_in_fp32() -> None:
-    if not (ROOT.parent / "shared" / "pool").is_dir():
-        pytest.skip("needs the real pool in ../shared/pool, beside the repository")
     pytest.importorskip("timm")
     recipe = Recipe.load(ROOT / "examples" / "real_pool.yaml", ["preset=paper"])
     built, config = build(recipe), construct_config(recipe)

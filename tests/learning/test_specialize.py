@@ -13,7 +13,8 @@ from torch.func import functional_call
 
 from mdft_fast import MdftError, OptimizerConfig, SpecializeConfig, specialize
 from mdft_fast.learning import BatchOrder, split, teach
-from tests.world import Encoder, World
+from tests.learning.recorded import learn
+from tests.world import Encoder, World, pixels
 
 CONFIG = SpecializeConfig(steps=20, batch=16)
 
@@ -25,20 +26,15 @@ def distance(world: World, coefficients: Tensor, task: str) -> float:
 def test_path_equals_plain_torch(world: World) -> None:
     task, k = world.unlabelled[1], 1
     encoder = Encoder().eval()
-    x = torch.from_numpy(task.adapt).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5)
+    x = pixels(task.adapt)
     with torch.no_grad():
         target = functional_call(encoder, world.models[k], x)
     learned, _ = split(len(x), CONFIG.holdout, CONFIG.seed, task.name)
     order = BatchOrder(len(learned), CONFIG.batch, CONFIG.seed, f"specialize/{task.name}")
-    names = [name for name in world.base if name != "gain"]
-    lam = torch.full((3, len(names)), 0.3, requires_grad=True)
+    lam = torch.full((3, len(world.base) - 1), 0.3, requires_grad=True)
     optimizer = torch.optim.Adam([lam], lr=0.05)
     for _ in range(CONFIG.steps):
-        weights = {
-            name: world.base[name]
-            + sum(lam[j, i] * (s[name] - world.base[name]) for j, s in enumerate(world.models))
-            for i, name in enumerate(names)
-        }
+        weights = world.merged(lam)
         at = learned[next(order)]
         loss = (functional_call(encoder, weights, x[at]) - target[at]).abs().mean()
         optimizer.zero_grad()
@@ -76,13 +72,9 @@ def test_starts_where_the_coefficients_stand_and_nears_the_optimum(world: World)
 
 @pytest.mark.parametrize("representation", ["encoder", "normalized", "logits"])
 def test_every_representation_lowers_its_loss(world: World, representation: Any) -> None:
-    losses: list[float] = []
     config = dataclasses.replace(CONFIG, representation=representation)
-    specialize(
-        world.meta(), world.unlabelled[1], config,
-        callbacks=[lambda r, _: losses.append(r.as_dict()["loss"])],
-    )  # fmt: skip
-    assert losses[-1] < 0.7 * losses[0]
+    _, records = learn(world, config, graph=False)
+    assert records[-1]["loss"] < 0.7 * records[0]["loss"]
 
 
 def test_resumes_bit_for_bit(world: World) -> None:

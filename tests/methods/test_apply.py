@@ -16,7 +16,7 @@ from mdft_fast import CoefficientCard, MdftError, MetaModel, Pool, TaskVectors, 
 from mdft_fast.arena import CODECS, Codec
 from mdft_fast.methods import Lines, Merge, Site, Ties, Transform, apply
 from tests.methods.made_pools import SHAPES, draw, make_pool, tensors
-from tests.world import World, make_world
+from tests.world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,6 @@ class Bent(Transform):
     def transform(self, deltas: Tensor, site: Site) -> Tensor:
         made: Tensor = self.make(deltas)
         return made
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return make_world()
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from mdft_fast import MdftError
 from mdft_fast.methods import METHODS, Lines, Method, Ties, apply, entry_of, method_of, page
 from tests.methods.made_pools import draw, make_pool, tensors
+from tests.scripts import script
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
@@ -29,16 +28,9 @@ def sign(tmp_path_factory: pytest.TempPathFactory) -> type[Method]:
     _, code = blocks()
     file = tmp_path_factory.mktemp("methods") / "sign.py"
     file.write_text(code)
-    spec = importlib.util.spec_from_file_location("sign_of_the_page", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        module.Sign()  # annotations are read while the module is there
     assert len(code.splitlines()) <= 40
-    return module.Sign  # type: ignore[no-any-return]
+    made: type[Method] = script(str(file)).Sign
+    return made
 
 
 def test_the_page_is_made_of_the_table() -> None:

@@ -13,31 +13,24 @@ import torch
 
 from mdft_fast.errors import MdftError
 from mdft_fast.model import build_backbone
+from tests.checkpoints.corpus import Call
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "pool"
+pytestmark = pytest.mark.usefixtures("no_net")
 TOWER = {
     "image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "heads": 2,
     "mlp_ratio": 2.0, "output_dim": 12,
 }  # fmt: skip
+# A name's own tower but for its size, so that a test takes no half a gigabyte.
+SMALL = {"image_size": 64, "patch_size": 32, "width": 64, "layers": 1}
 TIMM = {"library": "timm", "name": "test_vit"}
 CLIP = {"library": "open_clip", "name": "ViT-B-32"}
-
-
-class Canary:
-    """Leaves a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that must never appear; ``evil.pt`` in the working folder would make it."""
     path = tmp_path / "canary"
-    torch.save(Canary(path), tmp_path / "evil.pt")
+    torch.save(Call(Path.touch, path), tmp_path / "evil.pt")
     monkeypatch.chdir(tmp_path)
     return path
 
@@ -60,65 +53,56 @@ EVIL: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "clip image": (
         CLIP,
         {"pretrained_image_path": "evil.pt", "weights_only": False},
-        "kwargs.pretrained_image_path",
+        "pretrained_image_path",
     ),
-    "clip text": (
-        CLIP,
-        {"weights_only": False, "pretrained_text_path": "evil.pt"},
-        "kwargs.weights_only",
-    ),
-    "clip whole": (CLIP, {"pretrained": "evil.pt"}, "kwargs.pretrained"),
-    "clip load": (CLIP, {"load_weights": True}, "kwargs.load_weights"),
-    "clip require": (CLIP, {"require_pretrained": True}, "kwargs.require_pretrained"),
-    "clip cache": (CLIP, {"cache_dir": "here"}, "kwargs.cache_dir"),
-    "clip old name": (CLIP, {"pretrained_hf": True}, "kwargs.pretrained_hf"),
-    "clip hub text": (
-        CLIP,
-        {"text_cfg": {"hf_model_name": "gpt2"}},
-        "kwargs.text_cfg.hf_model_name",
-    ),
+    "clip text": (CLIP, {"weights_only": False, "pretrained_text_path": "evil.pt"}, "weights_only"),
+    "clip whole": (CLIP, {"pretrained": "evil.pt"}, "pretrained"),
+    "clip load": (CLIP, {"load_weights": True}, "load_weights"),
+    "clip require": (CLIP, {"require_pretrained": True}, "require_pretrained"),
+    "clip cache": (CLIP, {"cache_dir": "here"}, "cache_dir"),
+    "clip old name": (CLIP, {"pretrained_hf": True}, "pretrained_hf"),
+    "clip hub text": (CLIP, {"text_cfg": {"hf_model_name": "gpt2"}}, "text_cfg.hf_model_name"),
     "clip timm tower": (
         CLIP,
         {"vision_cfg": {"timm_model_name": "hf-hub:a/b"}},
-        "kwargs.vision_cfg.timm_model_name",
+        "vision_cfg.timm_model_name",
     ),
     "clip timm weights": (
         CLIP,
         {"vision_cfg": {"timm_model_name": "test_vit", "timm_model_pretrained": True}},
-        "kwargs.vision_cfg.timm_model_pretrained",
+        "vision_cfg.timm_model_pretrained",
     ),
-    "clip argument of another day": (CLIP, {"resume": "evil.pt"}, "kwargs.resume"),
-    "timm checkpoint": (TIMM, {"checkpoint_path": "evil.pt"}, "kwargs.checkpoint_path"),
-    "timm pretrained": (TIMM, {"pretrained": True}, "kwargs.pretrained"),
-    "timm config": (TIMM, {"pretrained_cfg": {"file": "evil.pt"}}, "kwargs.pretrained_cfg"),
+    "clip argument of another day": (CLIP, {"resume": "evil.pt"}, "resume"),
+    "timm checkpoint": (TIMM, {"checkpoint_path": "evil.pt"}, "checkpoint_path"),
+    "timm pretrained": (TIMM, {"pretrained": True}, "pretrained"),
+    "timm config": (TIMM, {"pretrained_cfg": {"file": "evil.pt"}}, "pretrained_cfg"),
     "timm overlay": (
         TIMM,
         {"pretrained_cfg_overlay": {"url": "evil.pt"}},
-        "kwargs.pretrained_cfg_overlay",
+        "pretrained_cfg_overlay",
     ),
-    "timm cache": (TIMM, {"cache_dir": "here"}, "kwargs.cache_dir"),
-    "capitals": (TIMM, {"CheckPoint": "evil.pt"}, "kwargs.CheckPoint"),
-    "a path": (TIMM, {"img_size": "../evil.pt"}, "kwargs.img_size"),
-    "a path in a list": (TIMM, {"sizes": [1, ["a", "C:\\evil.pt"]]}, "kwargs.sizes[1][1]"),
-    "a text under path": (TIMM, {"drop_path_rate": "evil"}, "kwargs.drop_path_rate"),
-    "an object": (TIMM, {"act_layer": Canary}, "kwargs.act_layer"),
-    "not finite": (TIMM, {"drop_rate": float("nan")}, "kwargs.drop_rate"),
+    "timm cache": (TIMM, {"cache_dir": "here"}, "cache_dir"),
+    "capitals": (TIMM, {"CheckPoint": "evil.pt"}, "CheckPoint"),
+    "a path": (TIMM, {"img_size": "../evil.pt"}, "img_size"),
+    "a path in a list": (TIMM, {"sizes": [1, ["a", "C:\\evil.pt"]]}, "sizes[1][1]"),
+    "a text under path": (TIMM, {"drop_path_rate": "evil"}, "drop_path_rate"),
+    "an object": (TIMM, {"act_layer": Call}, "act_layer"),
+    "not finite": (TIMM, {"drop_rate": float("nan")}, "drop_rate"),
 }
 
 
-@pytest.mark.usefixtures("no_net")
 @pytest.mark.parametrize("case", EVIL)
 def test_no_argument_reads_a_file_or_the_net(case: str, canary: Path) -> None:
     spec, kwargs, key = EVIL[case]
     pytest.importorskip(spec["library"])
     with pytest.raises(MdftError, match="backbone: ") as caught:
         build_backbone({**spec, "kwargs": kwargs})
-    assert repr(key) in str(caught.value)
+    assert repr(f"kwargs.{key}") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not canary.exists()
 
 
-@pytest.mark.usefixtures("no_net", "canary")
+@pytest.mark.usefixtures("canary")
 @pytest.mark.parametrize("library", ["timm", "open_clip"])
 @pytest.mark.parametrize(
     "name",
@@ -138,7 +122,6 @@ def test_kwargs_are_a_mapping_of_strings(kwargs: Any) -> None:
         build_backbone({**TIMM, "kwargs": kwargs})
 
 
-@pytest.mark.usefixtures("no_net")
 def test_the_usual_arguments_pass() -> None:
     pytest.importorskip("timm")
     kwargs = {
@@ -150,39 +133,30 @@ def test_the_usual_arguments_pass() -> None:
     assert module(torch.zeros(1, 3, 32, 32)).dim() == 2
 
 
-@pytest.mark.usefixtures("no_net")
 def test_the_demos_tower_passes() -> None:
     pytest.importorskip("open_clip")
     spec = {"library": "open_clip", "name": "VisionTransformer", "kwargs": TOWER}
     assert build_backbone(spec)(torch.zeros(1, 3, 16, 16)).shape == (1, 12)
 
 
-@pytest.mark.usefixtures("no_net")
-def test_the_real_pools_backbone_passes() -> None:
+def test_the_real_pools_backbone_passes(real_pool: Path) -> None:
     pytest.importorskip("timm")
-    if not (SHARED / "pool.json").is_file():
-        pytest.skip("the real pool is not at ../shared/pool, beside the repository")
-    spec = json.loads((SHARED / "pool.json").read_text(encoding="utf-8"))["architecture"]
+    spec = json.loads((real_pool / "pool.json").read_text(encoding="utf-8"))["architecture"]
     assert build_backbone(spec)(torch.zeros(1, 3, 64, 64)).shape == (1, 192)
 
 
-@pytest.mark.usefixtures("no_net")
 @pytest.mark.parametrize(
     ("name", "activation"), [("ViT-B-32", "GELU"), ("ViT-B-32-quickgelu", "QuickGELU")]
 )
 def test_clips_names_pass(name: str, activation: str) -> None:
     pytest.importorskip("open_clip")
-    # The name's own tower but for its size, so that the test takes no half a gigabyte.
-    small = {"image_size": 64, "patch_size": 32, "width": 64, "layers": 1}
-    kwargs = {"vision_cfg": small, "force_patch_dropout": 0.0, "precision": "fp32"}
+    kwargs = {"vision_cfg": SMALL, "force_patch_dropout": 0.0, "precision": "fp32"}
     tower = build_backbone({"library": "open_clip", "name": name, "kwargs": kwargs})
     assert tower(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
     assert activation in {type(module).__name__ for module in tower.modules()}
 
 
-@pytest.mark.usefixtures("no_net")
 def test_a_text_tower_of_the_hub_is_never_asked_for() -> None:
     pytest.importorskip("open_clip")
-    small = {"image_size": 64, "patch_size": 32, "width": 64, "layers": 1}
-    spec = {"library": "open_clip", "name": "roberta-ViT-B-32", "kwargs": {"vision_cfg": small}}
+    spec = {"library": "open_clip", "name": "roberta-ViT-B-32", "kwargs": {"vision_cfg": SMALL}}
     assert build_backbone(spec)(torch.zeros(1, 3, 64, 64)).shape == (1, 512)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,9 @@ from torch.func import functional_call
 
 from mdft_fast import MdftError, MetaModel, Pool, Task
 from mdft_fast.model import MODES, Mode, build_backbone
+from mdft_fast.ops import _merge
 from mdft_fast.pool import Head, features_of
 from tests.world import PREPROCESS, Encoder, World, make_world
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return make_world()
 
 
 def images(n: int = 6) -> torch.Tensor:
@@ -174,10 +169,9 @@ def test_materialize_gives_a_plain_module_with_the_same_outputs(world: World) ->
 def test_merges_once_while_the_coefficients_stand(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["mdft_fast.ops._merge"]  # the name in the package is the function
     calls = []
-    original = module._merge
-    monkeypatch.setattr(module, "_merge", lambda *a: calls.append(1) or original(*a))
+    original = _merge._merge
+    monkeypatch.setattr(_merge, "_merge", lambda *a: calls.append(1) or original(*a))
     meta = world.meta()
     total = sum(meta.encode(images(n)).sum() for n in (2, 3))
     assert len(calls) == 1
@@ -259,13 +253,6 @@ def test_options_that_do_not_exist(world: World, options: dict, message: str) ->
 def test_unknown_task(world: World) -> None:
     with pytest.raises(MdftError, match=r"must be one of \['shapes', .*\], got 'mnist'"):
         world.meta()(images(), "mnist")
-
-
-def test_a_backbone_of_another_shape(world: World) -> None:
-    backbone = Encoder()
-    backbone.out = nn.Linear(8, 4)
-    with pytest.raises(MdftError, match=r"out.weight must be \[16, 8\] as in the pool, got \[4, 8"):
-        MetaModel(backbone, world.pool)
 
 
 def test_unknown_libraries_and_arguments() -> None:
@@ -352,10 +339,9 @@ def test_fresh_weights_however_the_coefficients_were_changed(world: World) -> No
 
 
 def test_an_interrupted_merge_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["mdft_fast.ops._merge"]
     meta = world.meta()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(_merge, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             meta.encode(images())
     with torch.no_grad():
@@ -380,12 +366,16 @@ def test_a_copy_is_a_model_of_its_own(world: World) -> None:
         assert torch.equal(meta.encode(images()), world.meta().encode(images()))
 
 
-def test_a_backbone_with_more_than_the_pool_is_refused(world: World) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("out", nn.Linear(8, 4), r"out.weight must be \[16, 8\] as in the pool, got \[4, 8"),
+        ("extra", nn.Linear(2, 2), r"extra.weight must be absent, as in the pool, got \[2, 2"),
+        ("gain", torch.ones(8), r"gain must be \[\], got \[8\]"),
+    ],
+)
+def test_a_backbone_of_another_pool(world: World, name: str, value: object, message: str) -> None:
     backbone = Encoder()
-    backbone.extra = nn.Linear(2, 2)
-    with pytest.raises(MdftError, match=r"extra.weight must be absent, as in the pool, got \[2, 2"):
+    setattr(backbone, name, value)
+    with pytest.raises(MdftError, match=message):
         MetaModel(backbone, world.pool)
-    wide = Encoder()
-    wide.gain = torch.ones(8)
-    with pytest.raises(MdftError, match=r"gain must be \[\], got \[8\]"):
-        MetaModel(wide, world.pool)

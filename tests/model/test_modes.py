@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -22,6 +23,7 @@ from tests.world import Encoder
 
 SIZE = 16
 MODES = ("resident", "layerwise", "streamed")
+Made = dict[str, tuple[nn.Module, Pool]]
 
 
 def timm_vit() -> nn.Module:
@@ -38,6 +40,8 @@ def clip_vit() -> nn.Module:
 class Tied(nn.Module):
     """Two blocks that share a tensor, between a stem and a tail."""
 
+    calls = 1
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Linear(3 * SIZE * SIZE, 32)
@@ -47,7 +51,7 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x.flatten(1))
-        for block in self.blocks:
+        for block in self.calls * [*self.blocks]:
             x = block(x.tanh())
         out: Tensor = self.tail(x)
         return out
@@ -56,12 +60,7 @@ class Tied(nn.Module):
 class Loop(Tied):
     """Calls its blocks twice, the second time with the block's result returned as it is."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x.flatten(1))
-        for block in (*self.blocks, *self.blocks):
-            x = block(x.tanh())
-        out: Tensor = self.tail(x)
-        return out
+    calls = 2
 
 
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
@@ -89,19 +88,12 @@ def make_pool(backbone: nn.Module, K: int = 3, codec: str = "fp32") -> Pool:
     ]
     with torch.no_grad():
         features = backbone(images()).shape[1]
-    tasks = [Named(f"task{k}", features) for k in range(K)]
+    head = Head(torch.ones(2, features))
+    tasks = [SimpleNamespace(name=f"task{k}", class_names=["a", "b"], head=head) for k in range(K)]
     return Pool.from_checkpoints(
         base, models, tasks, backbone=backbone, preprocess={"size": SIZE, "mean": 0, "std": 1},
         codec=codec,
     )  # fmt: skip
-
-
-class Named:
-    """A task without data."""
-
-    def __init__(self, name: str, features: int) -> None:
-        self.name, self.class_names = name, ["a", "b"]
-        self.head = Head(torch.ones(2, features))
 
 
 def images(n: int = 4) -> Tensor:
@@ -117,7 +109,7 @@ def gradient(meta: MetaModel, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def made() -> dict[str, tuple[nn.Module, Pool]]:
+def made() -> Made:
     torch.manual_seed(0)
     backbones = {name: make().eval() for name, make in BACKBONES.items()}
     return {name: (backbone, make_pool(backbone)) for name, backbone in backbones.items()}
@@ -127,7 +119,7 @@ def made() -> dict[str, tuple[nn.Module, Pool]]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_every_mode_gives_the_same_bits(
-    made: dict[str, tuple[nn.Module, Pool]], name: str, mode: str, checkpointing: bool
+    made: Made, name: str, mode: str, checkpointing: bool
 ) -> None:
     features, grad = gradient(MetaModel(*made[name]))
     meta = MetaModel(*made[name], mode=mode, checkpointing=checkpointing)
@@ -141,9 +133,7 @@ def test_every_mode_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("granularity", ["task", "block"])
-def test_coarse_columns_differ_by_the_order_of_sums_alone(
-    made: dict[str, tuple[nn.Module, Pool]], granularity: str
-) -> None:
+def test_coarse_columns_differ_by_the_order_of_sums_alone(made: Made, granularity: str) -> None:
     options = {"granularity": granularity}
     _, grad = gradient(MetaModel(*made["timm"], **options))
     _, other = gradient(MetaModel(*made["timm"], **options, mode="layerwise"))
@@ -155,9 +145,7 @@ def test_coarse_columns_differ_by_the_order_of_sums_alone(
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradient_in_x_alone(
-    made: dict[str, tuple[nn.Module, Pool]], mode: str, checkpointing: bool
-) -> None:
+def test_gradient_in_x_alone(made: Made, mode: str, checkpointing: bool) -> None:
     grads = []
     for options in ({}, {"mode": mode, "checkpointing": checkpointing}):
         meta = MetaModel(*made["open_clip"], **options)
@@ -170,9 +158,7 @@ def test_gradient_in_x_alone(
 
 @pytest.mark.parametrize("mode", ["layerwise", "streamed"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_two_forwards_before_one_backward(
-    made: dict[str, tuple[nn.Module, Pool]], mode: str, checkpointing: bool
-) -> None:
+def test_two_forwards_before_one_backward(made: Made, mode: str, checkpointing: bool) -> None:
     meta = MetaModel(*made["timm"], mode=mode, checkpointing=checkpointing)
     first, second = images(2), images(4)[2:]
     wanted = gradient(meta, first)[1] + gradient(meta, second)[1]
@@ -182,9 +168,7 @@ def test_two_forwards_before_one_backward(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_backward_uses_the_coefficients_of_its_own_forward(
-    made: dict[str, tuple[nn.Module, Pool]], checkpointing: bool
-) -> None:
+def test_backward_uses_the_coefficients_of_its_own_forward(made: Made, checkpointing: bool) -> None:
     meta = MetaModel(*made["timm"], mode="layerwise", checkpointing=checkpointing)
     _, wanted = gradient(meta)
     meta.coefficients.grad = None
@@ -208,7 +192,7 @@ class Watch(LiveBytes):
             block.register_full_backward_pre_hook(lambda *_: self.seen.append(self.now))
 
 
-def test_nothing_of_a_block_outlives_it(made: dict[str, tuple[nn.Module, Pool]]) -> None:
+def test_nothing_of_a_block_outlives_it(made: Made) -> None:
     backbone, pool = made["timm"]
     meta = MetaModel(backbone, pool, mode="layerwise", checkpointing=True)
     runner = meta._runner
@@ -247,7 +231,7 @@ class Nested(nn.Module):
         return out
 
 
-def test_blocks_are_found_by_the_numbers_in_names(made: dict[str, tuple[nn.Module, Pool]]) -> None:
+def test_blocks_are_found_by_the_numbers_in_names(made: Made) -> None:
     found = {
         name: MetaModel(*made[name], mode="layerwise")._blocks for name in ("timm", "open_clip")
     }
@@ -262,9 +246,7 @@ def test_blocks_are_found_by_the_numbers_in_names(made: dict[str, tuple[nn.Modul
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_staged_through_two_buffers(
-    made: dict[str, tuple[nn.Module, Pool]], codec: str, checkpointing: bool
-) -> None:
+def test_staged_through_two_buffers(made: Made, codec: str, checkpointing: bool) -> None:
     """The feed for GPUs, run on the CPU: two buffers, one block ahead, the same bits."""
     backbone, pool = made["open_clip"]
     pool = pool.encode(codec)
@@ -286,9 +268,7 @@ def test_staged_through_two_buffers(
     assert fetched == ["", *blocks, "", blocks[1], blocks[0], ""]
 
 
-def test_teachers_and_materialize_agree_in_every_mode(
-    made: dict[str, tuple[nn.Module, Pool]],
-) -> None:
+def test_teachers_and_materialize_agree_in_every_mode(made: Made) -> None:
     for mode, precision in itertools.product(MODES, ("fp32", "bf16")):
         meta = MetaModel(*made["timm"], mode=mode, precision=precision)
         plain = meta.materialize()
@@ -302,9 +282,7 @@ def test_teachers_and_materialize_agree_in_every_mode(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_bf16_rounds_weights_once_and_keeps_float32_outside(
-    made: dict[str, tuple[nn.Module, Pool]], mode: str
-) -> None:
+def test_bf16_rounds_weights_once_and_keeps_float32_outside(made: Made, mode: str) -> None:
     exact = MetaModel(*made["timm"])
     meta = MetaModel(*made["timm"], mode=mode, precision="bf16")
     for weight, wanted in zip(meta.weights(), exact.weights(), strict=True):
@@ -315,7 +293,7 @@ def test_bf16_rounds_weights_once_and_keeps_float32_outside(
     assert torch.cosine_similarity(grad.flatten(), wanted.flatten(), dim=0) > 0.99
 
 
-def test_named_blocks(made: dict[str, tuple[nn.Module, Pool]]) -> None:
+def test_named_blocks(made: Made) -> None:
     backbone, pool = made["timm"]
     _, wanted = gradient(MetaModel(backbone, pool))
     for blocks, number in ((["blocks"], 3), (["blocks", "norm"], 4)):
@@ -324,7 +302,7 @@ def test_named_blocks(made: dict[str, tuple[nn.Module, Pool]]) -> None:
         assert torch.equal(gradient(meta)[1], wanted)
 
 
-def test_blocks_that_do_not_work(made: dict[str, tuple[nn.Module, Pool]]) -> None:
+def test_blocks_that_do_not_work(made: Made) -> None:
     def make(blocks: list[str]) -> MetaModel:
         return MetaModel(*made["timm"], mode="layerwise", blocks=blocks)
 
@@ -356,7 +334,7 @@ def test_blocks_that_do_not_work(made: dict[str, tuple[nn.Module, Pool]]) -> Non
     assert all(p is None for m in meta._backbone.modules() for p in m._parameters.values())
 
 
-def test_autocast_is_refused_outside_of_resident(made: dict[str, tuple[nn.Module, Pool]]) -> None:
+def test_autocast_is_refused_outside_of_resident(made: Made) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         MetaModel(*made["timm"]).encode(images())
         with pytest.raises(MdftError, match="autocast must be off in mode 'layerwise', got it on"):
@@ -391,7 +369,7 @@ def test_the_buffer_is_given_up_where_a_block_returns_a_part_of_it() -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
-def test_largest_piece_sets_the_buffer(made: dict[str, tuple[nn.Module, Pool]]) -> None:
+def test_largest_piece_sets_the_buffer(made: Made) -> None:
     meta = MetaModel(*made["timm"], mode="layerwise")
     meta.encode(images())
     runner = meta._runner
@@ -401,9 +379,7 @@ def test_largest_piece_sets_the_buffer(made: dict[str, tuple[nn.Module, Pool]]) 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_inference_mode_leaves_training_as_it_was(
-    made: dict[str, tuple[nn.Module, Pool]], mode: str
-) -> None:
+def test_inference_mode_leaves_training_as_it_was(made: Made, mode: str) -> None:
     meta = MetaModel(*made["timm"], mode=mode)
     with torch.inference_mode():
         first = meta.encode(images()).clone()
@@ -412,9 +388,7 @@ def test_inference_mode_leaves_training_as_it_was(
     assert torch.equal(grad, gradient(MetaModel(*made["timm"]))[1])
 
 
-def test_a_failing_block_leaves_the_model_as_it_was(
-    made: dict[str, tuple[nn.Module, Pool]],
-) -> None:
+def test_a_failing_block_leaves_the_model_as_it_was(made: Made) -> None:
     meta = MetaModel(*made["timm"], mode="layerwise")
     wanted = gradient(meta)
     with pytest.raises(RuntimeError):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mdft_fast import reference
-from mdft_fast.arena import GROUP, LARGEST_CODE, TILE, Codec, Layout, TaskVectors
+from mdft_fast.arena import GROUP, LARGEST_CODE, TILE, Codec, Layout, TaskVectors, TilePlan
 from mdft_fast.reference import accumulator, decode
 from tests.tolerance import assert_within_rounding
 
@@ -70,10 +70,12 @@ def make_arena(
     deltas: torch.dtype | Codec = F32,
     elements: int | None = None,
     seed: int = 0,
+    learns: bool = False,
 ) -> Arena:
     """Draws ``base [N]``, ``deltas [K, N]`` (packed for a codec) and ``coefficients [K, L]``.
 
-    The numbers are of one size and of both signs, so that a sum kept in too few bits shows.
+    The numbers are of one size and of both signs, so that a sum kept in too few bits shows. Where
+    it ``learns``, base and coefficients require grad.
     """
     random = torch.Generator().manual_seed(seed)
     N = layout.elements if elements is None else elements
@@ -82,11 +84,11 @@ def make_arena(
         return torch.randn(*shape, generator=random)
 
     return Arena(
-        draw(N).to(device, base),
+        draw(N).to(device, base).requires_grad_(learns),
         make_packed(K, N, deltas, random).to(device)
         if isinstance(deltas, str)
         else draw(K, N).to(device, deltas),
-        draw(K, len(layout.columns)).to(device, accumulator(base)),
+        draw(K, len(layout.columns)).to(device, accumulator(base)).requires_grad_(learns),
     )
 
 
@@ -194,9 +196,13 @@ def poison_padding(deltas: Any, layout: Layout) -> Any:
 
 def assert_merges(got: Tensor, arena: Arena, layout: Layout, tiles: Any = None) -> None:
     """Holds a merge against the float64 reference."""
-    plan = layout.plan(got.device, tiles)
     # K sums, and where multiply and add are two roundings, one product; of codes λ times the scale.
     terms = len(arena.coefficients) + (2 if isinstance(arena.deltas, TaskVectors) else 1)
+    assert_merges_by(got, arena, layout.plan(got.device, tiles), terms)
+
+
+def assert_merges_by(got: Tensor, arena: Arena, plan: TilePlan, terms: int) -> None:
+    """The same by a plan, of so many roundings a term."""
     assert_within_rounding(
         got,
         exact=reference.merge(*arena.double(), plan, F64),
@@ -216,17 +222,24 @@ def assert_dots(
     got: Tensor, grads: Sequence[Tensor | None], deltas: Any, layout: Layout, tiles: Any = None
 ) -> None:
     """Holds dot products against the float64 reference."""
-    plan, values = layout.plan(got.device, tiles), wide(deltas)
+    terms = CODE_TERMS if isinstance(deltas, TaskVectors) else FLOAT_TERMS
+    assert_dots_by(got, grads, deltas, layout.plan(got.device, tiles), terms, layout.tiles)
+
+
+def assert_dots_by(
+    got: Tensor, grads: Any, deltas: Any, plan: TilePlan, terms: int, tiles: int
+) -> None:
+    """The same by a plan, of so many roundings in a tile and so many tiles."""
+    values = wide(deltas)
     exact = [None if g is None else g.double() for g in grads]
     size = [None if g is None else g.abs() for g in exact]
-    terms = CODE_TERMS if isinstance(deltas, TaskVectors) else FLOAT_TERMS
     assert_within_rounding(
         got,
         exact=reference.merge_dots(exact, values, plan),
         magnitude=reference.merge_dots(size, values.abs(), plan),
         # The tiles of a column are added in float64, whose roundings count only there.
-        terms=terms + (layout.tiles if got.dtype == F64 else 0),
-        reference_terms=TILE + layout.tiles,
+        terms=terms + (tiles if got.dtype == F64 else 0),
+        reference_terms=TILE + tiles,
     )
 
 
@@ -278,6 +291,15 @@ WRONG_CODES: dict[str, tuple[Codec, int, Any, str]] = {
         "int8", 1, lambda x: x.float(), f"scales must be None for float32 deltas, got [3, {G}]",
     ),
 }  # fmt: skip
+
+
+def assert_bits_hold(call: Callable[[], Sequence[Tensor]]) -> None:
+    """Sees equal bits on one thread and, over and over, on two."""
+    torch.set_num_threads(1)
+    alone = call()
+    torch.set_num_threads(2)
+    for _ in range(3):
+        assert all(map(torch.equal, call(), alone))
 
 
 def changed(args: Sequence[Any], position: int, change: Any) -> list[Any]:

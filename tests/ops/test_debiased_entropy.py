@@ -24,6 +24,7 @@ from tests.ops.inputs import (
     F32,
     F64,
     Rows,
+    assert_bits_hold,
     changed,
     make_rows,
     name,
@@ -33,6 +34,9 @@ from tests.tolerance import assert_no_worse_than_eager
 
 OPS = torch.ops.mdft_fast
 INF = math.inf
+EITHER = pytest.mark.parametrize(
+    "f", [mdft_fast.debiased_entropy_loss, reference.debiased_entropy], ids=["kernel", "reference"]
+)
 
 # What the objective can be; between them every switch takes every value.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -95,6 +99,9 @@ CASES: dict[str, Any] = {
 class Results(NamedTuple):
     value: DebiasedEntropy
     grad: list[Tensor]
+
+    def all(self) -> list[Tensor]:
+        return [*self.value, *self.grad]
 
 
 def loss_factor(k: int, K: int) -> float:
@@ -224,16 +231,15 @@ def test_teachers_may_have_another_dtype(teacher: torch.dtype, device: torch.dev
     assert torch.equal(got.loss, wanted.loss)
 
 
-@pytest.mark.parametrize("function", ["kernel", "reference"])
+@EITHER
 @pytest.mark.parametrize("filter", [True, False])
 @pytest.mark.parametrize("reweight", ["off", "as_written", "normalized"])
 def test_parts_add_up_to_the_whole(
-    reweight: Any, filter: bool, function: str, device: torch.device
+    reweight: Any, filter: bool, f: Any, device: torch.device
 ) -> None:
     rows = make_rows([(16, 5), (0, 3), (9, 10), (7, 4)], device, F64)
     rows.teacher[3].zero_()  # none is kept by the filter
     switches = {"reweight": reweight, "filter": filter, "mu": 0.6}
-    f = mdft_fast.debiased_entropy_loss if function == "kernel" else reference.debiased_entropy
     whole = run(f, rows, switches)
     entropies = whole.value.entropy.split([len(z) for z in rows.logits])
     divisors = [
@@ -391,9 +397,7 @@ WRONG_ROWS: dict[str, tuple[int, Any, str]] = {
     ),
     "row_offsets dtype": (3, lambda x: x.int(), "row_offsets must be int64, got int32"),
     "task_rows dtype": (4, lambda x: x.int(), "task_rows must be int64, got int32"),
-    "logits strided": (
-        0, lambda x: x.repeat(2)[::2], "logits must be contiguous, got strides",
-    ),
+    "logits strided": (0, lambda x: x.repeat(2)[::2], "logits must be contiguous, got strides"),
     "row_offsets strided": (
         3, lambda x: x.repeat_interleave(2)[::2], "row_offsets must be contiguous, got strides",
     ),
@@ -408,14 +412,10 @@ WRONG: dict[str, tuple[int, Any, str]] = {
     "teacher dtype": (
         1, lambda x: x.half(), "teacher must be float32 or the dtype of logits, got float16",
     ),
-    "teacher strided": (
-        1, lambda x: x.repeat(2)[::2], "teacher must be contiguous, got strides",
-    ),
+    "teacher strided": (1, lambda x: x.repeat(2)[::2], "teacher must be contiguous, got strides"),
     "entropy short": (2, torch.ones(2), "teacher_entropy must be [3], got [2]"),
     "entropy dtype": (2, torch.ones(3).half(), "teacher_entropy must be float32, got float16"),
-    "entropy strided": (
-        2, torch.ones(6)[::2], "teacher_entropy must be contiguous, got strides",
-    ),
+    "entropy strided": (2, torch.ones(6)[::2], "teacher_entropy must be contiguous, got strides"),
     "alpha": (5, -0.25, "alpha must be >= 0, got -0.25"),
     "alpha nan": (5, math.nan, "alpha must be >= 0, got nan"),
     "mu": (6, -1e-9, "mu must be >= 0, got -1e-09"),
@@ -539,13 +539,7 @@ def test_refuses_to_differentiate_entropy_and_weight(device: torch.device) -> No
 @pytest.mark.usefixtures("threads")
 def test_bits_do_not_depend_on_threads_or_repeats(device: torch.device) -> None:
     rows = make_rows([(200, 242), (100, 1000), (50, 7)], device)  # many shares of work
-    torch.set_num_threads(1)
-    alone = run(mdft_fast.debiased_entropy_loss, rows, {})
-    torch.set_num_threads(2)
-    for _ in range(3):
-        again = run(mdft_fast.debiased_entropy_loss, rows, {})
-        assert all(map(torch.equal, again.value, alone.value))
-        assert all(map(torch.equal, again.grad, alone.grad))
+    assert_bits_hold(lambda: run(mdft_fast.debiased_entropy_loss, rows, {}).all())
 
 
 def test_bits_do_not_depend_on_strides_or_neighbors(device: torch.device) -> None:
@@ -553,8 +547,7 @@ def test_bits_do_not_depend_on_strides_or_neighbors(device: torch.device) -> Non
     both = run(mdft_fast.debiased_entropy_loss, rows, {})
     strided = Rows(*([x.mT.contiguous().mT for x in part] for part in rows))
     again = run(mdft_fast.debiased_entropy_loss, strided, {})
-    assert all(map(torch.equal, again.value, both.value))
-    assert all(map(torch.equal, again.grad, both.grad))
+    assert all(map(torch.equal, again.all(), both.all()))
     alone = run(mdft_fast.debiased_entropy_loss, Rows(rows.logits[:1], rows.teacher[:1]), {})
     assert torch.equal(alone.value.loss, both.value.loss[:1])
     assert torch.equal(alone.grad[0], both.grad[0])
@@ -572,8 +565,7 @@ def test_bits_are_those_of_the_mean_where_the_divisor_is_the_number_of_kept_rows
     again = run(
         mdft_fast.debiased_entropy_loss, rows, {"reweight": reweight, "divide_by": divide_by}
     )
-    assert all(map(torch.equal, again.value, plain.value))
-    assert all(map(torch.equal, again.grad, plain.grad))
+    assert all(map(torch.equal, again.all(), plain.all()))
 
 
 # ---- 7. degenerate
@@ -582,15 +574,14 @@ def test_bits_are_those_of_the_mean_where_the_divisor_is_the_number_of_kept_rows
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("bad", [0.0, math.nan, INF, -INF])
 @pytest.mark.parametrize("divide_by", [None, (0.0, 1.0)], ids=["mean", "divided by 0"])
-@pytest.mark.parametrize("function", ["kernel", "reference"])
+@EITHER
 def test_degenerate_nothing_passes_the_filter(
-    function: str, divide_by: Any, bad: float, dtype: torch.dtype, device: torch.device
+    f: Any, divide_by: Any, bad: float, dtype: torch.dtype, device: torch.device
 ) -> None:
     rows = make_rows([(4, 3), (2, 5)], device, dtype)
     rows.teacher[0].zero_()  # H(p) = log C: no row of the first task is kept
     rows.teacher[1][:, 0] = 50  # H(p) = 0: all rows of the second are
     rows.logits[0].fill_(bad)
-    f = mdft_fast.debiased_entropy_loss if function == "kernel" else reference.debiased_entropy
     value, grad = run(f, rows, {"divide_by": divide_by})
     assert value.kept.tolist() == [False] * 4 + [True] * 2
     assert value.loss[0] == 0
@@ -614,9 +605,9 @@ READERS_OF_ENTROPY: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("bad", [math.nan, INF])
 @pytest.mark.parametrize("options", READERS_OF_ENTROPY)
-@pytest.mark.parametrize("function", ["kernel", "reference"])
+@EITHER
 def test_degenerate_a_nan_entropy_is_not_a_removed_row(
-    function: str, options: str, bad: float, dtype: torch.dtype, device: torch.device
+    f: Any, options: str, bad: float, dtype: torch.dtype, device: torch.device
 ) -> None:
     switches = READERS_OF_ENTROPY[options]
     rows = make_rows([(4, 3), (2, 5)], device, dtype)
@@ -628,7 +619,6 @@ def test_degenerate_a_nan_entropy_is_not_a_removed_row(
     filtered = switches.get("filter", True)
     if filtered:
         other[0][2] = bad  # a removed row holds anything
-    f = mdft_fast.debiased_entropy_loss if function == "kernel" else reference.debiased_entropy
     value, grad = run(f, rows, switches)
     assert value.entropy.isnan().tolist() == [False, True] + [False] * 4
     assert value.kept.tolist() == [not filtered, True, *[not filtered] * 2, True, True]
@@ -641,12 +631,11 @@ def test_degenerate_a_nan_entropy_is_not_a_removed_row(
         assert not grad[0][[0, 2, 3]].any()
 
 
-@pytest.mark.parametrize("function", ["kernel", "reference"])
-def test_degenerate_a_cached_entropy_that_is_nan(function: str, device: torch.device) -> None:
+@EITHER
+def test_degenerate_a_cached_entropy_that_is_nan(f: Any, device: torch.device) -> None:
     rows = make_rows([(4, 3)], device)
     p = [rows.teacher[0].softmax(1)]
     h = [torch.full((4,), math.nan, device=device)]
-    f = mdft_fast.debiased_entropy_loss if function == "kernel" else reference.debiased_entropy
     assert f(rows.logits, p, teacher_entropy=h).loss.isnan().all()
     unread = f(rows.logits, p, teacher_entropy=h, filter=False, reweight="off")
     assert unread.loss.isfinite().all()

@@ -28,9 +28,7 @@ LONE = Layout.of({"a": (TILE,)})
 
 def all_results() -> list[Tensor]:
     """Every operator once, with its gradients."""
-    base, deltas, coefficients = make_arena(3, LAYOUT, CPU)
-    base.requires_grad_()
-    coefficients.requires_grad_()
+    base, deltas, coefficients = make_arena(3, LAYOUT, CPU, learns=True)
     parts = mdft_fast.merge_tensors(base, deltas, coefficients, LAYOUT, out=torch.empty_like(base))
     sum(p.square().sum() for p in parts).backward()
     dots = mdft_fast.merge_dots(make_grads(LAYOUT, CPU), deltas, LAYOUT)
@@ -102,59 +100,51 @@ def test_the_reference_refuses_what_users_get_wrong() -> None:
     base, deltas, lam = make_arena(3, LAYOUT, CPU)
     grads = make_grads(LAYOUT, CPU)
     rows = make_rows([(4, 3), (2, 5)], CPU)
-    loss = mdft_fast.debiased_entropy_loss
+    loss, merge, dots = mdft_fast.debiased_entropy_loss, mdft_fast.merge, mdft_fast.merge_dots
     ints = [z.long() for z in rows.logits]
     h = [z.sum(1).to("meta") for z in rows.logits]
     floating = "must be float32, float64, float16 or bfloat16"
     narrow = "must be float32, float16 or bfloat16, got"
     codes = "must be float32, float16, bfloat16, int8 or uint8, got"
     cases: dict[str, Any] = {
-        f"merge: deltas {codes} float64": lambda: mdft_fast.merge(
-            base, deltas.to(F64), lam, LAYOUT
-        ),
-        f"merge: deltas {codes} int64": lambda: mdft_fast.merge(base, deltas.long(), lam, LAYOUT),
-        f"merge_dots: a gradient {narrow} float64": lambda: mdft_fast.merge_dots(
+        f"merge: deltas {codes} float64": lambda: merge(base, deltas.to(F64), lam, LAYOUT),
+        f"merge: deltas {codes} int64": lambda: merge(base, deltas.long(), lam, LAYOUT),
+        f"merge_dots: a gradient {narrow} float64": lambda: dots(
             [g.to(F64) for g in grads], deltas, LAYOUT
         ),
-        "merge_dots: gradient 0 must have at most 1000 elements, got [1024]": lambda: (
-            mdft_fast.merge_dots([torch.ones(TILE)], deltas[:, :1000].contiguous(), LONE)
+        "merge_dots: gradient 0 must have at most 1000 elements, got [1024]": lambda: dots(
+            [torch.ones(TILE)], deltas[:, :1000].contiguous(), LONE
         ),
-        "merge: out must not overlap deltas, got memory of it": lambda: mdft_fast.merge(
+        "merge: out must not overlap deltas, got memory of it": lambda: merge(
             base, deltas, lam, LAYOUT, out=deltas[0]
         ),
-        "merge: out must be [3072], got [3071]": lambda: mdft_fast.merge(
+        "merge: out must be [3072], got [3071]": lambda: merge(
             base, deltas, lam, LAYOUT, out=torch.empty(3071)
         ),
-        f"merge: out {narrow} int64": lambda: mdft_fast.merge(
+        f"merge: out {narrow} int64": lambda: merge(
             base, deltas, lam, LAYOUT, out_dtype=torch.int64
         ),
-        f"merge: base {floating}, got int64": lambda: mdft_fast.merge(
-            base.long(), deltas, lam, LAYOUT
-        ),
-        "merge: base must be [N], got [1, 3072]": lambda: mdft_fast.merge(
-            base[None], deltas, lam, LAYOUT
-        ),
-        "merge: deltas must be [K, 3072], got [3, 3071]": lambda: mdft_fast.merge(
+        f"merge: base {floating}, got int64": lambda: merge(base.long(), deltas, lam, LAYOUT),
+        "merge: base must be [N], got [1, 3072]": lambda: merge(base[None], deltas, lam, LAYOUT),
+        "merge: deltas must be [K, 3072], got [3, 3071]": lambda: merge(
             base, deltas[:, 1:], lam, LAYOUT
         ),
-        "merge: coefficients must be [3, L], got [2, 2]": lambda: mdft_fast.merge(
+        "merge: coefficients must be [3, L], got [2, 2]": lambda: merge(
             base, deltas, lam[1:], LAYOUT
         ),
-        "merge: coefficients must be float32, got float16": lambda: mdft_fast.merge(
+        "merge: coefficients must be float32, got float16": lambda: merge(
             base, deltas, lam.half(), LAYOUT
         ),
-        "merge: deltas must be float64 like the rest, got float32": lambda: mdft_fast.merge(
+        "merge: deltas must be float64 like the rest, got float32": lambda: merge(
             base.to(F64), deltas, lam.to(F64), LAYOUT
         ),
         "merge: coefficients must be on the device of the other tensors, got another device": (
-            lambda: mdft_fast.merge(base, deltas, lam.to("meta"), LAYOUT)
+            lambda: merge(base, deltas, lam.to("meta"), LAYOUT)
         ),
-        "merge_dots: all gradients must be float32, got float16": lambda: mdft_fast.merge_dots(
+        "merge_dots: all gradients must be float32, got float16": lambda: dots(
             [grads[0], grads[1].half()], deltas, LAYOUT
         ),
-        "merge_dots: deltas must be [K, 3072], got [3072]": lambda: mdft_fast.merge_dots(
-            grads, deltas[0], LAYOUT
-        ),
+        "merge_dots: deltas must be [K, 3072], got [3072]": lambda: dots(grads, deltas[0], LAYOUT),
         "debiased_entropy: divide_by must be [2], got [3]": lambda: loss(
             *rows, divide_by=torch.ones(3)
         ),

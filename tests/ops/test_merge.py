@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch._subclasses import FakeTensorMode
 import mdft_fast
 from mdft_fast import reference
 from mdft_fast.arena import GROUP, TILE, Codec, Layout, TaskVectors
+from mdft_fast.ops import _merge
 from tests.ops.inputs import (
     BF16,
     CODE_TERMS,
@@ -30,6 +30,7 @@ from tests.ops.inputs import (
     NARROW,
     WRONG_CODES,
     Arena,
+    assert_bits_hold,
     assert_dots,
     assert_merges,
     changed,
@@ -230,11 +231,10 @@ def test_each_gradient_is_made_only_when_asked(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    merge_module = sys.modules["mdft_fast.ops._merge"]  # the package's attribute is the function
     for step in ("dot_gradients", "_base_gradient"):
-        real = getattr(merge_module, step)
+        real = getattr(_merge, step)
         monkeypatch.setattr(
-            merge_module, step, lambda *a, real=real, step=step: made.append(step) or real(*a)
+            _merge, step, lambda *a, real=real, step=step: made.append(step) or real(*a)
         )
     base, deltas, coefficients = make_arena(2, SMALL, device)
     mdft_fast.merge(base, deltas, coefficients.requires_grad_(), SMALL).sum().backward()
@@ -247,9 +247,8 @@ def test_each_gradient_is_made_only_when_asked(
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=name)
 def test_gradients_of_a_narrow_output(dtype: torch.dtype, device: torch.device) -> None:
-    base, deltas, coefficients = make_arena(3, SMALL, device, base=dtype, deltas=dtype)
-    base.requires_grad_()
-    coefficients.requires_grad_()
+    arena = make_arena(3, SMALL, device, base=dtype, deltas=dtype, learns=True)
+    base, deltas, coefficients = arena
     merged = mdft_fast.merge(base, deltas, coefficients, SMALL, out_dtype=dtype)
     weight = torch.randn_like(merged)
     (merged * weight).sum().backward()
@@ -267,24 +266,23 @@ def test_gradients_of_codes(
     whole: bool, dtype: torch.dtype, codec: Codec, device: torch.device
 ) -> None:
     layout = Layout.of({"a": (3000,), "b": (5, 7), "c": ()}).group({"a": "x", "b": "y", "c": "x"})
-    base, deltas, coefficients = make_arena(9, layout, device, base=dtype, deltas=codec)
-    base.requires_grad_()
-    coefficients.requires_grad_()
+    arena = make_arena(9, layout, device, base=dtype, deltas=codec, learns=True)
+    base, deltas, coefficients = arena
     if whole:
         parts = [mdft_fast.merge(base, deltas, coefficients, layout, out_dtype=dtype)]
     else:
         parts = [*mdft_fast.merge_tensors(base, deltas, coefficients, layout, out_dtype=dtype)]
     weights = [torch.randn_like(part) for part in parts]
     torch.autograd.backward(parts, weights)
-    arena = torch.zeros(layout.elements, dtype=F64, device=device)
-    for view, weight in zip([arena] if whole else layout.views(arena), weights, strict=True):
+    slope = torch.zeros(layout.elements, dtype=F64, device=device)
+    for view, weight in zip([slope] if whole else layout.views(slope), weights, strict=True):
         view.copy_(weight)
-    assert torch.equal(base.grad, arena.to(dtype))
+    assert torch.equal(base.grad, slope.to(dtype))
     # The merge is linear in λ: the loss at two points tells its slope.
     values, plan = wide(deltas), layout.plan(device)
 
     def loss(lam: Tensor) -> Tensor:
-        return (reference.merge(base.detach().double(), values, lam, plan, F64) * arena).sum()
+        return (reference.merge(base.detach().double(), values, lam, plan, F64) * slope).sum()
 
     lam = coefficients.detach().double()
     steps = torch.eye(lam.numel(), dtype=F64, device=device).view(-1, *lam.shape)
@@ -293,7 +291,7 @@ def test_gradients_of_codes(
     assert_within_rounding(
         coefficients.grad,
         exact=slopes,
-        magnitude=reference.merge_dots(arena.abs().split(TILE), values.abs(), tiles),
+        magnitude=reference.merge_dots(slope.abs().split(TILE), values.abs(), tiles),
         terms=CODE_TERMS,
         reference_terms=0,
     )
@@ -416,25 +414,17 @@ WRONG: dict[str, tuple[int, Any, str]] = {
         1, lambda x: x.to(torch.int8), f"scales must be [3, {N // 128}] for int8 deltas, got None",
     ),
     "scales of floats": (2, torch.ones(3, 2), "scales must be None for float32 deltas, got [3, 2]"),
-    "base float64": (
-        0, lambda x: x.double(), "deltas must be float64 like the rest, got float32",
-    ),
+    "base float64": (0, lambda x: x.double(), "deltas must be float64 like the rest, got float32"),
     "coefficients half": (3, lambda x: x.half(), "coefficients must be float32, got float16"),
     "columns int64": (4, lambda x: x.long(), "columns must be int32, got int64"),
     "out int": (7, torch.int64, "out must be float32, float16 or bfloat16, got int64"),
     "out float64": (7, F64, "out must be float32, float16 or bfloat16, got float64"),
-    "base strided": (
-        0, lambda x: x.repeat(2)[::2], "base must be contiguous, got strides",
-    ),
-    "deltas strided": (
-        1, lambda x: x.mT.contiguous().mT, "deltas must be contiguous, got strides",
-    ),
+    "base strided": (0, lambda x: x.repeat(2)[::2], "base must be contiguous, got strides"),
+    "deltas strided": (1, lambda x: x.mT.contiguous().mT, "deltas must be contiguous, got strides"),
     "coefficients strided": (
         3, lambda x: x[:, :1].expand(-1, 4), "coefficients must be contiguous, got strides",
     ),
-    "columns strided": (
-        4, lambda x: x[:1].expand(T), "columns must be contiguous, got strides",
-    ),
+    "columns strided": (4, lambda x: x[:1].expand(T), "columns must be contiguous, got strides"),
 }  # fmt: skip
 
 
@@ -448,9 +438,7 @@ WRONG_CODES_OF_MERGE: dict[str, tuple[Codec, int, Any, str]] = {
     "base float64": (
         "int8", 0, lambda x: x.double(), "deltas must be float64 like the rest, got int8",
     ),
-    "out float64": (
-        "int4", 7, F64, "out must be float32, float16 or bfloat16, got float64",
-    ),
+    "out float64": ("int4", 7, F64, "out must be float32, float16 or bfloat16, got float64"),
 }  # fmt: skip
 
 
@@ -524,9 +512,7 @@ def test_an_out_that_shares_memory_is_an_error(what: str, device: torch.device) 
     wanted = f"merge: out must not overlap {what.split()[0]}, got memory of it"
     args = [*raw_merge(arena, SMALL), out]
     assert outcome(OPS.merge_out, args, "merge:") == wanted
-    for function in (mdft_fast.merge, mdft_fast.merge_tensors):
-        with pytest.raises(RuntimeError, match=wanted):
-            function(*arena, SMALL, out=out)
+    both_refuse(RuntimeError, wanted, *arena, SMALL, out=out)
     assert all(map(torch.equal, arena, before))
 
 
@@ -539,9 +525,7 @@ def test_an_out_that_shares_memory_of_codes_is_an_error(what: str, device: torch
     out = room[:4096] if what == "scales" else arena.deltas.codes.view(-1)[: 4 * 4096].view(F32)
     wanted = f"merge: out must not overlap {what}, got memory of it"
     assert outcome(OPS.merge_out, [*raw_merge(arena, CODED), out], "merge:") == wanted
-    for function in (mdft_fast.merge, mdft_fast.merge_tensors):
-        with pytest.raises(RuntimeError, match=wanted):
-            function(*arena, CODED, out=out)
+    both_refuse(RuntimeError, wanted, *arena, CODED, out=out)
 
 
 def test_an_out_beside_the_inputs_in_one_memory_is_taken(device: torch.device) -> None:
@@ -574,12 +558,18 @@ def test_another_device_is_an_error(position: int, device: torch.device) -> None
 # ---- 5. refusals
 
 
-def test_refuses_deltas_that_require_grad(device: torch.device) -> None:
-    base, deltas, coefficients = make_arena(3, SMALL, device)
-    deltas.requires_grad_()
+def both_refuse(error: type[Exception], text: str, *args: Any, **options: Any) -> None:
+    """Sees the merge refused, whole and by tensor."""
     for function in (mdft_fast.merge, mdft_fast.merge_tensors):
-        with pytest.raises(ValueError, match="deltas are data, not parameters"):
-            function(base, deltas, coefficients, SMALL)
+        with pytest.raises(error, match=text):
+            function(*args, **options)
+
+
+@pytest.mark.parametrize("deltas", [F32, "int4"], ids=["deltas", "scales"])
+def test_refuses_deltas_that_require_grad(deltas: Any, device: torch.device) -> None:
+    arena = make_arena(3, SMALL, device, deltas=deltas)
+    (arena.deltas if deltas == F32 else arena.deltas.scales).requires_grad_()
+    both_refuse(ValueError, "deltas are data, not parameters", *arena, SMALL)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=name)
@@ -587,19 +577,9 @@ def test_refuses_codes_without_their_scales(dtype: torch.dtype, device: torch.de
     base, _, coefficients = make_arena(3, SMALL, device)
     codes = torch.zeros(3, N, dtype=dtype, device=device)
     text = f"deltas of {name(dtype)} must be TaskVectors, which hold the scales, got a Tensor"
-    for function in (mdft_fast.merge, mdft_fast.merge_tensors):
-        with pytest.raises(RuntimeError, match=f"merge: {text}"):
-            function(base, codes, coefficients, SMALL)
+    both_refuse(RuntimeError, f"merge: {text}", base, codes, coefficients, SMALL)
     with pytest.raises(RuntimeError, match=f"merge_dots: {text}"):
         mdft_fast.merge_dots(make_grads(SMALL, device), codes, SMALL)
-
-
-def test_refuses_scales_that_require_grad(device: torch.device) -> None:
-    base, deltas, coefficients = make_arena(3, SMALL, device, deltas="int4")
-    deltas.scales.requires_grad_()
-    for function in (mdft_fast.merge, mdft_fast.merge_tensors):
-        with pytest.raises(ValueError, match="deltas are data, not parameters"):
-            function(base, deltas, coefficients, SMALL)
 
 
 def test_refuses_a_second_derivative(device: torch.device) -> None:
@@ -661,9 +641,7 @@ def test_a_current_buffer_is_read_and_not_written(device: torch.device) -> None:
 def test_refuses_a_parameter_as_out(device: torch.device) -> None:
     arena = make_arena(3, SMALL, device)
     out = torch.empty_like(arena.base, requires_grad=True)
-    for function in (mdft_fast.merge, mdft_fast.merge_tensors):
-        with pytest.raises(RuntimeError, match=r"leaf .*that requires grad"):
-            function(*arena, SMALL, out=out)
+    both_refuse(RuntimeError, r"leaf .*that requires grad", *arena, SMALL, out=out)
 
 
 def test_refuses_transforms_that_it_does_not_know(device: torch.device) -> None:
@@ -686,11 +664,7 @@ def test_refuses_transforms_that_it_does_not_know(device: torch.device) -> None:
 def test_bits_do_not_depend_on_threads_or_repeats(deltas: Any, device: torch.device) -> None:
     layout = Layout.of({f"t{i}": (1500 + i,) for i in range(40)})
     arena = make_arena(9, layout, device, deltas=deltas)
-    torch.set_num_threads(1)
-    alone = mdft_fast.merge(*arena, layout)
-    torch.set_num_threads(2)
-    for _ in range(3):
-        assert torch.equal(mdft_fast.merge(*arena, layout), alone)
+    assert_bits_hold(lambda: [mdft_fast.merge(*arena, layout)])
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -783,9 +757,7 @@ def test_degenerate_one_hot_coefficients_give_the_real_model(
 
 
 def test_degenerate_an_empty_range_of_tiles(device: torch.device) -> None:
-    base, deltas, coefficients = make_arena(3, SMALL, device)
-    base.requires_grad_()
-    coefficients.requires_grad_()
+    base, deltas, coefficients = make_arena(3, SMALL, device, learns=True)
     got = mdft_fast.merge(base, deltas, coefficients, SMALL, tiles=(2, 2))
     assert got.shape == (0,)
     got.sum().backward()
@@ -794,9 +766,7 @@ def test_degenerate_an_empty_range_of_tiles(device: torch.device) -> None:
 
 
 def test_degenerate_absent_gradients_count_as_zero(device: torch.device) -> None:
-    base, deltas, coefficients = make_arena(3, SMALL, device)
-    base.requires_grad_()
-    coefficients.requires_grad_()
+    base, deltas, coefficients = make_arena(3, SMALL, device, learns=True)
     parts = mdft_fast.merge_tensors(base, deltas, coefficients, SMALL)
     parts[2].sum().backward()
     ones = torch.ones(6, device=device)
@@ -910,8 +880,6 @@ def test_a_layout_of_another_arena_is_refused() -> None:
     layout = Layout.of({"a": (TILE,)})
     base, deltas, lam = torch.zeros(2 * TILE), torch.zeros(1, 2 * TILE), torch.zeros(1, 1)
     wanted = "layout must cover the arena's 2 tiles, got one of 1"
-    for call in (mdft_fast.merge, mdft_fast.merge_tensors):
-        with pytest.raises(RuntimeError, match=f"merge: {wanted}"):
-            call(base, deltas, lam, layout)
+    both_refuse(RuntimeError, f"merge: {wanted}", base, deltas, lam, layout)
     with pytest.raises(RuntimeError, match=f"merge_dots: {wanted}"):
         mdft_fast.merge_dots([torch.zeros(TILE)], deltas, layout)

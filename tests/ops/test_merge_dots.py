@@ -25,6 +25,7 @@ from tests.ops.inputs import (
     NARROW,
     SMALL,
     WRONG_CODES,
+    assert_bits_hold,
     assert_dots,
     changed,
     flat,
@@ -169,9 +170,7 @@ WRONG: dict[str, tuple[int, Any, str]] = {
     "order dtype": (3, lambda x: x.long(), "order must be int32, got int64"),
     "starts dtype": (4, lambda x: x.long(), "starts must be int32, got int64"),
     "tensor_tiles dtype": (5, lambda x: x.int(), "tensor_tiles must be int64, got int32"),
-    "deltas strided": (
-        1, lambda x: x.mT.contiguous().mT, "deltas must be contiguous, got strides",
-    ),
+    "deltas strided": (1, lambda x: x.mT.contiguous().mT, "deltas must be contiguous, got strides"),
     "order strided": (3, lambda x: x[:1].expand(T), "order must be contiguous, got strides"),
     "starts strided": (
         4, lambda x: x.repeat_interleave(2)[::2], "starts must be contiguous, got strides",
@@ -222,9 +221,7 @@ WRONG_DATA: dict[str, tuple[int, Any, str]] = {
         4, lambda x: torch.tensor([0, 2, 1, 3, 3], dtype=torch.int32),
         f"starts must rise within [0, {T}], got 2 before 1",
     ),
-    "starts beyond": (
-        4, lambda x: x * 2, f"starts must rise within [0, {T}], got 2 before 6",
-    ),
+    "starts beyond": (4, lambda x: x * 2, f"starts must rise within [0, {T}], got 2 before 6"),
 }  # fmt: skip
 
 
@@ -345,11 +342,7 @@ def test_bits_do_not_depend_on_threads_or_repeats(
         layout = layout.group({f"t{i}": f"c{i % 3}" for i in range(40)})
     vectors = make_arena(9, layout, device, deltas=deltas).deltas
     grads = make_grads(layout, device)
-    torch.set_num_threads(1)
-    alone = mdft_fast.merge_dots(grads, vectors, layout)
-    torch.set_num_threads(2)
-    for _ in range(3):
-        assert torch.equal(mdft_fast.merge_dots(grads, vectors, layout), alone)
+    assert_bits_hold(lambda: [mdft_fast.merge_dots(grads, vectors, layout)])
 
 
 def test_bits_do_not_depend_on_the_range_of_tiles(device: torch.device) -> None:

@@ -134,11 +134,6 @@ def files(parts: Parts, tmp_path: Path) -> Parts:
     return Parts(folder / "base.safetensors", paths, parts.tasks, parts.options)
 
 
-@pytest.fixture
-def make_parts() -> Any:
-    return tiny_parts
-
-
 @pytest.fixture(scope="session")
 def real() -> Parts:
     """The ViT-Tiny pool beside the repository, as arguments of ``Pool.from_checkpoints``."""

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mdft_fast.pool import Head, Pool
+from tests.pool.conftest import tiny_parts
 
 
 def _anonymous_bytes() -> int:
@@ -35,9 +36,9 @@ class Square(nn.Module):
         self.weight = nn.Parameter(torch.zeros(side, side))
 
 
-def _models(make_parts: Any, folder: Path, K: int, side: int) -> Any:
+def _models(folder: Path, K: int, side: int) -> Any:
     """Writes K models of one matrix."""
-    made = make_parts(K=1)
+    made = tiny_parts(K=1)
     made.options["backbone"] = Square(side)
     made.base = folder / "base.safetensors"
     save_file({"weight": torch.zeros(side, side)}, made.base)
@@ -51,9 +52,9 @@ def _models(make_parts: Any, folder: Path, K: int, side: int) -> Any:
 
 
 @pytest.fixture
-def large(make_parts: Any, tmp_path: Path) -> tuple[Any, int]:
+def large(tmp_path: Path) -> tuple[Any, int]:
     """Thirty-two models of 4 MiB, in files; and the bytes of their task vectors."""
-    return _models(make_parts, tmp_path, 32, 1024), 32 * 4 * 2**20
+    return _models(tmp_path, 32, 1024), 32 * 4 * 2**20
 
 
 def _peak_of(work: Callable[[], Any]) -> int:
@@ -100,10 +101,8 @@ def test_packing_again_in_another_codec_holds_one_row(
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
-def test_packing_to_a_folder_stays_below_two_models(
-    codec: str, make_parts: Any, tmp_path: Path
-) -> None:
-    parts = _models(make_parts, tmp_path, 3, 4096)  # of 64 MiB, many times a piece
+def test_packing_to_a_folder_stays_below_two_models(codec: str, tmp_path: Path) -> None:
+    parts = _models(tmp_path, 3, 4096)  # of 64 MiB, many times a piece
     parts.pack(tmp_path / "warm", codec=codec)
     peak = _peak_of(lambda: parts.pack(tmp_path / "pool", codec=codec))
     assert peak < (1.25 if codec == "fp32" else 1.75) * 64 * 2**20

@@ -14,6 +14,7 @@ import torch
 from mdft_fast.checkpoints import safetensors_writer as container
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Pool
+from tests.conftest import contents
 
 WRITERS: dict[str, Callable[[Any, Path], Any]] = {
     "save": lambda parts, path: parts.build().save(path, overwrite=True),
@@ -60,10 +61,6 @@ def test_what_is_no_pool_is_never_replaced(kind: str, parts: Any, tmp_path: Path
     assert sorted(tmp_path.rglob("*")) == listing
 
 
-def _contents(folder: Path) -> dict[Path, bytes]:
-    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 def _stray(name: str) -> Callable[[Path], None]:
     def put(folder: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
@@ -101,10 +98,10 @@ def test_a_pool_that_holds_more_is_never_replaced(
     target = tmp_path / "mine"
     parts.build().save(target)
     put(target)
-    before = _contents(tmp_path)
+    before = contents(tmp_path)
     with pytest.raises(MdftError, match=rf"mine: is not replaced, .*{message}"):
         WRITERS[writer](parts, target)
-    assert _contents(tmp_path) == before
+    assert contents(tmp_path) == before
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
@@ -112,10 +109,10 @@ def test_a_pool_that_holds_more_is_never_replaced(
 def test_a_folder_of_checkpoints_is_never_replaced(writer: str, files: Any, tmp_path: Path) -> None:
     folder = tmp_path / "in"  # as ../shared/pool and older demos: with a pool.json of other keys
     (folder / "pool.json").write_text('{"architecture": {}, "tasks": []}')
-    before = _contents(tmp_path)
+    before = contents(tmp_path)
     with pytest.raises(MdftError, match=r"in: is not replaced, .*got no tau.safetensors"):
         WRITERS[writer](files, folder)
-    assert _contents(tmp_path) == before
+    assert contents(tmp_path) == before
     with pytest.raises(
         MdftError, match=r"in/pool.json: another program's notes, not a packed pool"
     ):

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from mdft_fast.arena import TILE
-from mdft_fast.pool import Pool
+from mdft_fast.pool import Head, Pool
+from tests.pool.conftest import tiny_parts
 
 
 def test_arena_follows_the_backbones_parameters(parts: Any) -> None:
@@ -25,8 +26,8 @@ def test_arena_follows_the_backbones_parameters(parts: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_base_plus_task_vector_is_the_model(dtype: torch.dtype, make_parts: Any) -> None:
-    parts = make_parts(dtype=dtype)
+def test_base_plus_task_vector_is_the_model(dtype: torch.dtype) -> None:
+    parts = tiny_parts(dtype=dtype)
     if dtype == torch.float32:
         parts.base["gain"] = torch.tensor(1.0)
         parts.models[0]["gain"] = torch.tensor(1e-9)
@@ -82,10 +83,9 @@ def test_sources_of_every_kind_give_one_pool(parts: Any, files: Any) -> None:
     parts.models = {"task2": parts.models[2], "task1": module, "task0": files.models["task0"]}
     parts.base["frozen"] = parts.base["frozen"].half()
     parts.base["shift"] = parts.base["shift"].half()
-    for name in ("task2",):
-        parts.models[name] = {
-            k: v.half() if v.is_floating_point() else v for k, v in parts.models[name].items()
-        }
+    parts.models["task2"] = {
+        k: v.half() if v.is_floating_point() else v for k, v in parts.models["task2"].items()
+    }
     del parts.models["task0"]
     parts.tasks = parts.tasks[1:]
     pool = parts.build()
@@ -143,7 +143,7 @@ def test_batch_norms_counter_may_differ_but_not_its_statistics() -> None:
     model = {n: t.clone() for n, t in base.items()}
     model["0.weight"] += 1
     model["1.num_batches_tracked"] += 5
-    task = type("T", (), {"name": "t", "class_names": ("a",), "head": _head(1, 16)})()
+    task = type("T", (), {"name": "t", "class_names": ("a",), "head": Head(torch.ones(1, 16))})()
     options: dict[str, Any] = {"backbone": backbone, "preprocess": {"size": 2, "mean": 0, "std": 1}}
     assert Pool.from_checkpoints(base, [model], [task], **options).K == 1
     model["1.running_var"] += 1
@@ -151,13 +151,7 @@ def test_batch_norms_counter_may_differ_but_not_its_statistics() -> None:
         Pool.from_checkpoints(base, [model], [task], **options)
 
 
-def test_float64_is_rounded_and_noted(make_parts: Any) -> None:
-    pool = make_parts(dtype=torch.float64).build()
+def test_float64_is_rounded_and_noted() -> None:
+    pool = tiny_parts(dtype=torch.float64).build()
     assert pool.base.dtype == torch.float32
     assert any("float64" in note for note in pool.notes)
-
-
-def _head(classes: int, features: int) -> Any:
-    from mdft_fast.pool import Head
-
-    return Head(torch.ones(classes, features))

@@ -15,6 +15,7 @@ from torch import nn
 from mdft_fast.checkpoints import open_state
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Head
+from tests.pool.conftest import tiny_parts
 
 
 def _change(which: str, key: str, change: Callable[[Any], Any]) -> Callable[[Any], None]:
@@ -48,34 +49,6 @@ def _task(index: int, **changes: Any) -> Callable[[Any], None]:
     return bend
 
 
-def _same_model(files: Any) -> None:
-    files.models["task2"].write_bytes(files.models["task0"].read_bytes())
-
-
-def _base_as_model(files: Any) -> None:
-    files.models["task1"].write_bytes(files.base.read_bytes())
-
-
-def _other_key(files: Any) -> None:
-    files.models["taks1"] = files.models.pop("task1")
-
-
-def _one_less(files: Any) -> None:
-    del files.models["task1"]
-
-
-def _short_list(files: Any) -> None:
-    files.models = list(files.models.values())[:2]
-
-
-def _no_task(files: Any) -> None:
-    files.tasks.clear()
-
-
-def _all_frozen(files: Any) -> None:
-    files.options["backbone"] = nn.Linear(3, 4).requires_grad_(False)
-
-
 def _option(key: str, value: Any) -> Callable[[Any], None]:
     return lambda files: files.options.__setitem__(key, value)
 
@@ -105,9 +78,9 @@ CASES = {
     "NaN in a buffer": (
         lambda f: [_change(w, "shift", _put(float("nan"), 1))(f) for w in ("base", *f.models)],
         r"base.safetensors: tensor 'shift' must be finite, got 1 of 4 elements NaN or infinite$"),
-    "equals the base": (_base_as_model,
+    "equals the base": (lambda f: f.models["task1"].write_bytes(f.base.read_bytes()),
         r"task1.safetensors: is equal to .*base.safetensors.*all zero"),
-    "identical": (_same_model,
+    "identical": (lambda f: f.models["task2"].write_bytes(f.models["task0"].read_bytes()),
         r"task2.safetensors: the model of task 'task2' is identical to .*task0.safetensors"),
     "buffer": (_change("task1", "shift", _put(1.0, 1)),
         r"task1.safetensors: tensor 'shift' \(buffer\) must equal .*base.safetensors's"),
@@ -117,7 +90,7 @@ CASES = {
         r"task2.safetensors: tensor 'frozen' \(frozen by the user .*must equal"),
     "tied": (_change("task0", "again.weight", _put(2.0, 1)),
         r"task0.safetensors: 'again.weight' must equal 'embed.weight'.*got different"),
-    "no tasks": (_no_task, r"tasks must name at least one task, got none"),
+    "no tasks": (lambda f: f.tasks.clear(), r"tasks must name at least one task, got none"),
     "same names": (_task(1, name="Task0"), r"names must differ, got 'Task0' twice in \['task0'"),
     "path as a name": (_task(1, name="../x"), r"task '../x': a name must be letters"),
     "classes": (_task(1, class_names=("a", "b")),
@@ -129,11 +102,14 @@ CASES = {
         r"task 'task0': head must read the backbone's 4 features, got weight \[2, 7\]"),
     "head not finite": (_task(0, head=Head(torch.full((2, 4), float("nan")))),
         r"task 'task0': head 'weight' must be finite, got 8 of 8"),
-    "unknown checkpoint": (_other_key, r"unknown task 'taks1'; did you mean 'task1'\?"),
-    "checkpoint missing": (_one_less,
+    "unknown checkpoint": (lambda f: f.models.update(taks1=f.models.pop("task1")),
+        r"unknown task 'taks1'; did you mean 'task1'\?"),
+    "checkpoint missing": (lambda f: f.models.pop("task1"),
         r"checkpoint of task 'task1' is missing, got \['task0', 'task2'\]"),
-    "short list": (_short_list, r"one for each of 3 tasks .*got 2"),
-    "nothing to merge": (_all_frozen, r"no floating-point parameter requires grad"),
+    "short list": (lambda f: setattr(f, "models", list(f.models.values())[:2]),
+        r"one for each of 3 tasks .*got 2"),
+    "nothing to merge": (_option("backbone", nn.Linear(3, 4).requires_grad_(False)),
+        r"no floating-point parameter requires grad"),
     "buffers": (_option("buffers", "mean"), r"buffers must be 'same' or 'base', got 'mean'"),
     "codec": (_option("codec", "bf61"), r"codec: must be one of .*got 'bf61'; did you mean 'bf16'"),
     "spec": (_option("backbone_spec", {"f": print}), r"backbone_spec: must be plain JSON, got"),
@@ -177,8 +153,8 @@ def test_a_value_beyond_fp16_is_refused_by_name(parts: Any, tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_a_difference_beyond_float32_is_refused(make_parts: Any) -> None:
-    parts = make_parts(dtype=torch.float32)
+def test_a_difference_beyond_float32_is_refused() -> None:
+    parts = tiny_parts(dtype=torch.float32)
     parts.models[1]["out.bias"] = torch.full((4,), 3e38)
     parts.base["out.bias"] = torch.full((4,), -3e38)
     with pytest.raises(MdftError, match=r"task 'task1'.*beyond float32's range"):

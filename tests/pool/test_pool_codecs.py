@@ -12,13 +12,14 @@ import torch
 from mdft_fast import reference
 from mdft_fast.arena import CODECS, Codec
 from mdft_fast.errors import MdftError
+from tests.pool.conftest import tiny_parts
 
 INTEGERS: tuple[Codec, ...] = ("int8", "int4")
 
 
 @pytest.mark.parametrize("codec", INTEGERS)
-def test_scales_tell_vectors_of_equal_codes_apart(codec: Codec, make_parts: Any) -> None:
-    parts = make_parts(K=2, dtype=torch.float32)
+def test_scales_tell_vectors_of_equal_codes_apart(codec: Codec) -> None:
+    parts = tiny_parts(K=2, dtype=torch.float32)
     parts.options["codec"] = codec
     for name, tensor in parts.base.items():
         if tensor.is_floating_point() and name not in ("frozen", "shift"):
@@ -33,8 +34,8 @@ def test_scales_tell_vectors_of_equal_codes_apart(codec: Codec, make_parts: Any)
     assert other.checksum != pool.checksum
 
 
-def test_models_that_a_codec_makes_equal_are_refused_in_its_name(make_parts: Any) -> None:
-    parts = make_parts(dtype=torch.float32)
+def test_models_that_a_codec_makes_equal_are_refused_in_its_name() -> None:
+    parts = tiny_parts(dtype=torch.float32)
     parts.models[2] = {n: t.clone() for n, t in parts.models[0].items()}
     parts.models[2]["wide.weight"].view(-1)[7] *= 1 + 2.0**-20
     assert parts.build().K == 3

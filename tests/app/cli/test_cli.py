@@ -56,7 +56,6 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Recipe, b
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_a_help_worth_reading(command: str) -> None:
     shown = call(command, "--help")
-    assert shown.exit_code == 0
     assert "Example: mdft" in shown.output or command == "doctor"
     first = shown.output.split("\n\n")[1].strip()
     assert len(first) < 62, "fits into the list of commands"
@@ -64,8 +63,7 @@ def test_every_command_has_a_help_worth_reading(command: str) -> None:
 
 
 def test_an_error_is_one_line_and_code_1(tmp_path: Path) -> None:
-    shown = call("run", tmp_path / "none.yaml")
-    assert shown.exit_code == 1
+    shown = call("run", tmp_path / "none.yaml", code=1)
     path = tmp_path / "none.yaml"
     assert shown.stderr == f"error: {path}: not readable: No such file or directory\n"
     assert shown.stdout == ""
@@ -73,15 +71,13 @@ def test_an_error_is_one_line_and_code_1(tmp_path: Path) -> None:
 
 def test_debug_lets_the_error_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDFT_DEBUG", "1")
-    shown = call("run", tmp_path / "none.yaml")
+    shown = call("run", tmp_path / "none.yaml", code=1)
     assert isinstance(shown.exception, MdftError)
 
 
 @pytest.mark.parametrize("arguments", [["runn"], ["run"], ["run", "a", "--sett", "b"]])
 def test_wrong_usage_is_code_2(arguments: list[str]) -> None:
-    shown = call(*arguments)
-    assert shown.exit_code == 2
-    assert "Usage:" in shown.stderr
+    assert "Usage:" in call(*arguments, code=2).stderr
 
 
 def test_version() -> None:
@@ -94,7 +90,6 @@ def test_run_passes_on_what_was_said(
     monkeypatch.chdir(tmp_path)
     changes = "--set", "construct.steps=7", "--set", "seed=3"
     shown = call("run", recipe, *changes, "-o", "it's/here", "--resume")
-    assert shown.exit_code == 0, shown.output
     ((asked, resume, progress),) = ran
     assert (asked.construct.steps, asked.seed, resume, progress) == (7, 3, True, None)
     assert asked.output == tmp_path / "it's" / "here"
@@ -127,12 +122,10 @@ def test_a_stopped_run_says_how_to_go_on(
     monkeypatch.setattr(actions, "run", stop)
     again = f"mdft run {recipe} --set 'start=[0.2]' --output {tmp_path / 'out'}"
     arguments = "run", recipe, "--set", "start=[0.2]", "-o", tmp_path / "out"
-    shown = call(*arguments)
-    assert shown.exit_code == 130
+    shown = call(*arguments, code=130)
     assert shown.stderr == f"stopped before the first step. Begin again with: {again}\n"
     begun = True
-    shown = call(*arguments)
-    assert shown.exit_code == 130
+    shown = call(*arguments, code=130)
     assert f"Go on with: {again} --resume" in shown.stderr
 
 
@@ -141,13 +134,11 @@ def test_ctrl_c_elsewhere(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise KeyboardInterrupt
 
     monkeypatch.setattr(actions, "measure_model", stop)
-    shown = call("eval", "card.json", recipe)
-    assert (shown.exit_code, shown.stderr) == (130, "stopped\n")
+    assert call("eval", "card.json", recipe, code=130).stderr == "stopped\n"
 
 
 def test_a_wrong_key_names_the_nearest(recipe: Path) -> None:
-    shown = call("run", recipe, "--set", "construct.stpes=7")
-    assert shown.exit_code == 1
+    shown = call("run", recipe, "--set", "construct.stpes=7", code=1)
     assert shown.stderr == (
         f"error: {recipe}: construct.stpes: unknown key; did you mean 'steps'?\n"
     )
@@ -158,21 +149,18 @@ def test_init_writes_a_recipe_once(tmp_path: Path) -> None:
     (tmp_path / "mnist.safetensors").touch()
     np.savez(tmp_path / "x.npz", x=np.zeros(1))
     shown = call("init", tmp_path)
-    assert shown.exit_code == 0
     assert f"wrote {tmp_path / 'recipe.yaml'}" in shown.output
     assert "look for CHANGE_ME in it" in shown.output
     text = (tmp_path / "recipe.yaml").read_text()
-    again = call("init", tmp_path)
-    assert again.exit_code == 1
+    again = call("init", tmp_path, code=1)
     assert "must not exist, got a file; --overwrite replaces it" in again.stderr
     (tmp_path / "images").mkdir()
-    onto_a_folder = call("init", tmp_path, "-o", tmp_path / "images", "--overwrite")
-    assert onto_a_folder.exit_code == 1
+    onto_a_folder = call("init", tmp_path, "-o", tmp_path / "images", "--overwrite", code=1)
     assert "images: must be a file to write, got a folder" in onto_a_folder.stderr
-    of_a_file = call("init", tmp_path / "x.npz")
+    of_a_file = call("init", tmp_path / "x.npz", code=1)
     assert "x.npz: must be a folder of checkpoints, got a file" in of_a_file.stderr
     (tmp_path / "images").rmdir()
-    assert call("init", tmp_path, "--overwrite").exit_code == 0
+    call("init", tmp_path, "--overwrite")
     assert (tmp_path / "recipe.yaml").read_text() == text
 
 
@@ -187,22 +175,19 @@ def test_init_counts_what_a_name_with_a_hash_hides(tmp_path: Path) -> None:
 
 
 def test_init_of_no_pool(tmp_path: Path) -> None:
-    shown = call("init", tmp_path)
-    assert shown.exit_code == 1
+    shown = call("init", tmp_path, code=1)
     assert "must hold one base*.safetensors" in shown.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_report_writes_the_report_again(tmp_path: Path) -> None:
-    shown = call("report", tmp_path)
-    assert shown.exit_code == 1
+    shown = call("report", tmp_path, code=1)
     assert "result.json: not readable" in shown.output
     assert list(tmp_path.iterdir()) == [], "nothing is half-written"
     result = make_result()
     result.update(specialize={}, phases=[], accuracy={}, intervals={}, comparisons={})
     (tmp_path / "result.json").write_text(json.dumps(result))
     shown = call("report", tmp_path)
-    assert shown.exit_code == 0, shown.output
     assert f"page:   {tmp_path / 'report.html'}" in shown.output
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert (tmp_path / "report.md").exists()
@@ -215,15 +200,13 @@ def test_a_run_that_was_stopped_says_what_is_missing(recipe: Path, command: str)
     (folder / "metrics.jsonl").write_text(metrics)
     (folder / "splits.json").write_text("{}")
     arguments = ["--to", "a.safetensors"] if command == "export" else []
-    shown = call(command, folder, *arguments)
-    assert shown.exit_code == 1
+    shown = call(command, folder, *arguments, code=1)
     wanted = "must hold a finished run, got one that ended in stage 2 of 'mnist' (0 of 20 steps)"
     assert shown.stderr == (f"error: {folder}: {wanted}; go on with: mdft run {recipe} --resume\n")
 
 
 def test_doctor() -> None:
     shown = call("doctor")
-    assert shown.exit_code == 0, shown.output
     found = {line.split()[0] for line in shown.output.splitlines()}
     assert {"mdft_fast", "torch", "kernels", "threads", "gpu", "extras", "cache"} <= found
     assert "is right" in shown.output
@@ -232,9 +215,7 @@ def test_doctor() -> None:
 def test_doctor_notices_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     right = doctor.merge
     monkeypatch.setattr(doctor, "merge", lambda *a: right(*a) * (1 + 1e-5))
-    shown = call("doctor")
-    assert shown.exit_code == 1
-    assert "merge gives WRONG numbers" in shown.output
+    assert "merge gives WRONG numbers" in call("doctor", code=1).output
 
 
 @pytest.mark.parametrize(
@@ -255,8 +236,7 @@ def test_doctor_notices_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_errors_of_the_commands_on_runs(recipe: Path, arguments: list[str], message: str) -> None:
     (recipe.parent / "there.safetensors").touch()
-    shown = call(*(word.replace("{run}", str(recipe.parent)) for word in arguments))
-    assert shown.exit_code == 1, shown.output
+    shown = call(*(word.replace("{run}", str(recipe.parent)) for word in arguments), code=1)
     assert message in shown.stderr
 
 
@@ -284,7 +264,7 @@ def test_demo_runs_the_pool_that_was_built(
 
     monkeypatch.setattr(actions, "ensure_pool", lambda progress: recipe.parent)
     monkeypatch.chdir(tmp_path)
-    assert call("demo", "--set", "construct.steps=2").exit_code == 0
+    call("demo", "--set", "construct.steps=2")
     assert ran[0][0].output == tmp_path / "mdft-demo"
     assert ran[0][0].construct.steps == 2
 
@@ -292,6 +272,5 @@ def test_demo_runs_the_pool_that_was_built(
 def test_schema_of_what_a_command_reads(recipe: Path) -> None:
     (recipe.parent / "meta").mkdir()
     (recipe.parent / "meta" / "card.json").write_text(json.dumps({"format": "other"}))
-    shown = call("export", recipe.parent, "--to", recipe.parent / "a.safetensors")
-    assert shown.exit_code == 1
+    shown = call("export", recipe.parent, "--to", recipe.parent / "a.safetensors", code=1)
     assert "card.json" in shown.stderr

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,13 @@ from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.report import write_report
 from mdft_fast.app.running import run
 from mdft_fast.errors import MdftError
+from tests.app.conftest import Make
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
 def test_a_run_is_exported_and_reported_without_its_data(
-    packed: bool, codec: str, make_recipe: Callable[..., Recipe], files: Path, tmp_path: Path
+    packed: bool, codec: str, make_recipe: Make, files: Path, tmp_path: Path
 ) -> None:
     for name in ("heads", "data"):
         shutil.copytree(files / name, tmp_path / name)
@@ -49,16 +49,12 @@ def test_a_run_is_exported_and_reported_without_its_data(
         run(Recipe.load(folder / "recipe.yaml", [f"output={tmp_path / 'again'}"]))
 
 
-def test_an_export_names_what_the_pool_lacks(
-    make_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_an_export_names_what_the_pool_lacks(make_recipe: Make, tmp_path: Path) -> None:
     with pytest.raises(MdftError, match=r"^recipe: pool.models: no such folder: .*none$"):
         open_pool(make_recipe(f"pool.models={tmp_path / 'none'}"))
 
 
-def test_a_pool_without_heads_is_not_saved(
-    make_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_a_pool_without_heads_is_not_saved(make_recipe: Make, tmp_path: Path) -> None:
     _, pool = open_pool(make_recipe())
     wanted = r"tasks must have heads to be saved, got none for \['shapes', 'letters'\]"
     with pytest.raises(MdftError, match=wanted):

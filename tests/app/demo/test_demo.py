@@ -25,6 +25,7 @@ from mdft_fast.app.demo import pool_files as files
 from mdft_fast.app.demo import training as train
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.errors import MdftError
+from tests.conftest import contents
 
 TINY = demo.DemoSizes(
     width=32, layers=1, mixture=200, base_steps=3, base_batch=16, train=105, test=40,
@@ -52,11 +53,6 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
 def manifest_of(folder: Path) -> Any:
     notes = (folder / name for name in ("checkpoints.json", "pool.json"))  # an older demo's
     return json.loads(next(filter(Path.is_file, notes)).read_text(encoding="utf-8"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 # --- the pool's files -------------------------------------------------------------------------

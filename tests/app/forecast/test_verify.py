@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,10 @@ from mdft_fast.app.opening import build, open_pool, pack
 from mdft_fast.app.recipe import Recipe, RecipeError
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Packing, Pool
+from tests.app.conftest import Make, in_pool, nameless
 from tests.data.on_disk import write_folders
 
-Make = Callable[..., Recipe]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @contextlib.contextmanager
@@ -53,7 +49,7 @@ def refused_alike(recipe: Recipe, message: str) -> None:
 def packed(make_recipe: Make, folder: Path, *overrides: str) -> list[str]:
     """Packs a recipe's pool; returns overrides that take it from there."""
     pack(make_recipe(*overrides), folder / "packed")
-    return [f"pool={{folder: {folder / 'packed'}}}", "backbone=null", "preprocess=null"]
+    return in_pool(folder / "packed")
 
 
 def a_head(folder: Path, *shape: int) -> str:
@@ -155,7 +151,9 @@ def test_a_packed_pool_of_another_backbone(make_recipe: Make, tmp_path: Path) ->
     assert str(it.value) == str(learned.value)
 
 
-def test_a_head_that_is_yet_to_be_made_is_not_made(make_recipe: Make, tmp_path: Path) -> None:
+def test_a_head_that_is_yet_to_be_made_is_not_made(
+    make_recipe: Make, tmp_path: Path, own_cache: Path
+) -> None:
     images = np.random.default_rng(7).integers(0, 256, (6, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "shots.npz", x=images, y=np.arange(6) % 3)
     shots = f"{{prototypes: {{npz: {tmp_path / 'shots.npz'}}}}}"
@@ -167,12 +165,10 @@ def test_a_head_that_is_yet_to_be_made_is_not_made(make_recipe: Make, tmp_path: 
     pytest.importorskip("open_clip")
     with pytest.raises(MdftError, match=r"'letters': head must read 512 features as .*'shapes'"):
         plan(make_recipe(clip))
-    assert not (tmp_path / "cache").exists()
+    assert not own_cache.exists()
 
 
-def test_all_that_is_missing_is_listed_at_once(
-    make_recipe: Make, files: Path, tmp_path: Path
-) -> None:
+def test_all_that_is_missing_is_listed_at_once(make_recipe: Make, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     write_folders(tmp_path / "images")
     (tmp_path / "empty").mkdir()
@@ -207,12 +203,9 @@ def test_packing_over_itself_with_a_head_of_more_classes(
     make_recipe: Make, files: Path, tmp_path: Path
 ) -> None:
     """Nobody named the classes when the pool was packed, so a head may bring its own."""
-    data = files / "data" / "shapes.npz"
-    arrays = {key: value for key, value in np.load(data).items() if key != "class_names"}
-    np.savez(tmp_path / "shapes.npz", **arrays)
-    nameless = [f"tasks[0].{part}.npz={tmp_path / 'shapes.npz'}" for part in ("adapt", "evaluate")]
-    source = packed(make_recipe, tmp_path, *nameless)
-    recipe = make_recipe(*nameless, *source, f"tasks[0].{a_head(tmp_path, 5, 64)}")
+    bare = nameless(files, tmp_path)
+    source = packed(make_recipe, tmp_path, *bare)
+    recipe = make_recipe(*bare, *source, f"tasks[0].{a_head(tmp_path, 5, 64)}")
     pack(recipe, tmp_path / "packed", overwrite=True)
     assert [task.classes for task in Pool.open(tmp_path / "packed").tasks] == [5, 7]
 

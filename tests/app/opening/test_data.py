@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,20 @@ from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running import Progress, run
 from mdft_fast.data import FolderSource, load_samples
 from mdft_fast.errors import MdftError
+from tests.app.conftest import Make
 from tests.data.on_disk import write_folders
 
 CLASSES = ("circle", "square", "triangle")  # of the task "shapes"
 
 
 @pytest.fixture
-def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))
+def images(tmp_path: Path) -> Path:
     write_folders(tmp_path / "images", CLASSES, each=10)
     return tmp_path / "images"
 
 
 @pytest.fixture
-def on_folder(make_recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+def on_folder(make_recipe: Make) -> Make:
     """Returns a function of two folders that gives a recipe whose first task is on them."""
 
     def make(adapt: Path, test: Path, *overrides: str) -> Recipe:
@@ -50,9 +49,7 @@ def loaded(recipe: Recipe) -> LoadedData:
     return load_data(build(recipe))
 
 
-def test_one_folder_is_split_and_the_run_folder_says_how(
-    images: Path, on_folder: Callable[..., Recipe]
-) -> None:
+def test_one_folder_is_split_and_the_run_folder_says_how(images: Path, on_folder: Make) -> None:
     summary = run(on_folder(images, images), progress=False)
     shapes, letters = json.loads((summary.folder / "splits.json").read_text())["tasks"]
     assert shapes["adapt"]["split"] == "train"
@@ -70,7 +67,7 @@ def test_one_folder_is_split_and_the_run_folder_says_how(
 
 
 def test_test_images_among_the_unlabelled_are_counted_and_refused(
-    images: Path, tmp_path: Path, on_folder: Callable[..., Recipe]
+    images: Path, tmp_path: Path, on_folder: Make
 ) -> None:
     write_folders(tmp_path / "test", CLASSES, each=2, seed=3)
     for i in (1, 2, 3):  # under another name and in another class
@@ -93,7 +90,7 @@ def test_test_images_among_the_unlabelled_are_counted_and_refused(
 
 
 def test_test_images_are_dropped_where_the_recipe_says_so(
-    images: Path, tmp_path: Path, files: Path, on_folder: Callable[..., Recipe],
+    images: Path, tmp_path: Path, files: Path, on_folder: Make,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     write_folders(tmp_path / "test", CLASSES, each=2, seed=3)
@@ -129,9 +126,7 @@ def test_test_images_are_dropped_where_the_recipe_says_so(
     assert (tmp_path / "card.json").is_file()
 
 
-def test_dropping_needs_something_to_be_left(
-    images: Path, tmp_path: Path, on_folder: Callable[..., Recipe]
-) -> None:
+def test_dropping_needs_something_to_be_left(images: Path, tmp_path: Path, on_folder: Make) -> None:
     shutil.copytree(images, tmp_path / "copy")
     message = r"'shapes': 30 of 30 unlabelled images are .*; `duplicates: drop` leaves none"
     with pytest.raises(MdftError, match=message):
@@ -140,9 +135,7 @@ def test_dropping_needs_something_to_be_left(
         on_folder(images, images, "duplicates=drop", "transductive=true")
 
 
-def test_a_transductive_run_says_so_at_every_table(
-    images: Path, on_folder: Callable[..., Recipe]
-) -> None:
+def test_a_transductive_run_says_so_at_every_table(images: Path, on_folder: Make) -> None:
     summary = run(on_folder(images, images, "transductive=true"), progress=False)
     assert summary.result["transductive"]
     assert summary.result["warnings"][0].startswith("Transductive: task 'shapes': 30 of 30")
@@ -153,7 +146,7 @@ def test_a_transductive_run_says_so_at_every_table(
 
 
 def test_class_names_in_another_order_are_refused_before_anything_is_packed(
-    images: Path, on_folder: Callable[..., Recipe]
+    images: Path, on_folder: Make
 ) -> None:
     wrong = on_folder(images, images, "tasks[0].class_names=[circle, triangle, square]")
     wanted = r"task 'shapes': recipe: class 1 must be 'square' as in .*images.*, got 'triangle'"
@@ -171,7 +164,7 @@ def test_class_names_in_another_order_are_refused_before_anything_is_packed(
 
 
 def test_a_recipes_preprocess_leaves_the_rest_to_the_pool(
-    make_recipe: Callable[..., Recipe], tmp_path: Path
+    make_recipe: Make, tmp_path: Path
 ) -> None:
     from mdft_fast.app.opening import pack
 

@@ -16,17 +16,17 @@ from mdft_fast.app.running import Progress, run
 from mdft_fast.data import FolderSource
 from mdft_fast.errors import MdftError
 from mdft_fast.pool import Pool
+from tests.app.conftest import Make, in_pool
 from tests.data.on_disk import write_folders
 
-Make = Callable[..., Recipe]
+Write = Callable[..., str]  # what the fixture write gives
 SHORT = ("construct.steps=1", "specialize.tasks=none")
 MADE = "Labels made the head of shapes: class means of labelled images"
 
 
 @pytest.fixture
-def write(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def write(files: Path, tmp_path: Path) -> Write:
     """Returns a function that writes shots, test images among them, and gives their override."""
-    monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))
 
     def make(*tests: str, dtype: str = "uint8") -> str:
         images = np.random.default_rng(7).integers(0, 256, (30, 32, 32, 3), np.uint8)
@@ -42,13 +42,9 @@ def write(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     return make
 
 
-def in_pool(folder: Path) -> list[str]:
-    return [f"pool={{folder: {folder}}}", "backbone=null", "preprocess=null"]
-
-
 @pytest.mark.parametrize("asked", ["run", "pack", "pack a pool again", "eval"])
 def test_test_images_make_no_head_whoever_asks(
-    asked: str, make_recipe: Make, write: Callable[..., str], tmp_path: Path
+    asked: str, make_recipe: Make, write: Write, tmp_path: Path
 ) -> None:
     recipe = make_recipe(write("shapes"), *SHORT)
     recipe.write(tmp_path / "leak.yaml")
@@ -69,9 +65,7 @@ def test_test_images_make_no_head_whoever_asks(
     assert not (tmp_path / "out").exists()
 
 
-def test_test_images_of_other_tasks_make_no_head_either(
-    make_recipe: Make, write: Callable[..., str]
-) -> None:
+def test_test_images_of_other_tasks_make_no_head_either(make_recipe: Make, write: Write) -> None:
     with pytest.raises(MdftError, match=r"got 2 that are, pixel for pixel \(of shapes, letters\)"):
         build(make_recipe(write("shapes", "letters")))
     built = build(make_recipe(write("shapes", "letters"), "duplicates=drop"))
@@ -79,9 +73,7 @@ def test_test_images_of_other_tasks_make_no_head_either(
     assert note.endswith(" 2 of 30 were test images, pixel for pixel, and were dropped.")
 
 
-def test_a_folder_that_head_and_tests_share_is_split(
-    make_recipe: Make, write: Callable[..., str], tmp_path: Path
-) -> None:
+def test_a_folder_that_head_and_tests_share_is_split(make_recipe: Make, tmp_path: Path) -> None:
     images = tmp_path / "images"
     write_folders(images, ("c0", "c1", "c2"), each=10)
     place = f"{{folder: {images}}}"
@@ -96,9 +88,7 @@ def test_a_folder_that_head_and_tests_share_is_split(
         build(make_recipe(*parts, "transductive=true"))
 
 
-def test_floats_are_not_compared_and_the_note_says_so(
-    make_recipe: Make, write: Callable[..., str]
-) -> None:
+def test_floats_are_not_compared_and_the_note_says_so(make_recipe: Make, write: Write) -> None:
     for more in ((), ("duplicates=drop",)):
         (note,) = build(make_recipe(write("shapes", dtype="float32"), *more)).pool.notes
         assert note.startswith(MADE)
@@ -110,7 +100,7 @@ def test_floats_are_not_compared_and_the_note_says_so(
 
 
 def test_a_packed_pool_keeps_the_note(
-    make_recipe: Make, write: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))

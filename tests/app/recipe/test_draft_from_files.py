@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from typer.testing import CliRunner
 
-from mdft_fast.app.cli import app
 from mdft_fast.app.forecast import plan
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running import run
 from mdft_fast.checkpoints import SourceFacts, State, lora
 from mdft_fast.model import Recognized, build_backbone, recognize
+from tests.app.conftest import call
 from tests.checkpoints.corpus import MEAN, SIZE, STD, save_encoder, save_head, tiny_clip
 from tests.data.on_disk import write_folders
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 TASKS = ("DTD", "MNIST")
 SMALL = ("construct.steps=2", "construct.batch=2", "specialize.steps=1", "specialize.batch=2",
          "specialize.control=false")  # fmt: skip
@@ -32,11 +32,6 @@ KWARGS: dict[str, Any] = {
 }  # fmt: skip
 PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": SIZE, "width": SIZE},
              "resample": 2, "image_mean": list(MEAN), "image_std": list(STD)}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("MDFT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def write_tasks(folder: Path, features: int, *, heads: bool = True) -> None:
@@ -50,8 +45,7 @@ def write_tasks(folder: Path, features: int, *, heads: bool = True) -> None:
 
 def follow(folder: Path, marked: dict[str, str]) -> tuple[str, dict[str, Any]]:
     """Drafts a recipe, fills in what is marked and nothing else, and runs it."""
-    said = CliRunner().invoke(app, ["init", str(folder)])
-    assert said.exit_code == 0, said.output
+    said = call("init", folder)
     file = folder / "recipe.yaml"
     text = filled = file.read_text()
     for key, value in marked.items():
@@ -102,17 +96,11 @@ def transformers_model(kind: str, seed: int) -> Any:
     return of_class(of_class.config_class(**own))
 
 
-TRANSFORMERS = {  # class -> marked in a draft of its folder
-    "ViTForImageClassification": {},
-    "ViTModel": {},
-    "CLIPModel": {},
-    "CLIPVisionModel": {},
-    "CLIPVisionModelWithProjection": {},
-    "Dinov2Model": {},
-}
-
-
-@pytest.mark.parametrize("kind", TRANSFORMERS)
+@pytest.mark.parametrize(
+    "kind",
+    ["ViTForImageClassification", "ViTModel", "CLIPModel", "CLIPVisionModel",
+     "CLIPVisionModelWithProjection", "Dinov2Model"],
+)  # fmt: skip
 def test_folders_of_transformers(kind: str, tmp_path: Path) -> None:
     shards = {"max_shard_size": "8KB"} if kind == "ViTModel" else {}
     base = transformers_model(kind, 0)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+Result = dict[str, Any]
+Write = Callable[..., Path]  # what the fixture folder gives
 TASKS = {  # name: classes, pre-trained, individual, share kept
     "omniglot242": (242, 0.16, 0.48, 0.055),
     "gtsrb": (43, 0.19, 0.74, 0.74),
@@ -162,7 +164,7 @@ def nearly_nothing(result: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Callable[..., Path]:
+def folder(tmp_path: Path) -> Write:
     def write(content: dict[str, Any], metrics: list[dict[str, Any]] | None = None) -> Path:
         lines = make_metrics() if metrics is None else metrics
         (tmp_path / "result.json").write_text(json.dumps(content))

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ from mdft_fast.app.cli import show_accuracy
 from mdft_fast.app.report import COMPARED, ComparedModel, page, write_report
 from mdft_fast.app.report.compared_models import compared_models
 from mdft_fast.app.report.verdicts import verdict
+from tests.app.report.conftest import Result, Write
 
 CALIBRATED = ComparedModel(
     "calibrated", "calibrated (stage 3)", "the meta-model with norms refitted.", "one model",
@@ -22,10 +21,7 @@ CALIBRATED = ComparedModel(
 
 
 def test_a_seventh_row_costs_one_line(
-    result: dict[str, Any],
-    folder: Callable[..., Path],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    result: Result, folder: Write, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     rows = [*COMPARED[:3], CALIBRATED, *COMPARED[3:]]
@@ -47,7 +43,7 @@ def test_a_seventh_row_costs_one_line(
     assert head[2:7] == ["base", "arithmetic", "meta", "calibrated", "individual"]
 
 
-def test_labels_come_from_the_result_and_else_from_the_table(result: dict[str, Any]) -> None:
+def test_labels_come_from_the_result_and_else_from_the_table(result: Result) -> None:
     assert compared_models(result) == list(COMPARED)
     named = dataclasses.asdict(dataclasses.replace(COMPARED[2], label="merged", phrase="it"))
     result["accuracy"] = {"meta": result["accuracy"]["meta"]}

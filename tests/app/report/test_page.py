@@ -7,9 +7,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +17,6 @@ from mdft_fast.app.report.accuracies import wilson
 from mdft_fast.errors import MdftError
 from tests.app.report.conftest import TASKS, make_metrics
 
-Write = Callable[..., Path]
 SECTIONS = ["verdict", "accuracy", "stage1", "filter", "stage2", "confusion", "cost", "origin"]
 VOID = {"meta", "col", "br", "hr", "link", "img", "input"}
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"

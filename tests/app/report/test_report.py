@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,15 @@ from mdft_fast.app.report import page, read_metrics, read_result, write_report
 from mdft_fast.app.report.coefficient_maps import column_blocks
 from mdft_fast.app.report.report_sections import legend
 from mdft_fast.errors import MdftError
-
-Write = Callable[..., Path]
+from tests.app.report.conftest import Result, Write
+from tests.conftest import contents
 
 
 def written(run: Path) -> str:
     return write_report(run).read_text(encoding="utf-8")
 
 
-def test_the_report_holds_every_part(result: dict[str, Any], folder: Write) -> None:
+def test_the_report_holds_every_part(result: Result, folder: Write) -> None:
     path = write_report(folder(result))
     text = path.read_text(encoding="utf-8")
     assert path.name == "report.md"
@@ -50,9 +49,7 @@ def test_the_report_holds_every_part(result: dict[str, Any], folder: Write) -> N
     }  # fmt: skip
 
 
-def test_its_words_are_explained_before_they_are_needed(
-    result: dict[str, Any], folder: Write
-) -> None:
+def test_its_words_are_explained_before_they_are_needed(result: Result, folder: Write) -> None:
     words = [
         "λ", "e_k", "teacher", "equation (4)", "pre-trained", "task arithmetic", "meta (stage 1)",
         "individual", "control (no stage 1)", "specialized (stage 2)",
@@ -69,16 +66,16 @@ def test_its_words_are_explained_before_they_are_needed(
     assert "control (no stage 1)" not in [word for _, word, _ in legend(result)]
 
 
-def test_a_report_can_be_written_again(result: dict[str, Any], folder: Write) -> None:
+def test_a_report_can_be_written_again(result: Result, folder: Write) -> None:
     run = write_report(folder(result)).parent
     html = page(read_result(run), read_metrics(run))
     assert html == page(result, read_metrics(run)) == (run / "report.html").read_text("utf-8")
-    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    before = contents(run)
     write_report(run)
-    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    assert before == contents(run)
 
 
-def test_a_run_that_did_nearly_nothing(nearly_nothing: dict[str, Any], folder: Write) -> None:
+def test_a_run_that_did_nearly_nothing(nearly_nothing: Result, folder: Write) -> None:
     run = folder(nearly_nothing, [])
     (run / "metrics.jsonl").unlink()
     (run / "recipe.yaml").unlink()
@@ -88,7 +85,7 @@ def test_a_run_that_did_nearly_nothing(nearly_nothing: dict[str, Any], folder: W
     assert "## Accuracy" not in text
 
 
-def test_warnings_and_transductive_stand_out(result: dict[str, Any], folder: Write) -> None:
+def test_warnings_and_transductive_stand_out(result: Result, folder: Write) -> None:
     result.update(transductive=True, warnings=["task mnist: none of 384 samples passes"])
     text = written(folder(result))
     assert text.index("**Transductive**") < text.index("**Stage 1**") < text.index("## Accuracy")
@@ -96,9 +93,7 @@ def test_warnings_and_transductive_stand_out(result: dict[str, Any], folder: Wri
     assert text.count("**Transductive**") == 4  # at the top, and below each of three tables
 
 
-def test_a_model_measured_on_some_tasks_has_no_average(
-    result: dict[str, Any], folder: Write
-) -> None:
+def test_a_model_measured_on_some_tasks_has_no_average(result: Result, folder: Write) -> None:
     result["accuracy"]["specialized"] = {"mnist": 0.98}
     result["intervals"] = {"mnist": {"difference": 0.005, "low": -0.01, "high": 0.02}}
     text = written(folder(result))
@@ -116,7 +111,7 @@ def test_blocks_of_columns() -> None:
     assert column_blocks(["all"]) == [("all", 0, 1)]
 
 
-def test_an_unfinished_line_of_metrics_is_left_out(result: dict[str, Any], folder: Write) -> None:
+def test_an_unfinished_line_of_metrics_is_left_out(result: Result, folder: Write) -> None:
     run = folder(result)
     whole = read_metrics(run)
     with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -136,7 +131,7 @@ def test_an_unfinished_line_of_metrics_is_left_out(result: dict[str, Any], folde
     ],
 )
 def test_a_result_of_another_form_is_named(
-    result: dict[str, Any], folder: Write, change: dict[str, Any], message: str
+    result: Result, folder: Write, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(MdftError, match=message):
         read_result(folder({**result, **change}))
@@ -150,7 +145,7 @@ def test_no_result(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-def test_a_bad_line_of_metrics_is_named(result: dict[str, Any], folder: Write) -> None:
+def test_a_bad_line_of_metrics_is_named(result: Result, folder: Write) -> None:
     run = folder(result, [])
     (run / "metrics.jsonl").write_text(json.dumps({"stage": "construct"}) + "\n")
     with pytest.raises(MdftError, match=r"metrics\.jsonl, line 1: task: "):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mdft_fast import CoefficientCard, MdftError, load, run
 from mdft_fast.app.opening import build
-from mdft_fast.app.recipe import Recipe
-from tests.app.conftest import card
-
-Make = Callable[..., Recipe]
+from tests.app.conftest import Make, card
 
 
 def test_the_saved_model_and_the_card_load_bit_for_bit(make_recipe: Make) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from mdft_fast.app.cli import specialize_run
 from mdft_fast.app.opening import build, pack
-from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running import run
-from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.errors import MdftError
+from tests.app.conftest import Make, nameless, run_until
 from tests.data.on_disk import write_folders
 
-Make = Callable[..., Recipe]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
-def stopped(make_recipe: Make, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def stopped(make_recipe: Make, files: Path, tmp_path: Path) -> Any:
     """A run that stopped after two steps; its first task's files are copies that may change."""
     data, head = tmp_path / "data.npz", tmp_path / "head.safetensors"
     np.savez(data, **np.load(files / "data" / "shapes.npz"))
@@ -40,18 +33,7 @@ def stopped(make_recipe: Make, files: Path, tmp_path: Path, monkeypatch: pytest.
         f"tasks[0].evaluate.npz={data}",
         f"tasks[0].head.file={head}",
     )
-    save, count = RunFolder.save_state, [0]
-
-    def save_and_stop(self: RunFolder, *given: Any) -> None:
-        save(self, *given)
-        count[0] += 1
-        if count[0] == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save_state", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, progress=False)
+    run_until(3, recipe)
     return recipe, data, head
 
 
@@ -141,13 +123,10 @@ def test_packing_a_pool_again_keeps_what_the_recipe_says(
 def test_folders_of_unlabelled_images_are_no_classes(
     make_recipe: Make, files: Path, tmp_path: Path, folders: tuple[str, ...], names: str
 ) -> None:
-    content = dict(np.load(files / "data" / "shapes.npz"))
-    del content["class_names"]
-    np.savez(tmp_path / "test.npz", **content)
     write_folders(tmp_path / "images", folders, each=6, seed=1)
     recipe = make_recipe(
+        *nameless(files, tmp_path),
         f"tasks[0].adapt={{folder: {tmp_path / 'images'}}}",
-        f"tasks[0].evaluate.npz={tmp_path / 'test.npz'}",
         f"tasks[0].class_names={names}",
     )
     wanted = ("0", "1", "2") if names == "null" else ("circle", "square", "triangle")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -22,15 +21,13 @@ from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.report import COMPARED
 from mdft_fast.app.running import check_finished
 from mdft_fast.app.running.measurement import worse_than_base
-from mdft_fast.app.running.run_folder import RunFolder
-from tests.app.conftest import card, metrics
-
-Make = Callable[..., Recipe]
+from tests.app.conftest import Make, card, metrics, run_until
+from tests.conftest import contents
 
 
 def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
     summary = run(make_recipe("construct.filter.enabled=true"), progress=False)
-    written = {str(p.relative_to(summary.folder)) for p in summary.folder.rglob("*") if p.is_file()}
+    written = contents(summary.folder).keys()
     assert {
         "recipe.yaml", "splits.json", "metrics.jsonl", "result.json", "report.md", "report.html",
         "meta/card.json", "meta/model.safetensors",
@@ -82,31 +79,16 @@ def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
     assert sum(line["stage"] == "control" for line in lines) == 6
 
 
+def assert_same_cards(one: Path, other: Path) -> None:
+    """Compares λ of two runs, stage by stage."""
+    for name in ("meta", "specialized/shapes", "specialized/letters"):
+        assert torch.equal(card(one, name), card(other, name)), name
+
+
 def test_the_same_command_twice_gives_equal_bits(make_recipe: Make, tmp_path: Path) -> None:
     first = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
     second = run(make_recipe(f"output={tmp_path / 'b'}"), progress=False)
-    assert torch.equal(card(first.folder), card(second.folder))
-    for task in ("shapes", "letters"):
-        assert torch.equal(
-            card(first.folder, f"specialized/{task}"), card(second.folder, f"specialized/{task}")
-        )
-
-
-def run_until(after: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stops a run as Ctrl-C does, between a step's line in the metrics and its state."""
-    original = RunFolder.save_state
-    calls = []
-
-    def stop(self: Any, name: str, state: Any) -> None:
-        calls.append(1)
-        if len(calls) == after:
-            raise KeyboardInterrupt
-        original(self, name, state)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "save_state", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, progress=False)
+    assert_same_cards(first.folder, second.folder)
 
 
 @pytest.mark.parametrize(
@@ -119,30 +101,27 @@ def run_until(after: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_a_stopped_run_goes_on_bit_for_bit(
-    make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, missing: str
+    make_recipe: Make, tmp_path: Path, after: int, missing: str
 ) -> None:
     whole = run(make_recipe(f"output={tmp_path / 'whole'}"), progress=False)
     recipe = make_recipe(f"output={tmp_path / 'stopped'}")
-    run_until(after, recipe, monkeypatch)
+    run_until(after, recipe)
     written = recipe.output / "recipe.yaml"
     again = f"ended in {missing}; go on with: mdft run {written} --resume"
     with pytest.raises(MdftError, match=re.escape(again)):
         check_finished(recipe.output)
     resumed = run(Recipe.load(written), resume=True, progress=False)  # as those words say
     check_finished(recipe.output)
-    for name in ("meta", "specialized/shapes", "specialized/letters"):
-        assert torch.equal(card(resumed.folder, name), card(whole.folder, name))
+    assert_same_cards(resumed.folder, whole.folder)
     assert resumed.result["accuracy"] == whole.result["accuracy"]
     lines = metrics(resumed.folder)
     steps = [(line["stage"], line["task"], line["step"]) for line in lines]
     assert len(steps) == len(set(steps)) == 4 + 2 * 2 * 3
 
 
-def test_a_line_cut_off_by_a_kill_is_made_again(
-    make_recipe: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_cut_off_by_a_kill_is_made_again(make_recipe: Make) -> None:
     recipe = make_recipe()
-    run_until(3, recipe, monkeypatch)
+    run_until(3, recipe)
     with open(recipe.output / "metrics.jsonl", "a") as file:
         file.write('{"stage": "construct", "task": null, "st')  # cut off by a kill
     folder = run(recipe, resume=True, progress=False).folder
@@ -164,8 +143,7 @@ def test_poisoned_labels_change_no_bit_of_what_is_learned(
     poisoned = run(
         make_recipe(f"output={tmp_path / 'b'}", f"tasks={json.dumps(tasks)}"), progress=False
     )
-    for name in ("meta", "specialized/shapes", "specialized/letters"):
-        assert torch.equal(card(poisoned.folder, name), card(expected.folder, name))
+    assert_same_cards(poisoned.folder, expected.folder)
     assert poisoned.result["holdout"] == expected.result["holdout"]
     assert poisoned.result["accuracy"] != expected.result["accuracy"]
 
@@ -313,21 +291,13 @@ def test_a_packed_pool_keeps_its_codec_and_is_left_whole(
     make_recipe: Make, tmp_path: Path, codec: str
 ) -> None:
     pack(make_recipe(), tmp_path / "pool", codec=codec)
-    before = _digests(tmp_path / "pool")
+    before = contents(tmp_path / "pool")
     packed = json.dumps({"folder": str(tmp_path / "pool")})
     summary = run(make_recipe(f"pool={packed}", "specialize.tasks=none"), progress=False)
     assert summary.result["pool"]["codec"] == codec
     load(summary.folder / "meta" / "card.json", pool=tmp_path / "pool")
-    assert _digests(tmp_path / "pool") == before
+    assert contents(tmp_path / "pool") == before
     Pool.open(tmp_path / "pool", verify=True)
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
 
 
 def test_models_worse_than_their_base_are_named() -> None:

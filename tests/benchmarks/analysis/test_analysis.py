@@ -13,12 +13,7 @@ from torch import Tensor, nn
 from benchmarks.paper.analysis import LayerReader, accuracy_drop, entropy_and_loss, spearman
 from mdft_fast import MdftError
 from mdft_fast.evaluation import load_test_sets
-from tests.world import PREPROCESS, World, make_world
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return make_world()
+from tests.world import PREPROCESS, World
 
 
 def test_entropy_and_loss_are_those_of_each_sample(world: World) -> None:
