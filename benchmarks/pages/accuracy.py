@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.markdown import mean, origin, percent, signed, spread, table
+from mdft_fast.app.report import COMPARED
 
 
 class PoolName(NamedTuple):
@@ -30,14 +31,7 @@ POOLS = {
     ),
     "demo_pool": PoolName("Demo pool: what `make demo` trains and runs", "demo pool"),
 }
-METHODS = {
-    "pretrained": "pre-trained (λ = 0)",
-    "task_arithmetic": "task arithmetic (λ = 0.3)",
-    "meta": "meta-model, stage 1",
-    "individual": "individual models",
-    "control": "control: stage 2 without stage 1",
-    "specialized": "specialized models, stage 2",
-}
+METHODS = {model.name: model.long for model in COMPARED}
 COMPARISONS = {
     "meta-task_arithmetic": "Meta-model less task arithmetic",
     "specialized-individual": "Specialized less individual models",

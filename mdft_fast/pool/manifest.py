@@ -57,7 +57,8 @@ def to_json(pool: PoolData, files: Mapping[str, Written]) -> str:
             "head": {
                 "normalize": pool.heads[task.name].normalize,
                 "scale": pool.heads[task.name].scale,
-            },
+            }
+            | ({"note": note} if (note := pool.heads[task.name].note) else {}),
             "round_off": task.round_off,
         }
         for task in pool.tasks
@@ -85,6 +86,8 @@ def to_json(pool: PoolData, files: Mapping[str, Written]) -> str:
     }
     if pool.methods:  # a plain pool's file stays as it was
         content |= {"methods": list(pool.methods), "vectors": list(pool.vector_names)}
+    if pool.ties:
+        content["ties"] = dict(pool.ties)
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -144,7 +147,7 @@ def _manifest(top: _Node) -> Manifest:
         files=_files(top.child("files"), [BASE, TAU, *(head_file(name) for name in names)]),
         others={
             "left_out": left_out,
-            "ties": _ties(left_out, layout),
+            "ties": top.child("ties").all_strings() if "ties" in top else _ties(left_out, layout),
             "backbone_spec": dict(top.get("backbone", dict)),
             "preprocess": as_preprocess(top.get("preprocess", dict)),
             "checksum": top.get("checksum", str),
@@ -159,12 +162,14 @@ def _manifest(top: _Node) -> Manifest:
 
 
 def _head(head: _Node, begins: str, notes: Sequence[str]) -> tuple[bool, float, str]:
-    note = next((note for note in notes if note.startswith(begins)), "")
+    # Files of older versions say it in the pool's notes alone.
+    older = next((note for note in notes if note.startswith(begins)), "")
+    note = head.get("note", str) if "note" in head else older
     return head.get("normalize", bool), float(head.get("scale", (int, float))), note
 
 
 def _ties(left_out: Mapping[str, str], layout: Layout) -> dict[str, str]:
-    """Returns second name -> first name, which the file says as packing words it."""
+    """Returns second name -> first name of a file of an older version, which words it alone."""
     firsts = {tied_to(name): name for name in (*layout.columns, *left_out)}
     return {name: firsts[why] for name, why in left_out.items() if why in firsts}
 

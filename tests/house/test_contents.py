@@ -2,7 +2,7 @@
 """Rules 4 to 7 of the house: an operator, a method, a choice, and rooms that know no images.
 
 The others are tested where they belong: 8 (numbers on pages come from results) and 10 (the
-glossary) in tests/docs, 9 (shapes are executed) in tests/ops.
+glossary) in tests/docs, 9 (shapes are executed) in test_shapes.py.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def choices(source: str) -> Iterator[frozenset[str]]:
 
 
 def spelled(source: str) -> Iterator[frozenset[str]]:
-    """6. Yields the literals, and every tuple, list or set that holds strings alone."""
-    yield from choices(source)
+    """6. Yields every tuple, list or set that holds strings alone, a ``Literal``'s included."""
     for node in nodes(source):
         if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
             strings = {e.value for e in node.elts if isinstance(e, ast.Constant)}
@@ -63,7 +62,9 @@ def spelled(source: str) -> Iterator[frozenset[str]]:
 def spelled_twice(sources: Mapping[str, str]) -> list[str]:
     known = {choice for source in sources.values() for choice in choices(source)}
     where = {
-        choice: [module for module, source in sources.items() if choice in set(spelled(source))]
+        choice: [
+            module for module, source in sources.items() for c in spelled(source) if c == choice
+        ]
         for choice in known
     }
     return [f"{sorted(c)}: {modules}" for c, modules in where.items() if len(modules) > 1]
@@ -80,7 +81,7 @@ def of_task_arithmetic(source: str) -> Iterator[int]:
         elif isinstance(node, ast.Dict):
             values = [*node.values]
         elif isinstance(node, ast.Call):
-            values = [*node.args]
+            values = [*node.args, *(keyword.value for keyword in node.keywords)]
         for value in values:
             if isinstance(value, ast.Constant) and value.value == 0.3:
                 yield value.lineno
@@ -154,9 +155,10 @@ def test_each_rule_sees_an_offence(tmp_path: Path) -> None:
     one, other = "Draw = Literal['kept', 'batch']", "known = ('batch', 'kept')"
     assert spelled_twice({"a": one, "b": other}) == ["['batch', 'kept']: ['a', 'b']"]
     assert spelled_twice({"a": one, "b": "known = ('batch', 'kept', 'none')"}) == []
+    assert spelled_twice({"a": f"{one}; {other}"}) == ["['batch', 'kept']: ['a', 'a']"]
 
-    planted = "A = 0.3\ndef f(start=0.3): g(0.3)\nd = {'start': 0.3}\nx = y * 0.3"
-    assert sorted(of_task_arithmetic(planted)) == [1, 2, 2, 3]
+    planted = "A = 0.3\ndef f(start=0.3): g(0.3)\nd = {'start': 0.3}\nx = y * 0.3\ng(start=0.3)"
+    assert sorted(of_task_arithmetic(planted)) == [1, 2, 2, 3, 5]
 
     assert list(of_images("def f(images):\n    '''Takes a pixel.'''")) != []
     assert list(of_images("x.image_size")) != []

@@ -71,12 +71,20 @@ def in_functions(module: str, source: str) -> Iterator[str]:
     if module in ("mdft_fast.errors", "mdft_fast.late_imports"):
         return  # the helpers themselves
     for function in nodes(source):
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             for node in ast.walk(function):
-                called = node.func if isinstance(node, ast.Call) else None
-                name = getattr(called, "attr", getattr(called, "id", ""))
-                if isinstance(node, (ast.Import, ast.ImportFrom)) or "import_module" in name:
-                    yield f"{module}, line {node.lineno}: imports in {function.name}()"
+                if isinstance(node, (ast.Import, ast.ImportFrom)) or _loads(node):
+                    name = getattr(function, "name", "lambda ")
+                    yield f"{module}, line {node.lineno}: imports in {name}()"
+
+
+def _loads(node: ast.AST) -> bool:
+    """Tells whether a call loads a module; ``need`` may, but for one of the package's own."""
+    if not isinstance(node, ast.Call):
+        return False
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    own = any(isinstance(a, ast.Constant) and a.value in MODULES for a in node.args)
+    return name in ("import_module", "__import__", "LateModule") or (name == "need" and own)
 
 
 def everywhere(rule: Callable[..., Iterator[str]]) -> str:
@@ -130,6 +138,9 @@ def test_the_table_of_rooms_is_the_package() -> None:
         (backward, "from mdft_fast import reference\nfrom mdft_fast.ops import merge", ""),
         (in_functions, "def f():\n    from torch import nn", "line 2: imports in f()"),
         (in_functions, "def f():\n    importlib.import_module('timm')", "line 2: imports in f()"),
+        (in_functions, "f = lambda: __import__('timm')", "line 1: imports in lambda ()"),
+        (in_functions, "def f():\n    LateModule('mdft_fast.pool').Pool", "imports in f()"),
+        (in_functions, "def f():\n    need('mdft_fast.pool')", "line 2: imports in f()"),
         (in_functions, "import torch\ndef f():\n    need('timm', 'timm')", ""),
         (past_doors, "from mdft_fast.ops.library import native", "is not entered by its door"),
         (past_doors, "from mdft_fast.arena import layout", "mdft_fast.arena.layout is not"),

@@ -150,8 +150,11 @@ def _task_name(value: Any) -> Any:
     return value if is_task_name(value) else None
 
 
+_AllOrNone = Literal["all", "none"]
+
+
 def _which_tasks(value: Any) -> Any:
-    if value in ("all", "none"):
+    if value in get_args(_AllOrNone):
         return value
     is_list = isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
     return tuple(value) if is_list else None
@@ -187,7 +190,7 @@ Device = Annotated[
 ]
 TaskName = Annotated[str, Wanted(f"text of {TASK_NAME_FORM} (quote a bare number)", _task_name)]
 WhichTasks = Annotated[
-    Literal["all", "none"] | tuple[str, ...],
+    _AllOrNone | tuple[str, ...],
     Wanted("'all', 'none' or a list of task names", _which_tasks),
 ]
 NameOrList = Annotated[
