@@ -173,12 +173,13 @@ class Layout:
             last,
         )
 
-    def pack(self, tensors: Mapping[str, Tensor]) -> Shaped[Tensor, "N"]:
+    def pack(self, tensors: Mapping[str, Tensor], *, who: str = "layout") -> Shaped[Tensor, "N"]:
         """Lays tensors out as an arena; :meth:`views` gives them back.
 
         Args:
             tensors: every tensor of the layout by its name and in its shape, floating, on one
                 device.
+            who: what errors call them.
 
         Returns:
             ``[N]`` in the dtype to which theirs promote, zero where no tensor lies.
@@ -188,29 +189,30 @@ class Layout:
 
         Differentiable in ``tensors``.
         """
-        self._check_tensors(tensors)
+        self._check_tensors(tensors, who)
         parts = [torch.zeros(0)] if not self.slots else []
         for slot in self.slots:
             x = tensors[slot.name]
             parts += [x.reshape(-1), x.new_zeros(slot.tiles * TILE - slot.numel)]
         return torch.cat(parts)
 
-    def _check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def _check_tensors(self, tensors: Mapping[str, Tensor], who: str) -> None:
         names = [slot.name for slot in self.slots]
         odd = sorted(set(names) ^ set(tensors))
         if odd:
             where = "missing" if odd[0] in names else "one too many"
-            raise MdftError(f"layout: tensors must be its {len(names)}, got {odd[0]!r} {where}")
+            wanted = f"the layout's {len(names)} tensors"
+            raise MdftError(f"{who}: must hold {wanted}, got {odd[0]!r} {where}")
         for slot in self.slots:
             x = tensors[slot.name]
             if x.shape != slot.shape or not x.is_floating_point():
                 raise MdftError(
-                    f"layout: tensor {slot.name!r} must be floating and {list(slot.shape)}, got "
+                    f"{who}: tensor {slot.name!r} must be floating and {list(slot.shape)}, got "
                     f"{x.dtype} and {list(x.shape)}"
                 )
         devices = sorted({str(x.device) for x in tensors.values()})
         if len(devices) > 1:
-            raise MdftError(f"layout: tensors must be on one device, got {devices}")
+            raise MdftError(f"{who}: tensors must be on one device, got {devices}")
 
     def views(
         self, arena: Shaped[Tensor, "N"], tiles: tuple[int, int] | None = None

@@ -68,8 +68,9 @@ def debiased_entropy_loss(
             see a part of the rows: with what belongs to all of them
             (:func:`mdft_fast.reference.loss_divisor`) the parts' losses and gradients add up to
             the whole's. Of ``"normalized"`` the weight is then exp(H0 - H), since the divisor
-            normalizes. float32, float64 for float64 logits; data, on the logits' device. None:
-            the number of the task's kept rows.
+            normalizes. Above 0 where rows are kept, else the loss is infinite. float32, float64
+            for float64 logits; data, on the logits' device. None: the number of the task's kept
+            rows.
 
     Returns:
         ``loss`` ``[K]`` (0 where no row is kept, whatever ``divide_by``), ``entropy`` ``[R]`` the H

@@ -75,6 +75,7 @@ def merge(
         if coefficients.dim() == 1:
             coefficients = coefficients[:, None]
     checks.check_covers("merge", layout, base.shape[-1])
+    checks.check_columns("merge", layout, coefficients)
     codes, scales = checks.split_data("merge", deltas)
     (merged,) = MergeFunction.apply(
         base, codes, scales, coefficients, layout, tiles, out, out_dtype, True, False
@@ -151,11 +152,13 @@ def merge_tensors(
             raise ValueError("merge: tiles, out and current are for an arena, got tensors by name")
         return _merge_named(base, deltas, coefficients, layout, out_dtype)
     if layout is None or not isinstance(deltas, (Tensor, TaskVectors)):
-        raise ValueError("merge: an arena needs a layout and task vectors [K, N], got none")
+        got = f"{'no' if layout is None else 'a'} layout and {type(deltas).__name__}"
+        raise ValueError(f"merge: an arena needs a layout and task vectors [K, N], got {got}")
     codes, scales = checks.split_data("merge", deltas)
     if out is not None and out.is_leaf and out.requires_grad:
         raise RuntimeError("merge: out must not be a parameter, got a leaf that requires grad")
     checks.check_covers("merge", layout, base.shape[-1])
+    checks.check_columns("merge", layout, coefficients)
     return MergeFunction.apply(
         base, codes, scales, coefficients, layout, tiles, out, out_dtype, False, current
     )
@@ -171,8 +174,8 @@ def _merge_named(
     if not all(isinstance(delta, Mapping) for delta in deltas):
         raise ValueError("merge: deltas must be tensors by name where base is, got tensors")
     layout = layout or Layout.of({name: x.shape for name, x in base.items()})
-    arena = layout.pack(base)
-    rows = [layout.pack(delta) for delta in deltas]
+    arena = layout.pack(base, who="merge: base")
+    rows = [layout.pack(delta, who=f"merge: deltas[{k}]") for k, delta in enumerate(deltas)]
     vectors = torch.stack(rows) if rows else arena.new_empty(0, layout.elements)
     if coefficients.dim() == 1:
         layout = layout.group({slot.name: "all" for slot in layout.slots})

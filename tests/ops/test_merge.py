@@ -850,8 +850,8 @@ def test_refuses_tensors_by_name_that_are_not_the_base_s(device: torch.device) -
     merge = mdft_fast.merge_tensors
     error = mdft_fast.MdftError
     for change, text in {
-        "missing": "must be its 3, got 'bias' missing",
-        "more": "must be its 3, got 'odd' one too many",
+        "missing": r"merge: deltas\[1\]: must hold the layout's 3 tensors, got 'bias' missing",
+        "more": "must hold the layout's 3 tensors, got 'odd' one too many",
         "shape": r"tensor 'bias' must be floating and \[10\], got torch.float32 and \[2, 5\]",
         "dtype": r"tensor 'bias' must be floating and \[10\], got torch.int64 and \[10\]",
         "device": r"tensors must be on one device, got \[",
@@ -874,6 +874,13 @@ def test_refuses_tensors_by_name_that_are_not_the_base_s(device: torch.device) -
         merge(base, deltas, lam, tiles=(0, 1))
     with pytest.raises(ValueError, match="an arena needs a layout"):
         merge(torch.zeros(4), torch.zeros(1, 4), torch.zeros(1, 1))
+    for columns in (2, 4):  # of three tensors
+        with pytest.raises(RuntimeError, match=rf"must be \[3, 3\], got \[3, {columns}\]"):
+            merge(
+                base,
+                [{n: x.detach() for n, x in d.items()} for d in deltas],
+                torch.rand(3, columns),
+            )
 
 
 def test_a_layout_of_another_arena_is_refused() -> None:
