@@ -15,7 +15,7 @@ from mdft_fast.checkpoints import Batch, StateSource, arguments_of
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.pool.head import Head
 
-TASK_NAME_FORM = "letters, digits, '_', '-', '+' or '.', and begin with a letter or digit"
+TASK_NAME_FORM = "letters, digits, '_', '-', '+' or '.', the first a letter or digit"
 
 
 class TaskLike(Protocol):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mdft_fast import reference
 from mdft_fast.data import Samples
-from mdft_fast.errors import MdftError
+from mdft_fast.errors import MdftError, need
 from mdft_fast.model import MetaModel
 
 _BATCH = 128
@@ -52,12 +52,7 @@ def spearman(a: Tensor, b: Tensor) -> float | None:
 
     None where one of them does not vary, or n is below 2. Needs scipy.
     """
-    try:
-        from scipy.stats import spearmanr
-    except ImportError as error:
-        raise MdftError(
-            'spearman: needs scipy, which is not installed: pip install "mdft_fast[analysis]"'
-        ) from error
+    spearmanr = need("scipy.stats", "analysis", who="spearman").spearmanr
     if a.dim() != 1 or a.shape != b.shape:
         raise MdftError(f"spearman: must be two [n], got {list(a.shape)} and {list(b.shape)}")
     if len(a) < 2 or bool((a == a[0]).all()) or bool((b == b[0]).all()):
