@@ -104,7 +104,7 @@ def test_results_of_made_up_files(tmp_path: Path) -> None:
     readme, page = BLOCKS["readme"](tmp_path), BLOCKS["results"](tmp_path)
     assert "| pre-trained (λ = 0) | 37.5 (37.5 to 37.5) |" in readme
     assert "| specialized models, stage 2 | 63.0 (62.5 to 63.5) |" in readme
-    assert "faster than the best other contestant in 0 of 1 cases" in readme
+    assert "faster than the fastest alternative in 0 of 1 cases" in readme
     assert "busy" in readme
     for line in (
         "−1.0 [−3.0, +1.5]; −1.0 [−3.0, +1.5]",
