@@ -14,8 +14,8 @@ def activation_of(backbone: nn.Module) -> str | None:
 
     OpenAI's CLIP weights were trained with QuickGELU, x · sigmoid(1.702 x); most others with GELU.
     """
-    found = {_one(module) for module in backbone.modules()} - {None}
-    return found.pop() if len(found) == 1 else None
+    activations = {_one(module) for module in backbone.modules()} - {None}
+    return activations.pop() if len(activations) == 1 else None
 
 
 def check_activation(backbone: nn.Module, wanted: str | None, who: str) -> None:

@@ -101,8 +101,8 @@ def describe_adapter(folder: Path, read: Callable[[Path], State]) -> str:
     config = read_config(folder / ADAPTER)
     adapter = read(weights_of(folder, "adapter"))
     lines = [f"format    PEFT adapter, {config.get('peft_type')!r}, {adapter.format}"]
-    shown = ("base_model_name_or_path", "r", "lora_alpha", "use_rslora", "target_modules")
-    lines += [f"says      {key}: {config[key]!r}" for key in shown if config.get(key)]
+    keys = ("base_model_name_or_path", "r", "lora_alpha", "use_rslora", "target_modules")
+    lines += [f"says      {key}: {config[key]!r}" for key in keys if config.get(key)]
     try:
         check_kind(folder / ADAPTER, config)
         pairs, whole = _sort(folder, config, adapter)
@@ -127,11 +127,11 @@ def _sort(
                 f"{folder}: names must be at most {LONGEST} characters, got {len(name)}: "
                 f"{name[:40]!r}..."
             )
-        found = _PAIR.fullmatch(name)
-        if found and bool(found["weight"]) != bool(found["embedding"]):
-            module = found["module"].replace(".base_layer", "")
-            _add(folder, halves.setdefault(module, {}), found["which"], key)
-            embeddings |= {module} if found["embedding"] else set()
+        match = _PAIR.fullmatch(name)
+        if match and bool(match["weight"]) != bool(match["embedding"]):
+            module = match["module"].replace(".base_layer", "")
+            _add(folder, halves.setdefault(module, {}), match["which"], key)
+            embeddings |= {module} if match["embedding"] else set()
         elif ".lora_" in name:
             raise MdftError(f"{folder}: {key!r} is no part of plain LoRA; only A and B are read")
         else:
@@ -190,8 +190,10 @@ def _replaced(
     """Sorts what the adapter saved whole (biases, ``modules_to_save``): of the base, or not."""
     module, weight = next(iter(names.items()))
     known = {name: name for name in base.tensors} | dict(also)
-    shown = next((n for n in known if known[n] == weight and n.rsplit(".", 1)[0] in module), module)
-    prefix = module[: len(module) - len(shown.rsplit(".", 1)[0])]
+    known_name = next(
+        (n for n in known if known[n] == weight and n.rsplit(".", 1)[0] in module), module
+    )
+    prefix = module[: len(module) - len(known_name.rsplit(".", 1)[0])]
     kept: dict[str, Callable[[], Tensor]] = {}
     left_out: dict[str, str] = {}
     for name, key in whole.items():

@@ -95,12 +95,12 @@ def _patterns(
     They are a stranger's expressions. What backtracking may cost is bounded: a suffix of a name
     begins at each dot, a repetition ends at each character, and a choice has two outcomes.
     """
-    given = config.get(key) or {}
-    if not isinstance(given, dict):
-        raise MdftError(f"{folder}: {key!r} must be a mapping, got {type(given).__name__}")
+    mapping = config.get(key) or {}
+    if not isinstance(mapping, dict):
+        raise MdftError(f"{folder}: {key!r} must be a mapping, got {type(mapping).__name__}")
     made: list[tuple[re.Pattern[str], Any]] = []
     cost = 0
-    for pattern, value in given.items():
+    for pattern, value in mapping.items():
         repeats, choices = (len(re.findall(signs, pattern)) for signs in ("[*+{]", "[?|]"))
         if len(pattern) > _LONGEST_PATTERN or re.search(r"\)[*+{?]", pattern) or repeats > 3:
             raise MdftError(f"{folder}: {key!r} has a pattern too involved to be read: {pattern!r}")

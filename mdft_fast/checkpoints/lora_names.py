@@ -41,9 +41,9 @@ def match_modules(
             continue
         fitting: dict[tuple[str, ...], dict[str, str]] = {}  # two names of one weight are one
         for leading in _leadings(known, first) if i == 0 else [""]:
-            found = {m: _found(known, leading + m[away:]) for m in modules}
-            _no_attention(folder, found)
-            whole = {m: name for m, name in found.items() if name}
+            weights = {m: _found(known, leading + m[away:]) for m in modules}
+            _no_attention(folder, weights)
+            whole = {m: name for m, name in weights.items() if name}
             if len(whole) == len(modules):
                 fitting.setdefault(tuple(whole.values()), whole)
         if len(fitting) > 1:
@@ -79,12 +79,12 @@ def _leadings(known: Mapping[str, str], module: str) -> list[str]:
     if _found(known, module):
         return [""]
     ends = [f".{module}{leaf}" for leaf in _LEAVES]
-    found = {n[: 1 - len(end)]: None for end in ends for n in known if n.endswith(end)}
-    return list(found) or [""]
+    leadings = {n[: 1 - len(end)]: None for end in ends for n in known if n.endswith(end)}
+    return list(leadings) or [""]
 
 
-def _no_attention(folder: Path, found: Mapping[str, str | None]) -> None:
-    for module, name in found.items():
+def _no_attention(folder: Path, weights: Mapping[str, str | None]) -> None:
+    for module, name in weights.items():
         if name is not None and name.endswith(_LEAVES[1]):
             raise MdftError(
                 f"{folder}: {module!r} is an nn.MultiheadAttention, to whose out_proj peft adds "

@@ -100,18 +100,17 @@ def check_preprocess(
 
     Where they do what is not done here, the mapping must say what is to be done instead.
     """
-    for key, wanted in facts.preprocess().items():
-        if wanted == OTHER:
+    for key, fact in facts.preprocess().items():
+        if fact == OTHER:
             if preprocess.get(key, OTHER) == OTHER:
                 choices = " or ".join(repr(value) for value in CHOICES[key])
                 raise MdftError(
                     f"preprocess: {key!r} must be given, {choices}, as {who[key]} says another "
                     f"that is not known here; write preprocess.{key} with what is nearest to it"
                 )
-        elif key in preprocess and not agree(wanted, preprocess[key]):
+        elif key in preprocess and not agree(fact, preprocess[key]):
             raise MdftError(
-                f"preprocess: {key!r} must be {wanted!r} as {who[key]} says, got "
-                f"{preprocess[key]!r}"
+                f"preprocess: {key!r} must be {fact!r} as {who[key]} says, got {preprocess[key]!r}"
             )
 
 

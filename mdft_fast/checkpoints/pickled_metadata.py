@@ -31,8 +31,8 @@ def facts_of(module: StandIn, kinds: Mapping[str, str]) -> SourceFacts:
         module: its stand-in; a torchvision transform may be among its attributes.
         kinds: class names of the modules that compute features.
     """
-    found = {ACTIVATIONS.get(kind.rpartition(".")[2]) for kind in kinds.values()} - {None}
-    activation = found.pop() if len(found) == 1 else None
+    activations = {ACTIVATIONS.get(kind.rpartition(".")[2]) for kind in kinds.values()} - {None}
+    activation = activations.pop() if len(activations) == 1 else None
     for key in _TRANSFORMS:
         transform = module.attributes.get(key)
         if isinstance(transform, StandIn):

@@ -25,9 +25,9 @@ def find_checkpoint(folder: Path, task: str) -> Path:
     """
     looked = [place.format(task) for place in _PLACES]
     for place in _PLACES:
-        found = _spelled(folder, place.format(task), task)
-        if found is not None and (found.is_file() or _is_checkpoint(found)):
-            return found
+        path = _spelled(folder, place.format(task), task)
+        if path is not None and (path.is_file() or _is_checkpoint(path)):
+            return path
     raise MdftError(
         f"{folder}: must hold the checkpoint of task {task!r}, as one of {looked} (capitals make "
         f"no difference; a folder of transformers, open_clip or a LoRA adapter), got none"

@@ -54,21 +54,21 @@ def read_torch(path: Path, *, legacy: bool) -> State:
         MdftError: if the file is damaged or holds no tensors by name.
     """
     root, elements = open_torch(path, legacy=legacy)
-    found = _find(path, root)
+    content = _find(path, root)
     kind = "torch, legacy" if legacy else "torch"
     facts, normalize = SourceFacts(), None
-    module = found.module
+    module = content.module
     if module is not None:
         kind += f", pickled {module.kind}"
-        found = _tower_alone(found, module)
-        facts = facts_of(module, found.kinds)
-        said = module.attributes.get("normalize")
-        normalize = said if isinstance(said, bool) else None
-    if not found.tensors:
+        content = _tower_alone(content, module)
+        facts = facts_of(module, content.kinds)
+        attribute = module.attributes.get("normalize")
+        normalize = attribute if isinstance(attribute, bool) else None
+    if not content.tensors:
         raise MdftError(f"{path}: must hold tensors by name, got a {kind_of(root)} without any")
-    readers = {name: partial(ref.read, elements) for name, ref in found.tensors.items()}
-    tensors = renamed(LazyTensors(readers), without_wrapper(found.tensors))
-    return State(str(path), tensors, kind, found.left_out, facts, normalize=normalize)
+    readers = {name: partial(ref.read, elements) for name, ref in content.tensors.items()}
+    tensors = renamed(LazyTensors(readers), without_wrapper(content.tensors))
+    return State(str(path), tensors, kind, content.left_out, facts, normalize=normalize)
 
 
 def text_tower(name: str) -> bool:
@@ -157,20 +157,20 @@ def _module(path: Path, root: StandIn, left_out: dict[str, str]) -> Found:
         state = module.attributes
         unsaved = _unsaved(state)
         members += len(state) + len(unsaved)
-        for name, value, own in _members(state):
+        for name, value, must_be_tensor in _members(state):
             members, characters = members + 1, characters + len(prefix) + len(name)
             if members > _MOST_MEMBERS or characters > _MOST_CHARACTERS:
                 raise MdftError(
                     f"{path}: its modules must have at most {_MOST_MEMBERS} members with names of "
                     f"{_MOST_CHARACTERS} characters in all, got more"
                 )
-            if isinstance(value, StandIn) and not own:
+            if isinstance(value, StandIn) and not must_be_tensor:
                 waiting.append((f"{prefix}{name}.", value, above | {id(module)}))
             elif isinstance(value, TensorRef) and name in unsaved:
                 left_out[prefix + name] = "buffer that its module does not save"
             elif isinstance(value, TensorRef):
                 tensors[prefix + name] = value
-            elif own and value is not None:
+            elif must_be_tensor and value is not None:
                 raise MdftError(
                     f"{path}: {prefix + name!r} must be a dense tensor with data, got "
                     f"{kind_of(value)}"
@@ -196,16 +196,16 @@ def _unsaved(state: Mapping[Any, Any]) -> set[Any]:
     return {n for n in names if isinstance(n, str)} if isinstance(names, (list, set)) else set()
 
 
-def _tower_alone(found: Found, module: StandIn) -> Found:
+def _tower_alone(content: Found, module: StandIn) -> Found:
     """Of task_vectors' ImageEncoder, keeps what its forward uses: CLIP's image tower."""
-    tower = {n.removeprefix(_TOWER): t for n, t in found.tensors.items() if n.startswith(_TOWER)}
+    tower = {n.removeprefix(_TOWER): t for n, t in content.tensors.items() if n.startswith(_TOWER)}
     if module.kind.rpartition(".")[2] != "ImageEncoder" or not tower:
-        return found
+        return content
     why = "an image encoder's forward does not use it"
     dead = {
         name: f"CLIP's text tower: {why}" if text_tower(name.removeprefix("model.")) else why
-        for name in found.tensors
+        for name in content.tensors
         if not name.startswith(_TOWER)
     }
-    kinds = {n.removeprefix(_TOWER): k for n, k in found.kinds.items() if n.startswith(_TOWER)}
-    return Found(tower, {**found.left_out, **dead}, kinds, module)
+    kinds = {n.removeprefix(_TOWER): k for n, k in content.kinds.items() if n.startswith(_TOWER)}
+    return Found(tower, {**content.left_out, **dead}, kinds, module)

@@ -53,11 +53,11 @@ def _open_zip(path: Path) -> tuple[Any, Elements]:
     places: dict[str, tuple[int, int]] = {}
 
     def find(identity: Any) -> Storage | Name:
-        found = persistent(identity)
-        if isinstance(found, Storage):
-            place = entries.get(f"{folder}data/{found.key}")
-            places[found.key] = _checked_place(found, place)
-        return found
+        referent = persistent(identity)
+        if isinstance(referent, Storage):
+            place = entries.get(f"{folder}data/{referent.key}")
+            places[referent.key] = _checked_place(referent, place)
+        return referent
 
     return Machine(FUNCTIONS, find).run(data), _reader(path, places)
 
@@ -71,12 +71,12 @@ def _open_legacy(path: Path) -> tuple[Any, Elements]:
     seen: dict[str, Storage] = {}
 
     def find(identity: Any) -> Storage | Name:
-        found = persistent(identity)
-        if isinstance(found, Storage):
-            first = seen.setdefault(found.key, found)
-            if (first.dtype, first.elements) != (found.dtype, found.elements):
-                raise PickleRefused(f"storage {found.key!r} is declared in two ways")
-        return found
+        referent = persistent(identity)
+        if isinstance(referent, Storage):
+            first = seen.setdefault(referent.key, referent)
+            if (first.dtype, first.elements) != (referent.dtype, referent.elements):
+                raise PickleRefused(f"storage {referent.key!r} is declared in two ways")
+        return referent
 
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -119,12 +119,12 @@ def _legacy_places(
 def _checked_place(storage: Storage, place: tuple[int, int] | None) -> tuple[int, int]:
     if place is None:
         raise PickleRefused(f"storage {storage.key!r} is missing or compressed")
-    wanted = storage.elements * storage.dtype.itemsize
-    if place[1] < wanted:
+    length = storage.elements * storage.dtype.itemsize
+    if place[1] < length:
         raise PickleRefused(
-            f"storage {storage.key!r} must be {wanted} bytes, got {place[1]}: cut short?"
+            f"storage {storage.key!r} must be {length} bytes, got {place[1]}: cut short?"
         )
-    return place[0], wanted
+    return place[0], length
 
 
 def _zip_entries(path: Path) -> dict[str, tuple[int, int]]:

@@ -36,6 +36,6 @@ def unshared(samples: Samples, *tests: Samples) -> Tensor:
     """Returns the indices of the samples whose image is in none of the test sets, int64 ``[m]``."""
     kept = torch.ones(len(samples), dtype=torch.bool)
     for test in tests:
-        found = shared_images(samples, test)
-        kept[found[0] if found else []] = False
+        shared = shared_images(samples, test)
+        kept[shared[0] if shared else []] = False
     return kept.nonzero()[:, 0]

@@ -78,11 +78,11 @@ def check_order(dataset: str, class_to_idx: Mapping[str, int]) -> None:
         )
     wrong = [label for label, index in class_to_idx.items() if want[label] != index]
     if wrong:
-        shown = ", ".join(
+        examples = ", ".join(
             f"{label!r} {want[label]}, got {class_to_idx[label]}" for label in wrong[:_SHOWN]
         )
         raise MdftError(
-            f"{dataset}: class_to_idx must number the classes as the head's rows: {shown} "
+            f"{dataset}: class_to_idx must number the classes as the head's rows: {examples} "
             f"({len(wrong)} of {len(want)} differ); give the class names as a list, in the order "
             f"of your labels"
         )

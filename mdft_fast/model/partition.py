@@ -132,9 +132,12 @@ def cut(
             members[home][number] = tuple(place for place, at in places if at == home)
     pieces = [
         Piece(
-            name, _ranges([layout.slots[number] for number in own]), tuple(own), tuple(own.values())
+            name,
+            _ranges([layout.slots[number] for number in piece_owners]),
+            tuple(piece_owners),
+            tuple(piece_owners.values()),
         )
-        for name, own in members.items()
+        for name, piece_owners in members.items()
     ]
     return pieces[0], tuple(pieces[1:])
 
@@ -198,15 +201,15 @@ def installed(
 @contextlib.contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Calls another function in place of a module's ``forward``, for the length of a ``with``."""
-    own = module.__dict__.get("forward")  # of the instance: a patched block's
+    patch = module.__dict__.get("forward")  # of the instance: a patched block's
     module.forward = forward
     try:
         yield
     finally:
-        if own is None:
+        if patch is None:
             del module.forward
         else:
-            module.forward = own
+            module.forward = patch
 
 
 def _home(name: str, blocks: Sequence[str]) -> str:

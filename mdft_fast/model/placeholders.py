@@ -70,8 +70,8 @@ def _check_known(backbone: nn.Module, pool: Pool, merged: dict[str, tuple[int, .
 
 def exact_copies(module: nn.Module) -> dict[str, Tensor]:
     """Returns copies of the floating tensors that a private copy holds by itself."""
-    own = (*module.named_parameters(), *module.named_buffers())
-    return {name: t.detach().clone() for name, t in own if t.is_floating_point()}
+    named_tensors = (*module.named_parameters(), *module.named_buffers())
+    return {name: t.detach().clone() for name, t in named_tensors if t.is_floating_point()}
 
 
 @torch.no_grad()

@@ -89,16 +89,16 @@ def _block_runner(
     piece: Piece, weights: Sequence[Tensor], forward: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Returns a block's forward that keeps no activations; they are computed again in backward."""
-    own = [weights[number] for number in piece.numbers]
-    versions = [weight._version for weight in own]
+    piece_weights = [weights[number] for number in piece.numbers]
+    versions = [weight._version for weight in piece_weights]
 
     def run_once(*args: Any, **kwargs: Any) -> Any:
-        if [weight._version for weight in own] != versions:  # checkpoint would not notice
+        if [weight._version for weight in piece_weights] != versions:  # checkpoint would not notice
             raise MdftError(
                 "meta-model: λ must stay as it was until backward is done, got another merge in "
                 "between"
             )
-        with installed(piece.owners, own):  # in backward nothing is
+        with installed(piece.owners, piece_weights):  # in backward nothing is
             return forward(*args, **kwargs)
 
     return lambda *args, **kwargs: recomputed(run_once, args, kwargs)

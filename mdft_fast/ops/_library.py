@@ -64,13 +64,13 @@ def kernels() -> dict[str, str]:
         ``cpu``: "avx2" or "portable"; ``cuda``: "cuda", or "cuda (no GPU here)"; either may be
         "reference" and why. ``fell_back``: where the plain-torch reference ran so far.
     """
-    found = {device: why and f"reference ({why})" for device, why in _missing.items()}
-    found["cpu"] = found["cpu"] or _cpu_loops()
-    if not found["cuda"]:
-        found["cuda"] = "cuda" if torch.cuda.is_available() else "cuda (no GPU here)"
+    report = {device: why and f"reference ({why})" for device, why in _missing.items()}
+    report["cpu"] = report["cpu"] or _cpu_loops()
+    if not report["cuda"]:
+        report["cuda"] = "cuda" if torch.cuda.is_available() else "cuda (no GPU here)"
     if _warned:
-        found["fell_back"] = ", ".join(" ".join(key) for key in sorted(_warned))
-    return found
+        report["fell_back"] = ", ".join(" ".join(key) for key in sorted(_warned))
+    return report
 
 
 def _cpu_loops() -> str:

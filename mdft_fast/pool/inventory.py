@@ -97,7 +97,7 @@ def match_keys(state: State, inventory: Inventory, ignore: Sequence[str]) -> dic
     Raises:
         MdftError: if a key is missing, or there is an extra one that no pattern matches.
     """
-    found, known = set(state.tensors), inventory.names
+    keys, known = set(state.tensors), inventory.names
     ignored = {}
     extra = []
     for name in state.tensors:
@@ -106,7 +106,7 @@ def match_keys(state: State, inventory: Inventory, ignore: Sequence[str]) -> dic
             ignored[name] = f"not in the backbone; ignored by pattern {pattern!r}"
         elif name not in known:
             extra.append(name)
-    reachable = found | {inventory.aliases[n] for n in found & set(inventory.aliases)}
+    reachable = keys | {inventory.aliases[n] for n in keys & set(inventory.aliases)}
     missing = [
         name
         for name in (*inventory.merged, *inventory.kept)
@@ -120,7 +120,7 @@ def match_keys(state: State, inventory: Inventory, ignore: Sequence[str]) -> dic
     if extra:
         raise MdftError(
             f"{state.label}: extra key {extra[0]!r} is not in the backbone{_more(extra)}"
-            f"{nearest(extra[0], known - found)}; ignore=[...] leaves keys out by pattern"
+            f"{nearest(extra[0], known - keys)}; ignore=[...] leaves keys out by pattern"
         )
     return ignored
 
@@ -151,11 +151,11 @@ def check_forms(state: State, inventory: Inventory, base: State | None) -> None:
                 f"{state.label}: tensor {name!r} must be in one of "
                 f"{[str(d) for d in FLOATS]}, got {tensor.dtype}"
             )
-        wanted = None if base is None else fetch(base, inventory, name)
-        if base is not None and wanted is not None and wanted.dtype != tensor.dtype:
+        base_tensor = None if base is None else fetch(base, inventory, name)
+        if base is not None and base_tensor is not None and base_tensor.dtype != tensor.dtype:
             raise MdftError(
-                f"{state.label}: mixed dtypes: tensor {name!r} must be in {wanted.dtype} as in "
-                f"{base.label}, got {tensor.dtype}"
+                f"{state.label}: mixed dtypes: tensor {name!r} must be in {base_tensor.dtype} as "
+                f"in {base.label}, got {tensor.dtype}"
             )
     _check_aliases(state, inventory.aliases.items())
 

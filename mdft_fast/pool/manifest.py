@@ -205,8 +205,8 @@ def _errors(tensors: list[_Node]) -> dict[str, CodecError]:
     }
 
 
-def _files(files: _Node, wanted: list[str]) -> dict[str, Written]:
-    entries = {name: files.child(name) for name in wanted}
+def _files(files: _Node, names: list[str]) -> dict[str, Written]:
+    entries = {name: files.child(name) for name in names}
     return {n: Written(e.get("bytes", int), e.get("sha256", str)) for n, e in entries.items()}
 
 

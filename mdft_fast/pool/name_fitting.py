@@ -101,12 +101,12 @@ def _prefixes(state: State, inventory: Inventory, spelling: Mapping[str, str]) -
 
 
 def _behind(state: State, inventory: Inventory, prefix: str, spelling: Mapping[str, str]) -> State:
-    own = {prefix + spelling.get(name, name): name for name in inventory.names}
+    name_of_key = {prefix + spelling.get(name, name): name for name in inventory.names}
     names: dict[str, str] = {}
     left_out = dict(state.left_out)
     for key in state.tensors:
-        if key in own:
-            names[own[key]] = key
+        if key in name_of_key:
+            names[name_of_key[key]] = key
         elif why := _why_not(key, prefix, inventory):
             left_out[key] = why
         else:

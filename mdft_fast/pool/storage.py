@@ -141,20 +141,20 @@ def _finish(folder: Path, pool: PoolData, files: dict[str, Written]) -> None:
 
 def _check_packed(folder: Path) -> None:
     """Refuses a folder that is no packed pool, or that holds anything else besides."""
-    wanted = f"{folder}: is not replaced, as it must be a packed pool and hold nothing else"
+    refusal = f"{folder}: is not replaced, as it must be a packed pool and hold nothing else"
     if not (folder / TAU).is_file():
-        raise MdftError(f"{wanted}, got no {TAU}")
+        raise MdftError(f"{refusal}, got no {TAU}")
     try:
         known = {MANIFEST, *read_manifest(folder).files}
     except MdftError as error:
-        raise MdftError(f"{wanted}, got an error: {error}") from None
+        raise MdftError(f"{refusal}, got an error: {error}") from None
     for place, folders, names in os.walk(folder):
         for name in (*folders, *names):
             path = Path(place, name)
             inside = path.relative_to(folder).as_posix()
             ours = inside == _HEADS if name in folders else inside in known
             if path.is_symlink() or not ours:
-                raise MdftError(f"{wanted}, got {inside!r}")
+                raise MdftError(f"{refusal}, got {inside!r}")
 
 
 def _check_file(path: Path, written: Written, verify: bool) -> None:

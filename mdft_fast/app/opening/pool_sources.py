@@ -110,11 +110,11 @@ def without_weights(spec: Mapping[str, Any], pool: Pool) -> nn.Module:
     """Returns a backbone in which merged weights take no memory, and all else is in place."""
     module = shapes_alone(spec)
     merged = {name for names in names_of(pool.layout, pool.ties) for name in names}
-    own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
-    if any(name not in merged and name not in pool.buffers for name, _ in own):
+    named_tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
+    if any(name not in merged and name not in pool.buffers for name, _ in named_tensors):
         module = build_backbone(spec)  # a buffer that no checkpoint holds: its value is needed
         empty: dict[int, nn.Parameter] = {}  # a tie stays one
-    for name, tensor in own:
+    for name, tensor in named_tensors:
         path, _, leaf = name.rpartition(".")
         holder = module.get_submodule(path)
         if name in merged:

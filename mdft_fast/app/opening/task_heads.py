@@ -76,11 +76,11 @@ def _load(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> nn.Module:
     More than it needs may be in the file; what may lack there stays as the module has it.
     """
     module = build_backbone(spec)
-    own, inventory = module.state_dict(), take_inventory(module)
-    tensors = {name: t for name, t in own.items() if name in inventory.optional}
+    module_state, inventory = module.state_dict(), take_inventory(module)
+    tensors = {name: t for name, t in module_state.items() if name in inventory.optional}
     tensors |= fit(open_state(file), inventory).tensors
-    state = {name: tensors[name] for name in own if name in tensors}
-    check_fits(file, state, own)
+    state = {name: tensors[name] for name in module_state if name in tensors}
+    check_fits(file, state, module_state)
     module.load_state_dict(state)
     return module
 
@@ -188,8 +188,8 @@ def prompts_of(
     """
     assert task.head is not None
     assert task.head.zero_shot is not None
-    wanted = task.head.zero_shot
-    chosen = wanted.classes or (task.name if is_dataset(task.name) else own)
+    zero_shot = task.head.zero_shot
+    chosen = zero_shot.classes or (task.name if is_dataset(task.name) else own)
     if chosen is None:
         raise MdftError(
             "head.zero_shot.classes must be a list of names or a data set's name, got none, and "
@@ -202,26 +202,26 @@ def prompts_of(
         chosen, prompts = class_names(chosen), chosen
     elif own is not None and sorted(map(plain_name, own)) == sorted(map(plain_name, chosen)):
         compare_class_names(own, f"task {task.name!r}", chosen, "head.zero_shot.classes")
-    prompts = wanted.templates or prompts
+    prompts = zero_shot.templates or prompts
     return chosen, templates(prompts) if isinstance(prompts, str) else prompts
 
 
-def _zero_shot(task: TaskRecipe, head: HeadSource, own: tuple[str, ...] | None) -> Head:
-    wanted = head.zero_shot
-    assert wanted is not None
-    names, prompts = prompts_of(task, own)
+def _zero_shot(task: TaskRecipe, head: HeadSource, known_names: tuple[str, ...] | None) -> Head:
+    zero_shot = head.zero_shot
+    assert zero_shot is not None
+    names, prompts = prompts_of(task, known_names)
     ingredients = {
         "kind": "zero_shot",
-        "model": wanted.model,
-        "config": clip_config(wanted.model),
+        "model": zero_shot.model,
+        "config": clip_config(zero_shot.model),
         "open_clip": importlib.metadata.version("open_clip_torch"),
-        "weights": file_digest(wanted.weights),
+        "weights": file_digest(zero_shot.weights),
         "classes": names,
         "templates": prompts,
     }
 
     def make() -> Head:
-        model, tokenizer = load_clip(wanted.model, wanted.weights)
+        model, tokenizer = load_clip(zero_shot.model, zero_shot.weights)
         return zero_shot_head(model, tokenizer, names, prompts)
 
     return cached_head(ingredients, make)
@@ -250,10 +250,10 @@ def _prototypes(
     return cached_head(ingredients, make)
 
 
-def _prototype_classes(shots: OnDisk, own: tuple[str, ...] | None) -> tuple[str, ...]:
+def _prototype_classes(shots: OnDisk, names: tuple[str, ...] | None) -> tuple[str, ...]:
     """Returns the task's class names, or numbers up to the largest label."""
-    if own is not None:
-        return own
+    if names is not None:
+        return names
     labels = read_labels(shots, "train")
     whole = labels.numel() and not labels.is_floating_point()
     return tuple(str(c) for c in range(int(labels.max()) + 1 if whole else 0))

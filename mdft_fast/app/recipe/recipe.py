@@ -71,8 +71,8 @@ class Recipe(Keys):
         preset = content.get("preset", "default")
         if not isinstance(preset, str) or preset not in PRESETS:
             hint = nearest(str(preset), PRESETS)
-            wanted = f"preset: must be one of {list(PRESETS)}, got {preset!r}{hint}"
-            raise RecipeError(where, [wanted])
+            problem = f"preset: must be one of {list(PRESETS)}, got {preset!r}{hint}"
+            raise RecipeError(where, [problem])
         unknown = [f"{key}: still says {UNKNOWN}" for key in unknown_keys(content)]
         if unknown:
             raise RecipeError(where, unknown)

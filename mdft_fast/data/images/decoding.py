@@ -50,8 +50,8 @@ def decode(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image:
             decoded: Image = image.convert("RGB")
             return decoded
     except pil.UnidentifiedImageError:
-        wanted = ", ".join(FORMATS)
-        raise MdftError(f"{name or file}: not a readable image; must be one of {wanted}") from None
+        formats = ", ".join(FORMATS)
+        raise MdftError(f"{name or file}: not a readable image; must be one of {formats}") from None
     # PIL raises SyntaxError for some broken files, DecompressionBombError for enormous ones.
     except (OSError, ValueError, SyntaxError, EOFError, pil.DecompressionBombError) as error:
         raise MdftError(f"{name or file}: not a readable image: {error}") from None

@@ -68,9 +68,9 @@ def build_backbone(spec: Mapping[str, Any]) -> nn.Module:
             f"backbone: 'name' must be a plain name of a model of {library}, without a scheme or a "
             f"path, got {name!r}"
         )
-    given = spec.get("kwargs") or {}
-    _check_plain(given, "kwargs")
-    kwargs = dict(given)
+    arguments = spec.get("kwargs") or {}
+    _check_plain(arguments, "kwargs")
+    kwargs = dict(arguments)
     with torch.random.fork_rng(devices=[]):
         try:
             module = _BUILDERS[library](name, kwargs)

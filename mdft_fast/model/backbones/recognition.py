@@ -63,9 +63,9 @@ def _of_config(config: Mapping[str, Any], state: State) -> Recognized | None:
         return Recognized("timm", config["architecture"], kwargs)
     kind = config.get("model_type")
     vision = config.get("vision_config")
-    given = dict(config)
+    settings = dict(config)
     if kind == "clip" and isinstance(vision, dict):
-        given, name = {**vision, **config}, "CLIPVisionModelWithProjection"
+        settings, name = {**vision, **config}, "CLIPVisionModelWithProjection"
     elif kind == "clip_vision_model":
         projected = any(name.endswith("visual_projection.weight") for name in state.tensors)
         name = f"CLIPVisionModel{'WithProjection' if projected else ''}"
@@ -73,7 +73,7 @@ def _of_config(config: Mapping[str, Any], state: State) -> Recognized | None:
         name = "ViTModel" if kind == "vit" else "Dinov2Model"
     else:
         return None
-    kwargs = {key: given[key] for key in _CONFIG_KEYS if given.get(key) is not None}
+    kwargs = {key: settings[key] for key in _CONFIG_KEYS if settings.get(key) is not None}
     if kind == "vit" and not any(n.endswith("pooler.dense.weight") for n in state.tensors):
         kwargs = {key: kwargs[key] for key in kwargs if not key.startswith("pooler_")}
         kwargs["add_pooling_layer"] = False
@@ -138,8 +138,8 @@ def _named(tower: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         config = library.get_model_config(name)
         vision = {"mlp_ratio": 4.0, **config["vision_cfg"], "output_dim": config["embed_dim"]}
         same = all(vision.get(key) == tower[key] for key in tower if key != "mlp_ratio")
-        own = config["vision_cfg"].keys() <= _PLAIN and "hf_model_name" not in config["text_cfg"]
-        if not same or not own:
+        plain = config["vision_cfg"].keys() <= _PLAIN and "hf_model_name" not in config["text_cfg"]
+        if not same or not plain:
             continue
         if int(vision["width"] * vision["mlp_ratio"]) == round(tower["width"] * tower["mlp_ratio"]):
             yield name, "quick_gelu" if config.get("quick_gelu") else "gelu"
