@@ -14,7 +14,7 @@ from safetensors import safe_open
 from mdft_fast.arena import CODECS
 from mdft_fast.checkpoints import safetensors_writer as container
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import Head, Pool
+from mdft_fast.pool import Head, Pool, label_note
 from tests.conftest import contents
 from tests.pool.conftest import cut, edited, flip, refuses, tiny_parts
 
@@ -57,6 +57,25 @@ def test_comes_back_bit_for_bit(codec: str, parts: Any, tmp_path: Path) -> None:
     for name in ("base.safetensors", "tau.safetensors", "pool.json"):
         one, other = tmp_path / "pool" / name, tmp_path / "streamed" / name
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_ties_and_notes_of_heads_are_data_and_older_files_word_them(
+    parts: Any, tmp_path: Path
+) -> None:
+    name = parts.tasks[1].name
+    note = label_note(name, "two images a class")
+    parts.tasks[1].head = Head(torch.ones(3, 4), note=note)
+    pool = parts.build()
+    assert pool.ties
+    assert note in pool.notes
+    pool.save(tmp_path / "pool")
+    file = tmp_path / "pool" / "pool.json"
+    content = json.loads(file.read_text())
+    assert content.pop("ties") == dict(pool.ties)
+    assert [task["head"].pop("note", "") for task in content["tasks"]][1] == note
+    _same(Pool.open(tmp_path / "pool"), pool)
+    file.write_text(json.dumps(content))  # as an older version wrote it
+    _same(Pool.open(tmp_path / "pool"), pool)
 
 
 def test_files_are_plain_safetensors_on_page_boundaries(parts: Any, tmp_path: Path) -> None:
