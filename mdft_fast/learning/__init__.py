@@ -11,7 +11,7 @@ from mdft_fast.learning.config import (
 from mdft_fast.learning.cuda_graph import check_capturable_mode
 from mdft_fast.learning.learner import Callback, Learner, RunResult, StepRecord
 from mdft_fast.learning.loop import construct, specialize
-from mdft_fast.learning.order import BatchOrder, split
+from mdft_fast.learning.order import BatchOrder
 from mdft_fast.learning.teachers import TaughtTask, holdout_cross_entropy, teach
 
 __all__ = [
@@ -30,6 +30,5 @@ __all__ = [
     "construct",
     "holdout_cross_entropy",
     "specialize",
-    "split",
     "teach",
 ]

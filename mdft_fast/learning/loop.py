@@ -25,8 +25,8 @@ from mdft_fast.learning.objectives import (
     gather,
 )
 from mdft_fast.learning.order import BatchOrder
-from mdft_fast.learning.teachers import TaughtTask, UnlabelledTask, teach
-from mdft_fast.model import MetaModel
+from mdft_fast.learning.teachers import TaughtTask, teach
+from mdft_fast.model import MetaModel, UnlabelledTask
 
 Config = ConstructConfig | SpecializeConfig
 Update = Callable[[Sequence[Tensor]], Losses]  # updates λ once from each task's rows

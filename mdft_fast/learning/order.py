@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which samples a step sees: a split, and an order of batches that a resumed run continues."""
+"""Which samples a step sees: an order of batches that a resumed run continues."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,29 +10,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast.errors import MdftError
-
-
-def split(n: int, holdout: float, seed: int, stream: str = "") -> tuple[Tensor, Tensor]:
-    """Splits n samples at random into those to learn from and those held out.
-
-    Args:
-        n: number of samples; 1 or more.
-        holdout: share to hold out, in [0, 1). At least one sample is left to learn from; where
-            the share is above 0 and n above 1, at least one is held out.
-        seed: equal seeds, equal splits; no global generator is read or moved.
-        stream: splits of different names are independent: the task's name.
-
-    Returns:
-        The learning and the held-out indices, int64, each in rising order; together they are
-        0..n-1.
-    """
-    if n < 1:
-        raise MdftError(f"split: n must be 1 or more, got {n}")
-    if not 0 <= holdout < 1:
-        raise MdftError(f"split: holdout must be in [0, 1), got {holdout}")
-    count = min(max(round(n * holdout), 1 if holdout > 0 else 0), n - 1)
-    order = _permutation(n, f"split/{seed}/{stream}")
-    return order[count:].sort().values, order[:count].sort().values
+from mdft_fast.model import permutation
 
 
 class BatchOrder(Iterator[Tensor]):
@@ -107,11 +84,4 @@ class BatchOrder(Iterator[Tensor]):
         self._order = self._order_of(epoch)
 
     def _order_of(self, epoch: int) -> Tensor:
-        return _permutation(self.n, f"order/{self.seed}/{self.stream}/{epoch}")
-
-
-def _permutation(n: int, key: str) -> Tensor:
-    """Returns a permutation of 0..n-1 that depends on n and the key alone."""
-    # Hashed, so that near seeds and epochs share nothing; 63 bits, since manual_seed is signed.
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        return permutation(self.n, f"order/{self.seed}/{self.stream}/{epoch}")

@@ -7,49 +7,17 @@ A teacher never changes, so it is asked once: the pool's own model is the meta-m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mdft_fast import reference
 from mdft_fast.errors import MdftError
-from mdft_fast.learning.order import split
-from mdft_fast.model import Batch, MetaModel
+from mdft_fast.model import Batch, MetaModel, Samples, UnlabelledTask, split
 from mdft_fast.pool import Head
 
 _BATCH = 128  # samples a teacher sees at once; no gradient is kept
-
-
-class Samples(Protocol):
-    """Unlabelled samples, and what the encoder takes of some of them."""
-
-    def __len__(self) -> int:
-        """Returns their number."""
-        ...
-
-    def batch(self, indices: Tensor, device: torch.device) -> Batch:
-        """Returns some samples, int64 ``[b]`` indices, as one batch of b rows on a device."""
-        ...
-
-    def digests(self) -> npt.NDArray[Any]:
-        """Returns what tells samples apart, uint8 ``[n, 16]``; equal samples, equal rows."""
-        ...
-
-
-class UnlabelledTask(Protocol):
-    """What the stages may know of a task; :class:`mdft_fast.Task` is one."""
-
-    @property
-    def name(self) -> str:
-        """One of the pool's tasks."""
-        ...
-
-    def load_samples(self, preprocess: Mapping[str, Any]) -> Samples:
-        """Returns its unlabelled samples for a pool's preprocess."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,9 +2,19 @@
 """What can be made of a pool without learning: one file a method, one table."""
 
 from mdft_fast.methods.applying import apply
+from mdft_fast.methods.inputs import SamplesToLearn, TaskInputs
 from mdft_fast.methods.largest import kth_largest
 from mdft_fast.methods.lines import Lines
-from mdft_fast.methods.method import Merge, Method, Site, Transform, Vectors
+from mdft_fast.methods.method import (
+    InputMerge,
+    MatrixMerge,
+    Merge,
+    Method,
+    Site,
+    Transform,
+    Vectors,
+    mean_of,
+)
 from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
 from mdft_fast.methods.ties import Ties
 
@@ -19,10 +29,14 @@ METHODS: dict[str, type[Method]] = {
 
 __all__ = [
     "METHODS",
+    "InputMerge",
     "Lines",
+    "MatrixMerge",
     "Merge",
     "Method",
+    "SamplesToLearn",
     "Site",
+    "TaskInputs",
     "Ties",
     "Transform",
     "Vectors",
@@ -30,6 +44,7 @@ __all__ = [
     "describe_field",
     "entry_of",
     "kth_largest",
+    "mean_of",
     "method_of",
     "needs",
     "page",

@@ -5,17 +5,23 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mdft_fast.arena import Slot
+from mdft_fast.methods.inputs import TaskInputs
+from mdft_fast.model import LinearLayer
+from mdft_fast.options import Positive
+from mdft_fast.pool import Pool
 
-Need = Literal["survey", "depth", "inputs"]
+Need = Literal["survey", "depth", "layers", "inputs"]
 NEEDS: dict[Need, str] = {  # in words
     "survey": "a pass ahead",
     "depth": "numbered blocks",
+    "layers": "the backbone's linear layers",
     "inputs": "unlabelled inputs",
 }
 
@@ -28,11 +34,14 @@ class Site(NamedTuple):
         depth: 0 for the first block and what lies before it, 1 for the last one and what lies
             behind it, even steps between; 0 everywhere where there are no numbered blocks.
         survey: what the method's pass ahead has found.
+        layer: the linear layer in a numbered block whose weight this is; None: it is no such
+            weight, or the method does not need layers.
     """
 
     slot: Slot
     depth: float
     survey: Any
+    layer: LinearLayer | None = None
 
 
 class Vectors(Protocol):
@@ -53,7 +62,7 @@ class Vectors(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Method(abc.ABC):
-    """What turns a pool into a pool. Subclass :class:`Transform` or :class:`Merge`.
+    """What turns a pool into a pool. Subclass one of those below.
 
     The dataclass's fields are the recipe's keys; its docstring's first line says what it does.
 
@@ -108,4 +117,66 @@ class Merge(Method):
 
         Returns:
             ``[*shape]``.
+        """
+
+
+class MatrixMerge(Merge):
+    """A merge of matrices: the weights of linear layers in blocks. The rest gets the mean."""
+
+    needs = ("layers",)
+
+    def merge(self, deltas: Tensor, site: Site) -> Tensor:
+        """See :class:`Merge`."""
+        if site.layer is None or deltas.numel() == 0:
+            return self.merge_rest(deltas, site)
+        merged = self.merge_matrices(site.layer.matrix(deltas), site)
+        return site.layer.weights(merged, tuple(deltas.shape[1:]))
+
+    @abc.abstractmethod
+    def merge_matrices(self, deltas: Tensor, site: Site) -> Tensor:
+        """Returns the one matrix ``[out, in]`` of K, ``[K, out, in]`` float32, both over 0."""
+
+    def merge_rest(self, deltas: Tensor, site: Site) -> Tensor:
+        """Returns what becomes of all other tensors: the mean, summed in the pool's order."""
+        return mean_of(deltas)
+
+
+def mean_of(deltas: Tensor) -> Tensor:
+    """Returns the mean over the K vectors of a tensor, summed in order in float64, as float32."""
+    total = torch.zeros(deltas.shape[1:], dtype=torch.float64, device=deltas.device)
+    for row in deltas:
+        total += row
+    return (total / len(deltas)).float()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputMerge(Method):
+    """A merge that looks at unlabelled inputs: it goes through the model, not tensor by tensor.
+
+    Attributes:
+        samples: unlabelled inputs a task, all where there are fewer.
+        seed: which of them.
+        batch: inputs a forward pass.
+    """
+
+    samples: Positive = 384
+    seed: int = 0
+    batch: Positive = 128
+
+    kind = "merge"
+    needs = ("layers", "inputs")
+
+    @abc.abstractmethod
+    def merge_model(
+        self, pool: Pool, backbone: nn.Module, inputs: Sequence[TaskInputs]
+    ) -> Mapping[str, Tensor]:
+        """Returns the one vector of each tensor.
+
+        Args:
+            pool: K vectors, one a task.
+            backbone: the module that they belong to; its values are not used.
+            inputs: in the order of the pool's vectors.
+
+        Returns:
+            Tensor name -> float32 ``[*shape]``, for every tensor of the pool's layout.
         """

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,8 @@ from torch import Tensor
 from mdft_fast.arena import Slot
 from mdft_fast.errors import MdftError
 from mdft_fast.methods.method import NEEDS, Merge, Method, Site, Transform
-from mdft_fast.model import block_of
+from mdft_fast.model import LinearLayer, block_of
 from mdft_fast.pool import Pool
-
-_OF_A_POOL = ("survey", "depth")  # needs that are met by a pool alone
 
 
 class Stream:
@@ -28,28 +26,45 @@ class Stream:
         owners: whose vectors these are, for errors.
     """
 
-    def __init__(self, pool: Pool, steps: tuple[tuple[Method, Any], ...] = ()) -> None:
-        """Begins with the pool's own vectors; ``steps``: each method and what its survey found."""
+    def __init__(
+        self,
+        pool: Pool,
+        layers: Mapping[str, LinearLayer],
+        steps: tuple[tuple[Method, Any], ...] = (),
+    ) -> None:
+        """Begins with the pool's own vectors.
+
+        Args:
+            pool: where they come from.
+            layers: weight -> its linear layer, for those in blocks.
+            steps: each method and what its survey found.
+        """
         self.pool, self._steps, self.parameters = pool, steps, pool.parameters
+        self._layers = layers
         self.names, self.owners = pool.vector_names, pool.owners
         for method, _ in steps:
             if isinstance(method, Merge):
                 self.names, self.owners = (method.name,), [f"merge {method.name!r}"]
         self._depths = depths([slot.name for slot in pool.layout.slots])
 
+    @property
+    def changes(self) -> bool:
+        """Whether any method has been at work."""
+        return bool(self._steps)
+
     def then(self, method: Method) -> Stream:
         """Returns the vectors after one more method; makes its pass ahead if it needs one.
 
         Raises:
-            MdftError: if it needs what a pool alone has not.
+            MdftError: if it needs what the model has not, or inputs, which are seen by going
+                through a whole model.
         """
-        for need in method.needs:
-            if need not in _OF_A_POOL:
-                raise MdftError(f"{method.name}: needs {NEEDS[need]}, and a pool has none")
+        if "inputs" in method.needs:
+            raise MdftError(f"{method.name}: needs {NEEDS['inputs']}, and a pool has none")
         if "depth" in method.needs and not any(self._depths.values()):
             raise MdftError(f"{method.name}: needs a model with numbered blocks, got none")
         survey = method.survey(self) if "survey" in method.needs else None
-        return Stream(self.pool, (*self._steps, (method, survey)))
+        return Stream(self.pool, self._layers, (*self._steps, (method, survey)))
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yields float32 ``[K, *shape]`` for each tensor, in arena order."""
@@ -62,7 +77,8 @@ class Stream:
         check_finite(stored, slot, self.pool.owners)
         deltas = stored.view(len(stored), *slot.shape)
         for method, survey in self._steps:
-            deltas = _changed(method, deltas, Site(slot, self._depths[slot.name], survey))
+            layer = self._layers.get(slot.name)
+            deltas = _changed(method, deltas, Site(slot, self._depths[slot.name], survey, layer))
         return deltas
 
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from mdft_fast import MetaModel, Task, construct, specialize
 from mdft_fast.learning import holdout_cross_entropy, loop, teach
-from mdft_fast.learning.teachers import Samples
-from mdft_fast.model import Batch
+from mdft_fast.model import Batch, Samples
 from tests.learning.recorded import CONFIGS
 from tests.learning.test_graph import Repeat
 from tests.world import Encoder, World

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from mdft_fast import ConstructConfig, MdftError, OptimizerConfig, Task, construct
-from mdft_fast.learning import BatchOrder, holdout_cross_entropy, split, teach
+from mdft_fast.learning import BatchOrder, holdout_cross_entropy, teach
+from mdft_fast.model import split
 from tests.world import CLASSES, Encoder, World, make_world, pixels
 
 CONFIG = ConstructConfig(

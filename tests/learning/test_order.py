@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdft_fast.errors import MdftError
-from mdft_fast.learning import BatchOrder, split
+from mdft_fast.learning import BatchOrder
+from mdft_fast.model import split
 
 SIZES = {"n": st.integers(1, 30), "batch": st.integers(1, 40), "seed": st.integers(-5, 5)}
 ORDER = [9, 6, 1, 0, 3, 2, 7, 4, 8, 5]

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from mdft_fast import MdftError, OptimizerConfig, SpecializeConfig, specialize
-from mdft_fast.learning import BatchOrder, split, teach
+from mdft_fast.learning import BatchOrder, teach
+from mdft_fast.model import split
 from tests.learning.recorded import learn
 from tests.world import Encoder, World, pixels
 

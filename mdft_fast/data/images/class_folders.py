@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from mdft_fast.data.images.decoding import EXTENSIONS
 from mdft_fast.data.images.listing import ListedSource, Listing, Role, of_files
 from mdft_fast.errors import MdftError, need
-from mdft_fast.learning import split as random_split
+from mdft_fast.model import split as random_split
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

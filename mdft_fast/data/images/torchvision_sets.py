@@ -18,7 +18,7 @@ from typing import Any, get_args
 from mdft_fast.data.images.class_folders import SPLIT_SEED, SPLITS, FolderSource
 from mdft_fast.data.images.listing import ListedSource, Listing, Opened, Role, of_files
 from mdft_fast.errors import MdftError, nearest, need
-from mdft_fast.learning import split as random_split
+from mdft_fast.model import split as random_split
 
 # A part of EuroSAT each: of 27,000 images 2,700, as in the literature.
 _EUROSAT_SHARE = 0.1

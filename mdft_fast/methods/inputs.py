@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unlabelled inputs for methods that look at them: some of each task's samples, by seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdft_fast.errors import MdftError
+from mdft_fast.model import Batch, Samples, UnlabelledTask, permutation, split
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskInputs:
+    """What a method sees of a task.
+
+    Attributes:
+        name: the task's.
+        samples: its unlabelled samples.
+        indices: int64 ``[n]``, rising: which of them the method looks at.
+        device: where batches go.
+    """
+
+    name: str
+    samples: Samples
+    indices: Tensor
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Yields what the encoder takes, ``size`` samples at a time, in a fixed order."""
+        for indices in self.indices.split(size):
+            yield self.samples.batch(indices, self.device)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SamplesToLearn:
+    """A task without the samples that the stages hold out, so that these can judge a method.
+
+    Attributes:
+        task: with all of its unlabelled samples.
+        holdout: share that is held out, as :class:`~mdft_fast.ConstructConfig` has it.
+        seed: of the split, likewise.
+    """
+
+    task: UnlabelledTask
+    holdout: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The task's."""
+        return self.task.name
+
+    def load_samples(self, preprocess: Mapping[str, Any]) -> Samples:
+        """Returns the samples that are not held out."""
+        samples = self.task.load_samples(preprocess)
+        learn, _ = split(len(samples), self.holdout, self.seed, self.name)
+        return _Some(samples, learn)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Some:
+    """Some of a task's samples."""
+
+    samples: Samples
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, indices: Tensor, device: torch.device) -> Batch:
+        return self.samples.batch(self.indices[indices], device)
+
+    def digests(self) -> Any:
+        return self.samples.digests()[self.indices.numpy()]
+
+
+def inputs_of(
+    tasks: Sequence[UnlabelledTask],
+    names: Sequence[str],
+    preprocess: Mapping[str, Any],
+    *,
+    samples: int,
+    seed: int,
+    device: torch.device,
+    who: str,
+) -> list[TaskInputs]:
+    """Returns each named task's inputs, in the order of ``names``.
+
+    Args:
+        tasks: hold the samples; in any order.
+        names: of the pool's vectors.
+        preprocess: the pool's.
+        samples: how many of each task; all where there are fewer.
+        seed: which; equal seeds, equal samples.
+        device: where batches go.
+        who: the method, for errors.
+
+    Raises:
+        MdftError: if a task's samples are missing.
+    """
+    by_name = {task.name: task for task in tasks}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise MdftError(
+            f"{who}: needs unlabelled inputs of every task, tasks=..., got none of {missing}"
+        )
+    inputs = []
+    for name in names:
+        held = by_name[name].load_samples(preprocess)
+        order = permutation(len(held), f"{who}/{seed}/{name}")
+        inputs.append(TaskInputs(name, held, order[:samples].sort().values, device))
+    return inputs
