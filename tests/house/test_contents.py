@@ -118,9 +118,12 @@ def test_a_method_is_one_file_one_class_one_row() -> None:
         assert method.__module__.rpartition(".")[2] == name, "the file has the method's name"
     files = [method.__module__ for method in methods.METHODS.values()]
     assert len(set(files)) == len(files)
-    for module in (m for m in MODULES if room_of(m) == "methods" and m not in files):
+    kinds = ("Transform", "Merge", "MatrixMerge", "InputMerge")
+    bases_in = "mdft_fast.methods.method"  # where the kinds themselves stand
+    rest = (m for m in MODULES if room_of(m) == "methods" and m not in (*files, bases_in))
+    for module in rest:
         bases = re.findall(r"^class \w+\((.*)\)", SOURCES[module], re.MULTILINE)
-        assert not any(b in ("Transform", "Merge") for b in bases), f"{module}: not in the table"
+        assert not any(b in kinds for b in bases), f"{module}: not in the table"
 
 
 def test_a_choice_is_spelled_once() -> None:
