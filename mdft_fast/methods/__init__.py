@@ -2,6 +2,7 @@
 """What can be made of a pool without learning: one file a method, one table."""
 
 from mdft_fast.methods.applying import apply
+from mdft_fast.methods.calibrate import Calibrate
 from mdft_fast.methods.inputs import SamplesToLearn, TaskInputs
 from mdft_fast.methods.largest import kth_largest
 from mdft_fast.methods.lines import Lines
@@ -24,11 +25,13 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         Ties,
         Lines,
+        Calibrate,
     )
 }
 
 __all__ = [
     "METHODS",
+    "Calibrate",
     "InputMerge",
     "Lines",
     "MatrixMerge",

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a model's linear layers lie, found by measurement on a few inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mdft_fast.methods.walk.attention import IN_PROJ
+from mdft_fast.methods.walk.calls import Call, Point, observed
+from mdft_fast.model import LinearLayer
+
+_SAME = 1e-4  # relative error up to which a sum is taken for one
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Writer:
+    """What says that a layer writes to the residual stream: after = before + scale · y + shift.
+
+    Attributes:
+        before: where the stream is seen before the layer's output is added.
+        after: where it is seen after that.
+    """
+
+    before: Point
+    after: Point
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerSite:
+    """A linear layer, and what was found out about it.
+
+    Attributes:
+        layer: the layer.
+        module: the module whose input and output are its own.
+        batch_axis: of its input and output, for layers that read rows; 0 for convolutions.
+        writer: how it writes to the residual stream; None: it does not, or that cannot be told.
+        positions: float32 ``[T]``: 0 for a position whose output nobody reads, else 1.
+    """
+
+    layer: LinearLayer
+    module: str
+    batch_axis: int
+    writer: Writer | None
+    positions: Tensor
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Returns an output as ``[B, T, channels]``."""
+        if self.layer.kind == "convolution":
+            return tensor.flatten(2).mT
+        moved = tensor.movedim(self.batch_axis, 0)
+        return moved.reshape(moved.shape[0], -1, moved.shape[-1])
+
+    def inputs(self, tensor: Tensor, module: nn.Module) -> Tensor:
+        """Returns an input as ``[B, T, in]``, what the weight's matrix is multiplied by."""
+        if self.layer.kind != "convolution":
+            return self.rows(tensor)
+        if isinstance(module, nn.Conv1d):
+            tensor = tensor.unsqueeze(2)
+        size, stride, padding, dilation = (
+            (1, *values) if len(values) == 1 else values
+            for values in (module.kernel_size, module.stride, module.padding, module.dilation)  # type: ignore[union-attr]
+        )
+        if isinstance(module, nn.Conv1d):
+            padding = (0, padding[1])
+        return F.unfold(tensor, size, dilation, padding, stride).mT
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """What was found in a block.
+
+    Attributes:
+        block: the block's name; "": the whole model.
+        layers: in the order of execution.
+        left_out: layer -> why it cannot be walked, in words.
+    """
+
+    block: str
+    layers: tuple[LayerSite, ...]
+    left_out: dict[str, str]
+
+
+def module_of(layer: LinearLayer) -> str:
+    """Returns the module whose input and output are a layer's."""
+    return f"{layer.name}.{IN_PROJ}" if layer.kind == "in_proj" else layer.name
+
+
+def walkable(module: nn.Module, layer: LinearLayer) -> bool:
+    """Returns whether a layer's input can be laid out as rows."""
+    part = module.get_submodule(layer.name)
+    if isinstance(part, (nn.Conv1d, nn.Conv2d)):
+        return part.padding_mode == "zeros" and not isinstance(part.padding, str)
+    return layer.kind != "in_proj" or hasattr(part, IN_PROJ)
+
+
+@torch.no_grad()
+def explore(
+    module: nn.Module,
+    block: str,
+    layers: Sequence[LinearLayer],
+    calls: Sequence[Call],
+    reads: dict[str, Tensor],
+) -> Structure:
+    """Runs a block on a few inputs and finds its layers' order, and which write to the stream.
+
+    Args:
+        module: the model.
+        block: the block's name.
+        layers: those in it.
+        calls: the block's call for some inputs, and for fewer.
+        reads: module -> the gradient of the model's output by that layer's output.
+    """
+    seen, sizes = (_record(module, block, call) for call in calls)
+    sites, left_out = [], {}
+    for layer in layers:
+        name = module_of(layer)
+        out = Point("out", name)
+        if not walkable(module, layer) or len(seen.get(out, ())) != 1:
+            times = len(seen.get(out, ()))
+            left_out[layer.weight] = f"its module runs {times} times, or cannot be observed"
+            continue
+        (at, y), (_, fewer) = seen[out][0], sizes[out][0]
+        axis = next(i for i, (a, b) in enumerate(zip(y.shape, fewer.shape, strict=True)) if a != b)
+        if layer.kind == "convolution" and axis != 0 or axis == y.dim() - 1:
+            left_out[layer.weight] = "its output does not have one row a sample"
+            continue
+        writer = _writer(seen, at, y, 1 if layer.kind == "convolution" else y.dim() - 1)
+        site = LayerSite(layer, name, axis, writer, torch.ones(0))
+        positions = (site.rows(reads[name]).abs().sum((0, 2)) > 0).float()
+        sites.append((at, dataclasses.replace(site, positions=positions)))
+    return Structure(block, tuple(site for _, site in sorted(sites, key=lambda s: s[0])), left_out)
+
+
+Seen = dict[Point, list[tuple[int, Tensor]]]
+
+
+def _record(module: nn.Module, block: str, call: Call) -> Seen:
+    """Returns every point of a block with the tensors seen there and when."""
+    part = module.get_submodule(block)
+    seen: Seen = {}
+    count = 0
+
+    def see(point: Point, tensor: Tensor) -> None:
+        nonlocal count
+        seen.setdefault(point, []).append((count, tensor.clone()))
+        count += 1
+
+    prefix = f"{block}." if block else ""
+    names = [block, *(prefix + name for name, _ in part.named_modules() if name)]
+    points = [Point(side, name) for name in names for side in ("in", "out")]  # type: ignore[arg-type]
+    with observed(module, points, see):
+        part(*call.args, **call.kwargs)
+    return seen
+
+
+def _writer(seen: Seen, at: int, y: Tensor, channels: int) -> Writer | None:
+    """Returns where y arrives in a sum: after - before = scale · y + shift, channel by channel."""
+    before, after = [], []
+    for point, tensors in seen.items():
+        if len(tensors) == 1 and tensors[0][1].shape == y.shape:
+            when, tensor = tensors[0]
+            (before if when < at else after).append((when, point, tensor))
+    before.sort(key=lambda entry: -entry[0])
+    after.sort(key=lambda entry: entry[0])
+    for _, late, u in after:
+        for _, early, s in before:
+            if _is_affine(u - s, y, channels):
+                return Writer(early, late)
+    return None
+
+
+def _is_affine(difference: Tensor, y: Tensor, channels: int) -> bool:
+    scale, shift = affine(difference, y, channels)
+    error = difference - (scale * y + shift)
+    size = difference.square().mean().sqrt()
+    return bool(size > 0) and bool(error.square().mean().sqrt() <= _SAME * size)
+
+
+def affine(difference: Tensor, y: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Returns each channel's scale and shift that bring y to a difference by least squares."""
+    axes = [axis for axis in range(y.dim()) if axis != channels]
+    center, mean = y.mean(axes, keepdim=True), difference.mean(axes, keepdim=True)
+    spread = (y - center).square().mean(axes, keepdim=True)
+    scale = ((y - center) * (difference - mean)).mean(axes, keepdim=True)
+    scale = torch.where(spread > 0, scale / spread.clamp_min(1e-30), 1.0)
+    return scale, mean - scale * center
