@@ -25,7 +25,7 @@ from mdft_fast.arena import (
 )
 from mdft_fast.errors import MdftError
 from mdft_fast.methods.inputs import inputs_of
-from mdft_fast.methods.method import NEEDS, InputMerge, Method
+from mdft_fast.methods.method import NEEDS, InputMerge, Method, Watch
 from mdft_fast.methods.stream import Stream, check_finite
 from mdft_fast.model import UnlabelledTask, build_backbone, find_linear_layers
 from mdft_fast.pool import Pool
@@ -39,6 +39,7 @@ def apply(
     backbone: nn.Module | None = None,
     tasks: Sequence[UnlabelledTask] = (),
     device: torch.device | str | None = None,
+    watch: Watch | None = None,
 ) -> Pool:
     """Returns the pool that methods make of a pool, one after the other.
 
@@ -56,6 +57,7 @@ def apply(
         tasks: hold unlabelled samples, for methods that need inputs. Those are all that may be
             seen: leave out what is held out (:class:`SamplesToLearn`).
         device: where methods that need inputs compute; None: where the pool is.
+        watch: told how many of how many parts such a method has done.
 
     Returns:
         A pool in memory, whose ``methods`` and notes say what was done; the one given where there
@@ -73,7 +75,8 @@ def apply(
     for method in methods:
         if isinstance(method, InputMerge):
             assert module is not None
-            stream = _begin(_merged(_stored(stream, "fp32"), method, module, tasks, device), module)
+            plain = _stored(stream, "fp32")
+            stream = _begin(_merged(plain, method, module, tasks, device, watch), module)
         else:
             stream = stream.then(method)
     applied = [str(method) for method in methods]
@@ -125,6 +128,7 @@ def _merged(
     backbone: nn.Module,
     tasks: Sequence[UnlabelledTask],
     device: torch.device,
+    watch: Watch | None,
 ) -> Pool:
     """Returns the pool of the one vector that a method makes while it looks at inputs."""
     inputs = inputs_of(
@@ -136,7 +140,7 @@ def _merged(
         device=device,
         who=method.name,
     )
-    merged = method.merge_model(pool, backbone, inputs)
+    merged = method.merge_model(pool, backbone, inputs, watch or (lambda done, total: None))
     arena = pool.layout.pack({name: t.float() for name, t in merged.items()}, who=method.name)
     vectors = TaskVectors(arena.to(pool.base.device)[None])
     return pool.with_vectors(

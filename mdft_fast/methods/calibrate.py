@@ -4,38 +4,60 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from mdft_fast.methods.inputs import TaskInputs
-from mdft_fast.methods.least_squares import Moments, solve
-from mdft_fast.methods.method import InputMerge, mean_of
-from mdft_fast.methods.walk import LayerSite, Structure, Walk
-from mdft_fast.methods.walk.calls import Call, Point
-from mdft_fast.methods.walk.structure import affine
-from mdft_fast.options import Interval, Weight, check
+from mdft_fast.methods.least_squares import Moments, solve, solve_weighted
+from mdft_fast.methods.method import InputMerge, Watch, mean_of
+from mdft_fast.methods.walk import LayerPass, LayerSite, Walk, sensitivities, walk_layers
+from mdft_fast.model import LinearLayer
+from mdft_fast.options import Interval, Share, Weight, check
 from mdft_fast.pool import Pool
+
+import os
+
+FS = int(os.environ.get("FS", "96"))
+_STEPS = int(os.environ.get("STEPS", "20"))  # of conjugate gradients
+_LEAST = 1e-6  # ridge of the regmean solution towards the base, as a share of the mean diagonal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibrate(InputMerge):
     """Fits each linear layer to the tasks' own models, on what reaches it in the merged one.
 
+    Layers are merged in the order of execution, each by one least-squares problem with a ridge:
+
+        min_W  Σ_k c_k mean_t w_t ‖W x_t − y_t‖²_{M_k} + rho Σ_k ‖(W − W_k) Ĝ_k^½‖²_{M_k}
+               + epsilon · mean diagonal · ‖W − W_ref‖²
+
+    x_t is the layer's input in the model merged so far, with a 1 for the bias. y_t is the output
+    of task k's own layer; for a layer that writes to the residual stream, what brings the merged
+    stream to where the task's own is behind that layer: it repairs what earlier layers left.
+    c_k divides by the trace of task k's Gram; Ĝ_k = τ_kᵀτ_k divided by its trace; W_ref is the
+    solution without x: Σ_k W_k (G_k + Ĝ_k) (Σ_k (G_k + Ĝ_k))⁻¹. M_k = (1 − fisher) I + fisher F_k,
+    where F_k is what an output's error costs task k to second order. What is not a linear layer of
+    a block gets the mean.
+
     Attributes:
         rho: weight of the data-free Grams.
-        epsilon: ridge towards the regmean solution, as a share of the mean diagonal.
-        class_token: weight of the class token among the positions.
-        repair: whether layers that write to the residual stream also make up for what earlier
-            ones left.
+        epsilon: weight of the ridge towards the regmean solution.
+        class_token: weight of the first position where the model's output reads it alone.
+        repair: whether layers that write to the residual stream make up for earlier ones.
+        fisher: share of the measured sensitivity in the metric of outputs; 0: all are alike.
+        keep: whether a block's outputs are kept while it is fitted; else it runs again and again,
+            which takes less memory and more time.
     """
 
     rho: Weight = 0.01
     epsilon: Annotated[float, Interval(gt=0)] = 0.003
     class_token: Annotated[float, Interval(gt=0)] = 4.0
     repair: bool = True
+    fisher: Share = 0.9
+    keep: bool = True
 
     name = "calibrate"
     source = "ours"
@@ -44,131 +66,104 @@ class Calibrate(InputMerge):
         check(self, self.name)
 
     def merge_model(
-        self, pool: Pool, backbone: nn.Module, inputs: Sequence[TaskInputs]
+        self,
+        pool: Pool,
+        backbone: nn.Module,
+        inputs: Sequence[TaskInputs],
+        watch: Watch,
     ) -> Mapping[str, Tensor]:
         """See :class:`InputMerge`."""
         walk = Walk(pool, backbone, inputs)
-        names = [slot.name for slot in pool.layout.slots]
-        walk.install({name: walk.base(name) + mean_of(walk.deltas(name)) for name in names})
-        _Calibration(self, walk).run()
-        weights = walk.weights(names)
-        return {name: weights[name] - walk.base(name) for name in names}
+        walk.install({name: walk.base(name) + mean_of(walk.deltas(name)) for name in walk.names})
+        measured = {}
+        if self.fisher:
+            measured = sensitivities(walk, pool.heads, samples=FS, batch=self.batch, seed=self.seed)
+        turns = walk_layers(walk, batch=self.batch, keep=self.keep, repair=self.repair, watch=watch)
+        for turn in turns:
+            walk.install(self._fitted(walk, turn, measured))
+        weights = walk.weights(walk.names)
+        return {name: weights[name] - walk.base(name) for name in walk.names}
 
-
-class _Calibration:
-    """The state of one calibration."""
-
-    def __init__(self, method: Calibrate, walk: Walk) -> None:
-        self.method, self.walk = method, walk
-        outside = walk.names_outside
-        self.teacher: list[list[Call]] = []
-        self.merged: list[list[Call]] = []
-        for k, inputs in enumerate(walk.inputs):
-            with walk.as_teacher(k, outside):
-                self.teacher.append([walk.enter(b) for b in inputs.batches(method.batch)])
-            self.merged.append([walk.enter(b) for b in inputs.batches(method.batch)])
-
-    def run(self) -> None:
-        """Goes through all blocks."""
-        for structure in self.walk.structures():
-            self._block(structure)
-
-    def _block(self, structure: Structure) -> None:
-        walk, block = self.walk, structure.block
-        self.targets: dict[tuple[int, int, str], Tensor] = {}
-        points = [self._target(site) for site in structure.layers]
-        for k in range(walk.pool.K):
-            with walk.as_teacher(k, walk.names_in(block)):
-                for number, call in enumerate(self.teacher[k]):
-                    seen, output = walk.run(block, call, points)
-                    for site in structure.layers:
-                        rows = site.rows(seen[self._target(site)])
-                        self.targets[k, number, site.module] = rows
-                    self.teacher[k][number] = call.following(output)
-        for site in structure.layers:
-            self._layer(block, site)
-        for k in range(walk.pool.K):
-            for number, call in enumerate(self.merged[k]):
-                self.merged[k][number] = call.following(walk.run(block, call, [])[1])
-
-    def _target(self, site: LayerSite) -> Point:
-        """Returns where the teacher's stream shows what a layer is fitted to."""
-        if self.method.repair and site.writer is not None:
-            return site.writer.after
-        return Point("out", site.module)
+    def _fitted(
+        self, walk: Walk, turn: LayerPass, measured: Mapping[tuple[str, int], Tensor]
+    ) -> dict[str, Tensor]:
+        """Returns a layer's new weight and bias."""
+        layer = turn.site.layer
+        deltas = augmented(layer, walk.deltas)
+        base = augmented(layer, lambda name: walk.base(name)[None])[0]
+        weights = self._weights(turn.site)
+        grams, crosses, reference = [], [], _Reference(deltas)
+        for k, delta in enumerate(deltas):
+            moments = Moments(deltas.shape[2], deltas.shape[1], deltas.device)
+            for x, y in turn.pairs(k):
+                moments.add(x, y, weights)
+            size = moments.gram.diagonal().double().sum()
+            gram, cross = moments.gram.double() / size, moments.cross.double() / size
+            cross -= gram @ base.T  # what is solved for is the difference to the base
+            free = normalized(delta.T @ delta)
+            reference.add(gram + free, delta)
+            grams.append(gram + self.rho * free)
+            crosses.append(cross + self.rho * free @ delta.T)
+        total = sum(grams[1:], grams[0])
+        ridge = self.epsilon * total.diagonal().mean()
+        pull = ridge * reference.solution()
+        total.diagonal().add_(ridge)
+        made = solve(total, sum(crosses[1:], crosses[0]) + pull)
+        metrics = [measured[turn.site.module, k] for k in range(len(deltas)) if measured]
+        if metrics:
+            eye = torch.eye(made.shape[1], dtype=made.dtype, device=made.device)
+            metrics = [self.fisher * m.double() + (1 - self.fisher) * eye for m in metrics]
+            cross = pull
+            for one, metric in zip(crosses, metrics, strict=True):
+                cross = cross + one @ metric
+            made = solve_weighted(grams, metrics, ridge, cross, made, steps=_STEPS)
+        return parts(layer, base + made.T, walk)
 
     def _weights(self, site: LayerSite) -> Tensor:
-        positions = site.positions
-        if len(positions) > 1 and bool(positions[1:].any()) and self.class_token_read:
-            positions = positions.clone()
-            positions[0] = self.method.class_token
-        return positions
+        """Returns the weight of each position, float32 ``[T]``."""
+        weights = site.positions.clone()
+        if site.class_token and int((weights > 0).sum()) > 1:
+            weights[0] *= self.class_token
+        return weights
 
-    @property
-    def class_token_read(self) -> bool:
-        return True
 
-    def _layer(self, block: str, site: LayerSite) -> None:
-        walk, layer, method = self.walk, site.layer, self.method
-        module = walk.module.get_submodule(site.module)
-        deltas = layer.matrix(walk.deltas(layer.weight)).double()
-        K, out, width = deltas.shape
-        bias = None if layer.bias is None else walk.deltas(layer.bias).double()
-        wide = width + (bias is not None)
-        if bias is not None:
-            deltas = torch.cat([deltas, bias[:, :, None]], 2)
-        base = layer.matrix(walk.base(layer.weight)[None])[0].double()
-        if layer.bias is not None:
-            base = torch.cat([base, walk.base(layer.bias).double()[:, None]], 1)
-        gram = torch.zeros(wide, wide, dtype=torch.float64)
-        cross = torch.zeros(wide, out, dtype=torch.float64)
-        ref_gram, ref_cross = gram.clone(), cross.clone()
-        weights = self._weights(site)
-        for k in range(K):
-            moments = self._moments(block, site, module, k, wide, out, weights)
-            c = 1 / moments.gram.diagonal().double().sum()
-            g = c * moments.gram.double()
-            free = deltas[k].T @ deltas[k]
-            size = free.diagonal().sum()
-            free = free / size if size > 0 else free
-            gram += g + method.rho * free
-            # everything as a difference to the base: W = W_0 + D
-            cross += c * moments.cross.double() - g @ base.T + method.rho * (free @ deltas[k].T)
-            ref_gram += g + free
-            ref_cross += (g + free) @ deltas[k].T
-        reference = solve(ref_gram + 1e-6 * ref_gram.diagonal().mean() * torch.eye(wide), ref_cross)
-        eps = method.epsilon * gram.diagonal().mean()
-        made = solve(gram + eps * torch.eye(wide, dtype=gram.dtype), cross + eps * reference).T
-        made = base + made
-        new = {layer.weight: layer.weights(made[:, :width].float(), tuple(walk.base(layer.weight).shape))}
-        if layer.bias is not None:
-            new[layer.bias] = made[:, width].float().contiguous()
-        walk.install(new)
+class _Reference:
+    """The regmean solution with data-free Grams, as a difference to the base."""
 
-    def _moments(self, block, site, module, k, wide, out, weights) -> Moments:
-        walk = self.walk
-        moments = Moments(wide, out, weights.device)
-        writer = site.writer if self.method.repair else None
-        scale = shift = None
-        for number, call in enumerate(self.merged[k]):
-            into = Point("in", site.module)
-            points = [writer.before] if writer else []
-            if writer is not None and scale is None:
-                seen, _ = walk.run(block, call, [writer.before, writer.after, Point("out", site.module)])
-                y = seen[Point("out", site.module)]
-                channels = 1 if site.layer.kind == "convolution" else y.dim() - 1
-                scale, shift = affine(seen[writer.after] - seen[writer.before], y, channels)
-                if site.layer.kind != "convolution":
-                    scale, shift = scale.flatten(), shift.flatten()
-                else:
-                    scale, shift = scale.flatten(), shift.flatten()
-            seen, _ = walk.run(block, call, points, stop=into)
-            x = site.inputs(seen[into], module)
-            y = self.targets[k, number, site.module]
-            if writer is not None:
-                before = site.rows(seen[writer.before])
-                y = y - before
-                if bool((scale != 1).any()) or bool((shift != 0).any()):
-                    y = (y - shift) / scale
-            moments.add(x, y, weights)
-        return moments
+    def __init__(self, deltas: Tensor) -> None:
+        _, out, width = deltas.shape
+        self._gram = deltas.new_zeros(width, width)
+        self._cross = deltas.new_zeros(width, out)
+
+    def add(self, gram: Tensor, delta: Tensor) -> None:
+        """Adds a task's."""
+        self._gram += gram
+        self._cross += gram @ delta.T
+
+    def solution(self) -> Tensor:
+        """Returns it, ``[in, out]``."""
+        self._gram.diagonal().add_(_LEAST * self._gram.diagonal().mean())
+        return solve(self._gram, self._cross)
+
+
+def augmented(layer: LinearLayer, read: Callable[[str], Tensor]) -> Tensor:
+    """Returns K matrices with the bias as one more column, float64 ``[K, out, in (+ 1)]``."""
+    matrices = layer.matrix(read(layer.weight)).double()
+    if layer.bias is None:
+        return matrices
+    return torch.cat([matrices, read(layer.bias).double()[:, :, None]], 2)
+
+
+def parts(layer: LinearLayer, matrix: Tensor, walk: Walk) -> dict[str, Tensor]:
+    """Returns weight and bias, float32, from the matrix that holds both."""
+    shape = tuple(walk.base(layer.weight).shape)
+    if layer.bias is None:
+        return {layer.weight: layer.weights(matrix.float(), shape).contiguous()}
+    weight, bias = matrix[:, :-1].float(), matrix[:, -1].float()
+    return {layer.weight: layer.weights(weight, shape).contiguous(), layer.bias: bias.contiguous()}
+
+
+def normalized(gram: Tensor) -> Tensor:
+    """Returns a matrix of trace 1; zeros stay zeros."""
+    trace = gram.diagonal().sum()
+    return gram / trace if float(trace) > 0 else gram

@@ -3,29 +3,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+_BLOCK = 256  # columns of a Gram matrix that are computed at once: its lower half is a copy
+
 
 class Moments:
-    """Sums of products over rows: XᵀX and XᵀY in float32, in the order in which they came.
+    """Sums over rows, XᵀX and XᵀY, in float32 and in the order in which the rows came.
 
     Args:
-        inputs: width of X; one more where a column of ones stands for the bias.
+        inputs: width of X; one more than the rows' where a column of ones stands for the bias.
         outputs: width of Y; 0: XᵀX alone.
+        device: where.
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
-        self.gram = torch.zeros(inputs, inputs, device=device)
         self.cross = torch.zeros(inputs, outputs, device=device)
-        self.weight = 0.0
+        self._gram = torch.zeros(inputs, inputs, device=device)
 
     def add(self, x: Tensor, y: Tensor | None, weights: Tensor) -> None:
         """Adds rows.
 
         Args:
             x: ``[B, T, in]``.
-            y: ``[B, T, out]``.
+            y: ``[B, T, out]``; None: XᵀX alone.
             weights: float32 ``[T]``; positions of weight 0 are left out.
         """
         at = weights.nonzero()[:, 0]
@@ -33,34 +37,98 @@ class Moments:
             x, weights = x[:, at], weights[at]
             y = None if y is None else y[:, at]
         root = None if bool((weights == 1).all()) else weights.sqrt()[:, None]
-        x = _scaled(x, root)
-        self.weight += float(weights.double().sum()) * x.shape[0]
-        rows = x.reshape(-1, x.shape[-1])
-        wide = self.gram.shape[0]
-        if wide > rows.shape[1]:  # a column of ones
-            one = x.new_ones(1, 1, 1) if root is None else root[None]
-            ones = one.expand(*x.shape[:2], 1).reshape(-1, 1)
-            rows = torch.cat([rows, ones], 1)
-        self.gram.addmm_(rows.T, rows)
+        rows = _rows(x, root)
+        if len(self._gram) > rows.shape[1]:
+            ones = x.new_ones(1, 1, 1) if root is None else root[None]
+            rows = torch.cat([rows, ones.expand(*x.shape[:2], 1).reshape(-1, 1)], 1)
+        for first in range(0, len(self._gram), _BLOCK):
+            last = first + _BLOCK
+            self._gram[first:last, first:].addmm_(rows[:, first:last].T, rows[:, first:])
         if y is not None:
-            y = _scaled(y, root)
-            self.cross.addmm_(rows.T, y.reshape(-1, y.shape[-1]))
+            self.cross.addmm_(rows.T, _rows(y, root))
+
+    @property
+    def gram(self) -> Tensor:
+        """XᵀX, float32 ``[in, in]``."""
+        upper = self._gram.triu()
+        return upper + upper.triu(1).T
 
 
-def _scaled(rows: Tensor, root: Tensor | None) -> Tensor:
-    return rows if root is None else rows * root
+def _rows(x: Tensor, root: Tensor | None) -> Tensor:
+    scaled = x if root is None else x * root
+    return scaled.reshape(-1, x.shape[-1])
 
 
 def solve(gram: Tensor, cross: Tensor) -> Tensor:
-    """Returns X of gram · X = cross for a positive definite gram, float64, by Cholesky.
+    """Returns X of gram · X = cross, float64, by Cholesky.
 
-    Where round-off has left it short of that, the smallest ridge of a rising row that helps is
-    added.
+    Args:
+        gram: positive semidefinite, float64 ``[in, in]``. Where round-off has left it short of
+            definite, the smallest ridge of a rising row that helps is added.
+        cross: float64 ``[in, out]``.
     """
-    size = float(gram.diagonal().mean())
+    size = gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
     for ridge in (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4):
-        shifted = gram + ridge * size * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        shifted = gram.clone()
+        shifted.diagonal().add_(ridge * size)
         factor, info = torch.linalg.cholesky_ex(shifted)
         if int(info) == 0:
             return torch.cholesky_solve(cross, factor)
-    return torch.linalg.lstsq(gram.cpu(), cross.cpu(), driver="gelsd").solution.to(gram.device)
+    raise ValueError("gram must be positive semidefinite")
+
+
+def solve_weighted(
+    grams: Sequence[Tensor],
+    metrics: Sequence[Tensor],
+    ridge: Tensor,
+    cross: Tensor,
+    start: Tensor,
+    *,
+    steps: int,
+    tolerance: float = 1e-6,
+) -> Tensor:
+    """Returns X of Σ_k grams_k · X · metrics_k + ridge · X = cross, by conjugate gradients.
+
+    The unknowns are too many for a factorisation, in · out. The preconditioner is the same with
+    the sum of the Grams and the mean of the metrics, whose two factors are small.
+
+    Args:
+        grams: float64 ``[in, in]`` each, positive semidefinite.
+        metrics: float64 ``[out, out]`` each, positive definite.
+        ridge: a number above 0.
+        cross: float64 ``[in, out]``.
+        start: likewise; a guess.
+        steps: at most.
+        tolerance: of the residual's norm in the preconditioner's metric, as a share of the
+            start's.
+    """
+
+    def product(x: Tensor) -> Tensor:
+        total = ridge * x
+        for gram, metric in zip(grams, metrics, strict=True):
+            total = total + gram @ x @ metric
+        return total
+
+    left = sum(grams[1:], grams[0]).clone()
+    left.diagonal().add_(ridge)
+    left_factor = torch.linalg.cholesky(left)
+    right_factor = torch.linalg.cholesky(sum(metrics[1:], metrics[0]) / len(metrics))
+
+    def preconditioned(rest: Tensor) -> Tensor:
+        half = torch.cholesky_solve(rest, left_factor)
+        return torch.cholesky_solve(half.T, right_factor).T
+
+    x, rest = start, cross - product(start)
+    better = preconditioned(rest)
+    direction, size = better, (rest * better).sum()
+    least = tolerance**2 * size
+    for _ in range(steps):
+        if not size > least:
+            break
+        image = product(direction)
+        length = size / (direction * image).sum()
+        x, rest = x + length * direction, rest - length * image
+        better = preconditioned(rest)
+        before, size = size, (rest * better).sum()
+        direction = better + size / before * direction
+    return x

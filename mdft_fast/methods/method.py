@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from mdft_fast.model import LinearLayer
 from mdft_fast.options import Positive
 from mdft_fast.pool import Pool
 
+Watch = Callable[[int, int], None]
 Need = Literal["survey", "depth", "layers", "inputs"]
 NEEDS: dict[Need, str] = {  # in words
     "survey": "a pass ahead",
@@ -168,7 +169,7 @@ class InputMerge(Method):
 
     @abc.abstractmethod
     def merge_model(
-        self, pool: Pool, backbone: nn.Module, inputs: Sequence[TaskInputs]
+        self, pool: Pool, backbone: nn.Module, inputs: Sequence[TaskInputs], watch: Watch
     ) -> Mapping[str, Tensor]:
         """Returns the one vector of each tensor.
 
@@ -176,6 +177,7 @@ class InputMerge(Method):
             pool: K vectors, one a task.
             backbone: the module that they belong to; its values are not used.
             inputs: in the order of the pool's vectors.
+            watch: told how many of how many parts are done.
 
         Returns:
             Tensor name -> float32 ``[*shape]``, for every tensor of the pool's layout.

@@ -1,7 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """One walk over a model, block by block, with each task's streams of activations."""
 
-from mdft_fast.methods.walk.structure import LayerSite, Structure, Writer, explore
+from mdft_fast.methods.walk.calls import Call, Point
+from mdft_fast.methods.walk.sensitivity import sensitivities
+from mdft_fast.methods.walk.streams import LayerPass, walk_layers
+from mdft_fast.methods.walk.structure import LayerSite, Structure, Writer
 from mdft_fast.methods.walk.walking import Walk
 
-__all__ = ["LayerSite", "Structure", "Walk", "Writer", "explore"]
+__all__ = [
+    "Call",
+    "LayerPass",
+    "LayerSite",
+    "Point",
+    "Structure",
+    "Walk",
+    "Writer",
+    "sensitivities",
+    "walk_layers",
+]

@@ -19,15 +19,19 @@ _SAME = 1e-4  # relative error up to which a sum is taken for one
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Writer:
-    """What says that a layer writes to the residual stream: after = before + scale · y + shift.
+    """How a layer writes to the residual stream: after = before + scale · y + shift.
 
     Attributes:
         before: where the stream is seen before the layer's output is added.
         after: where it is seen after that.
+        scale: float32 ``[out]``; None: 1. A layer scale, say, or a norm of fixed statistics.
+        shift: likewise; None: 0.
     """
 
     before: Point
     after: Point
+    scale: Tensor | None
+    shift: Tensor | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +44,7 @@ class LayerSite:
         batch_axis: of its input and output, for layers that read rows; 0 for convolutions.
         writer: how it writes to the residual stream; None: it does not, or that cannot be told.
         positions: float32 ``[T]``: 0 for a position whose output nobody reads, else 1.
+        class_token: whether the model's output reads the first position of the last block alone.
     """
 
     layer: LinearLayer
@@ -47,6 +52,21 @@ class LayerSite:
     batch_axis: int
     writer: Writer | None
     positions: Tensor
+    class_token: bool
+
+    def correction(self, target: Tensor, before: Tensor | None) -> Tensor:
+        """Returns the output that brings the merged stream to a target.
+
+        Args:
+            target: ``[B, T, out]``, where the stream should be behind the layer.
+            before: where it is ahead of it; None: the target is the layer's output itself.
+        """
+        if before is None or self.writer is None:
+            return target
+        y = target - before
+        if self.writer.shift is not None:
+            y = y - self.writer.shift
+        return y if self.writer.scale is None else y / self.writer.scale
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Returns an output as ``[B, T, channels]``."""
@@ -59,14 +79,17 @@ class LayerSite:
         """Returns an input as ``[B, T, in]``, what the weight's matrix is multiplied by."""
         if self.layer.kind != "convolution":
             return self.rows(tensor)
+        assert isinstance(module, (nn.Conv1d, nn.Conv2d)) and not isinstance(module.padding, str)
+        size, stride = tuple(module.kernel_size), tuple(module.stride)
+        padding, dilation = tuple(module.padding), tuple(module.dilation)
         if isinstance(module, nn.Conv1d):
             tensor = tensor.unsqueeze(2)
-        size, stride, padding, dilation = (
-            (1, *values) if len(values) == 1 else values
-            for values in (module.kernel_size, module.stride, module.padding, module.dilation)  # type: ignore[union-attr]
-        )
-        if isinstance(module, nn.Conv1d):
-            padding = (0, padding[1])
+            size, stride, padding, dilation = (
+                (1, *size),
+                (1, *stride),
+                (0, *padding),
+                (1, *dilation),
+            )
         return F.unfold(tensor, size, dilation, padding, stride).mT
 
 
@@ -105,6 +128,7 @@ def explore(
     layers: Sequence[LinearLayer],
     calls: Sequence[Call],
     reads: dict[str, Tensor],
+    class_token: bool,
 ) -> Structure:
     """Runs a block on a few inputs and finds its layers' order, and which write to the stream.
 
@@ -114,6 +138,7 @@ def explore(
         layers: those in it.
         calls: the block's call for some inputs, and for fewer.
         reads: module -> the gradient of the model's output by that layer's output.
+        class_token: see :class:`LayerSite`.
     """
     seen, sizes = (_record(module, block, call) for call in calls)
     sites, left_out = [], {}
@@ -126,11 +151,11 @@ def explore(
             continue
         (at, y), (_, fewer) = seen[out][0], sizes[out][0]
         axis = next(i for i, (a, b) in enumerate(zip(y.shape, fewer.shape, strict=True)) if a != b)
-        if layer.kind == "convolution" and axis != 0 or axis == y.dim() - 1:
+        if (layer.kind == "convolution" and axis != 0) or axis == y.dim() - 1:
             left_out[layer.weight] = "its output does not have one row a sample"
             continue
         writer = _writer(seen, at, y, 1 if layer.kind == "convolution" else y.dim() - 1)
-        site = LayerSite(layer, name, axis, writer, torch.ones(0))
+        site = LayerSite(layer, name, axis, writer, torch.ones(0), class_token)
         positions = (site.rows(reads[name]).abs().sum((0, 2)) > 0).float()
         sites.append((at, dataclasses.replace(site, positions=positions)))
     return Structure(block, tuple(site for _, site in sorted(sites, key=lambda s: s[0])), left_out)
@@ -152,7 +177,7 @@ def _record(module: nn.Module, block: str, call: Call) -> Seen:
 
     prefix = f"{block}." if block else ""
     names = [block, *(prefix + name for name, _ in part.named_modules() if name)]
-    points = [Point(side, name) for name in names for side in ("in", "out")]  # type: ignore[arg-type]
+    points = [Point(side, name) for name in names for side in ("in", "out")]
     with observed(module, points, see):
         part(*call.args, **call.kwargs)
     return seen
@@ -160,7 +185,8 @@ def _record(module: nn.Module, block: str, call: Call) -> Seen:
 
 def _writer(seen: Seen, at: int, y: Tensor, channels: int) -> Writer | None:
     """Returns where y arrives in a sum: after - before = scale · y + shift, channel by channel."""
-    before, after = [], []
+    before: list[tuple[int, Point, Tensor]] = []
+    after: list[tuple[int, Point, Tensor]] = []
     for point, tensors in seen.items():
         if len(tensors) == 1 and tensors[0][1].shape == y.shape:
             when, tensor = tensors[0]
@@ -169,23 +195,32 @@ def _writer(seen: Seen, at: int, y: Tensor, channels: int) -> Writer | None:
     after.sort(key=lambda entry: entry[0])
     for _, late, u in after:
         for _, early, s in before:
-            if _is_affine(u - s, y, channels):
-                return Writer(early, late)
+            fit = _affine(u - s, y, channels)
+            if fit is not None:
+                return Writer(early, late, *fit)
     return None
 
 
-def _is_affine(difference: Tensor, y: Tensor, channels: int) -> bool:
-    scale, shift = affine(difference, y, channels)
-    error = difference - (scale * y + shift)
-    size = difference.square().mean().sqrt()
-    return bool(size > 0) and bool(error.square().mean().sqrt() <= _SAME * size)
+def _affine(
+    difference: Tensor, y: Tensor, channels: int
+) -> tuple[Tensor | None, Tensor | None] | None:
+    """Returns each channel's scale and shift that bring y to a difference; None: none do.
 
-
-def affine(difference: Tensor, y: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Returns each channel's scale and shift that bring y to a difference by least squares."""
+    A scale of 1 and a shift of 0 are None. A channel whose scale is next to nothing writes
+    nothing that could be corrected, so such a layer is not taken for one that writes.
+    """
     axes = [axis for axis in range(y.dim()) if axis != channels]
     center, mean = y.mean(axes, keepdim=True), difference.mean(axes, keepdim=True)
     spread = (y - center).square().mean(axes, keepdim=True)
     scale = ((y - center) * (difference - mean)).mean(axes, keepdim=True)
     scale = torch.where(spread > 0, scale / spread.clamp_min(1e-30), 1.0)
-    return scale, mean - scale * center
+    shift = mean - scale * center
+    size = difference.square().mean().sqrt()
+    error = (difference - (scale * y + shift)).square().mean().sqrt()
+    if not size > 0 or error > _SAME * size:
+        return None
+    if (difference - y).square().mean().sqrt() <= _SAME * size:
+        return None, None
+    if float(scale.abs().min()) < 1e-3 * float(scale.abs().max()):
+        return None
+    return scale.flatten(), shift.flatten()

@@ -24,6 +24,7 @@ from mdft_fast.model import (
     find_blocks,
     find_linear_layers,
     find_owners,
+    tensors_of,
 )
 from mdft_fast.pool import Pool
 
@@ -39,6 +40,7 @@ class Walk:
         module: the model as merged so far: a private copy.
         blocks: names, in the order of execution; [""]: the whole model is one.
         why_whole: why the whole model is one block, in words; "": it is not.
+        layers: the linear layers in blocks.
     """
 
     def __init__(self, pool: Pool, backbone: nn.Module, inputs: Sequence[TaskInputs]) -> None:
@@ -52,7 +54,6 @@ class Walk:
         self._slots = {slot.name: slot for slot in layout.slots}
         self._owners = dict(zip(self._slots, owners, strict=True))
         self._base = dict(zip(self._slots, layout.views(pool.base), strict=True))
-        self._layers = find_linear_layers(self.module, layout, pool.ties)
         make_observable(self.module)
         probe = next(inputs[0].batches(_PROBE))
         self._probes = [probe, each(lambda tensor: tensor[:-1], probe)]
@@ -60,12 +61,19 @@ class Walk:
         whole = self.blocks == [""]
         home = block_of(list(self._slots))
         self._home = {name: "" if whole else block for name, block in home.items()}
+        layers = find_linear_layers(self.module, layout, pool.ties)
+        self.layers = [one for one in layers if self._home[one.weight] in self.blocks]
 
     # ---- weights -------------------------------------------------------------------------------
 
     def names_in(self, block: str) -> list[str]:
         """Returns the tensors of a block."""
         return [name for name, home in self._home.items() if home == block]
+
+    @property
+    def names(self) -> list[str]:
+        """All tensors, in arena order."""
+        return list(self._slots)
 
     @property
     def names_outside(self) -> list[str]:
@@ -88,7 +96,9 @@ class Walk:
 
     def weights(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Returns weights of the module as they are."""
-        return {name: held[leaf].detach() for name in names for held, leaf in self._owners[name][:1]}
+        return {
+            name: held[leaf].detach() for name in names for held, leaf in self._owners[name][:1]
+        }
 
     def install(self, weights: Mapping[str, Tensor]) -> None:
         """Puts weights into the module."""
@@ -154,10 +164,11 @@ class Walk:
         is asked for, and it is measured behind the change.
         """
         reads = self._reads()
+        class_token = self._reads_one(reads)
         calls = [self.enter(probe) for probe in self._probes]
         for block in self.blocks:
-            layers = [layer for layer in self._layers if self._home[layer.weight] == block]
-            yield explore(self.module, block, layers, calls, reads)
+            layers = [layer for layer in self.layers if self._home[layer.weight] == block]
+            yield explore(self.module, block, layers, calls, reads, class_token)
             calls = [call.following(self.run(block, call, [])[1]) for call in calls]
 
     def _reads(self) -> dict[str, Tensor]:
@@ -165,11 +176,12 @@ class Walk:
         added: dict[str, Tensor] = {}
 
         def see(point: Point, tensor: Tensor) -> Tensor:
-            zero = torch.zeros_like(tensor, requires_grad=True)
-            added[point.module] = zero if point.module not in added else added[point.module]
+            if point.module not in added:
+                added[point.module] = torch.zeros_like(tensor, requires_grad=True)
             return tensor + added[point.module]
 
-        names = [module_of(layer) for layer in self._layers if walkable(self.module, layer)]
+        names = [module_of(layer) for layer in self.layers if walkable(self.module, layer)]
+        names += self.blocks[-1:]
         args, kwargs = arguments_of(self._probes[0])
         with torch.enable_grad(), observed(self.module, [Point("out", n) for n in names], see):
             features = self.module(*args, **kwargs)
@@ -182,6 +194,15 @@ class Walk:
             for (name, zero), grad in zip(added.items(), grads, strict=True)
         }
 
+    def _reads_one(self, reads: dict[str, Tensor]) -> bool:
+        """Returns whether the output reads the first position of the last block alone."""
+        gradient = reads[self.blocks[-1]]
+        if self.blocks == [""] or gradient.dim() != 3:
+            return False
+        axis = 0 if gradient.shape[0] == len(next(tensors_of(self._probes[0]))) else 1
+        read = gradient.movedim(axis, 0).abs().sum((0, 2)) > 0
+        return bool(read[0]) and int(read.sum()) == 1 and len(read) > 1
+
     @torch.no_grad()
     def _find_blocks(self) -> tuple[list[str], str]:
         """Returns the blocks that run one after another, or the whole model as one, and why."""
@@ -191,11 +212,11 @@ class Walk:
             return [""], "it has no numbered blocks"
         order: list[tuple[Point, Tensor]] = []
         args, kwargs = arguments_of(self._probes[0])
-        points = [Point(side, block) for block in blocks for side in ("in", "out")]  # type: ignore[arg-type]
+        points = [Point(side, block) for block in blocks for side in ("in", "out")]
         with observed(self.module, points, lambda point, seen: order.append((point, seen))):
             self.module(*args, **kwargs)
         blocks = list(dict.fromkeys(point.module for point, _ in order))
-        wanted = [Point(side, block) for block in blocks for side in ("in", "out")]  # type: ignore[arg-type]
+        wanted = [Point(side, block) for block in blocks for side in ("in", "out")]
         if not blocks or [point for point, _ in order] != wanted:
             return [""], "its blocks do not run once each, one after another"
         for (_, out), (_, into) in zip(order[1::2], order[2::2], strict=False):
