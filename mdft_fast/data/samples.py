@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mdft_fast.checkpoints import Preprocess, as_preprocess
 from mdft_fast.data.image_cache import Watch, cached_images, cached_labels, digests_of
@@ -27,6 +28,10 @@ from mdft_fast.data.images.sources import (
     stack_images,
 )
 from mdft_fast.errors import MdftError
+
+# How far a varied image may be from the one that it is made of: enough to be another sample, too
+# little to be of another class. In radians, as a share, and as a share of half an edge.
+_TURN, _SCALE, _SHIFT = 0.2, 0.15, 0.1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,6 +78,28 @@ class Samples:
         images = images.to(torch.float32, memory_format=torch.contiguous_format)
         mean, std = self._constants(images.device)
         return images.div_(255).sub_(mean).div_(std)
+
+    def varied(self, indices: Tensor, device: torch.device | str, *, seed: int) -> Tensor:
+        """Returns some samples as :meth:`batch` does, each slightly turned, scaled and shifted.
+
+        What an image shows stays: it is turned by at most ``_TURN``, scaled by ``_SCALE`` and
+        shifted by ``_SHIFT`` of half its edge; what comes in at an edge is its mirror image.
+
+        Args:
+            indices: int64 ``[b]``, each in [0, n).
+            device: where the batch goes.
+            seed: of the changes; with it, an image's own is always the same.
+        """
+        batch = self.batch(indices, device)
+        drawn = torch.rand(len(self), 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        turn, scale, *shift = drawn[indices.cpu()].to(batch.device).unbind(1)
+        turn, scale = turn * _TURN, 1 + scale * _SCALE
+        rows = [
+            torch.stack([scale * turn.cos(), -scale * turn.sin(), shift[0] * _SHIFT], 1),
+            torch.stack([scale * turn.sin(), scale * turn.cos(), shift[1] * _SHIFT], 1),
+        ]
+        grid = F.affine_grid(torch.stack(rows, 1), list(batch.shape), align_corners=False)
+        return F.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
 
     def to(self, device: torch.device | str) -> Samples:
         """Returns the same samples held on a device, so that batches need no transfer."""

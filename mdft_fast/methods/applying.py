@@ -136,6 +136,7 @@ def _merged(
         pool.vector_names,
         pool.preprocess,
         samples=method.samples,
+        copies=method.copies,
         seed=method.seed,
         device=device,
         who=method.name,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast.errors import MdftError
-from mdft_fast.model import Batch, Samples, UnlabelledTask, permutation, split
+from mdft_fast.model import Batch, Samples, UnlabelledTask, VariedSamples, permutation, split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,26 +23,35 @@ class TaskInputs:
         samples: its unlabelled samples.
         indices: int64 ``[n]``, rising: which of them the method looks at.
         device: where batches go.
+        copies: varied copies of each input that come after all of them.
+        seed: of the copies.
     """
 
     name: str
     samples: Samples
     indices: Tensor
     device: torch.device
+    copies: int = 0
+    seed: int = 0
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.indices) * (1 + self.copies)
 
     def some(self, count: int) -> TaskInputs:
         """Returns some of these inputs, spread evenly over them; all where there are fewer."""
         n = len(self.indices)
         at = torch.arange(min(count, n)) * n // max(min(count, n), 1)
-        return dataclasses.replace(self, indices=self.indices[at])
+        return dataclasses.replace(self, indices=self.indices[at], copies=0)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Yields what the encoder takes, ``size`` samples at a time, in a fixed order."""
         for indices in self.indices.split(size):
             yield self.samples.batch(indices, self.device)
+        if self.copies and isinstance(self.samples, VariedSamples):
+            for copy in range(self.copies):
+                for indices in self.indices.split(size):
+                    seed = self.seed + 1 + copy
+                    yield self.samples.varied(indices, self.device, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +77,7 @@ class SamplesToLearn:
         """Returns the samples that are not held out."""
         samples = self.task.load_samples(preprocess)
         learn, _ = split(len(samples), self.holdout, self.seed, self.name)
-        return _Some(samples, learn)
+        return (_SomeVaried if isinstance(samples, VariedSamples) else _Some)(samples, learn)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,12 +97,21 @@ class _Some:
         return self.samples.digests()[self.indices.numpy()]
 
 
+class _SomeVaried(_Some):
+    """Some of a task's samples that can be varied."""
+
+    def varied(self, indices: Tensor, device: torch.device, *, seed: int) -> Batch:
+        assert isinstance(self.samples, VariedSamples)
+        return self.samples.varied(self.indices[indices], device, seed=seed)
+
+
 def inputs_of(
     tasks: Sequence[UnlabelledTask],
     names: Sequence[str],
     preprocess: Mapping[str, Any],
     *,
     samples: int,
+    copies: int,
     seed: int,
     device: torch.device,
     who: str,
@@ -105,6 +123,7 @@ def inputs_of(
         names: of the pool's vectors.
         preprocess: the pool's.
         samples: how many of each task; all where there are fewer.
+        copies: varied copies of each that are added.
         seed: which; equal seeds, equal samples.
         device: where batches go.
         who: the method, for errors.
@@ -121,6 +140,11 @@ def inputs_of(
     inputs = []
     for name in names:
         held = by_name[name].load_samples(preprocess)
+        if copies and not isinstance(held, VariedSamples):
+            raise MdftError(
+                f"{who}.copies: must be 0, as the samples of task {name!r} cannot be varied, got "
+                f"{copies}"
+            )
         order = permutation(len(held), f"{who}/{seed}/{name}")
-        inputs.append(TaskInputs(name, held, order[:samples].sort().values, device))
+        inputs.append(TaskInputs(name, held, order[:samples].sort().values, device, copies, seed))
     return inputs

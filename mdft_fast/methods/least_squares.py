@@ -125,9 +125,9 @@ def solve_weighted(
     for _ in range(steps):
         if not size > least:
             break
-        image = product(direction)
-        length = size / (direction * image).sum()
-        x, rest = x + length * direction, rest - length * image
+        product_of = product(direction)
+        length = size / (direction * product_of).sum()
+        x, rest = x + length * direction, rest - length * product_of
         better = preconditioned(rest)
         before, size = size, (rest * better).sum()
         direction = better + size / before * direction

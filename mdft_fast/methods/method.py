@@ -6,7 +6,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mdft_fast.arena import Slot
 from mdft_fast.methods.inputs import TaskInputs
 from mdft_fast.model import LinearLayer
-from mdft_fast.options import Positive
+from mdft_fast.options import Interval, Positive
 from mdft_fast.pool import Pool
 
 Watch = Callable[[int, int], None]
@@ -156,11 +156,14 @@ class InputMerge(Method):
 
     Attributes:
         samples: unlabelled inputs a task, all where there are fewer.
-        seed: which of them.
+        copies: varied copies of each input that are added, if the samples can be varied. Of use
+            where there are few; the time rises with them.
+        seed: which inputs, and how copies vary.
         batch: inputs a forward pass.
     """
 
     samples: Positive = 384
+    copies: Annotated[int, Interval(ge=0)] = 0
     seed: int = 0
     batch: Positive = 128
 

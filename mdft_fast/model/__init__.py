@@ -18,11 +18,18 @@ from mdft_fast.model.meta_model import (
 )
 from mdft_fast.model.partition import find_blocks, find_owners, names_of, replaced_forward
 from mdft_fast.model.placeholders import check_shapes
-from mdft_fast.model.samples import Samples, UnlabelledTask, permutation, split
+from mdft_fast.model.samples import (
+    Samples,
+    UnlabelledTask,
+    VariedSamples,
+    permutation,
+    split,
+)
 
 __all__ = [
     "DTYPE_OF_PRECISION", "MODES", "TASK_ARITHMETIC", "Batch", "Granularity", "LinearLayer",
-    "MetaModel", "Mode", "Precision", "Recognized", "Samples", "UnlabelledTask", "block_of",
+    "MetaModel", "Mode", "Precision", "Recognized", "Samples", "UnlabelledTask", "VariedSamples",
+    "block_of",
     "build_backbone", "check_shapes", "each", "find_blocks", "find_linear_layers", "find_owners",
     "joined", "names_of", "permutation", "recognize", "replaced_forward", "return_freed_memory",
     "split", "tensors_of", "without_alarm",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 import torch
@@ -28,6 +28,15 @@ class Samples(Protocol):
 
     def digests(self) -> npt.NDArray[Any]:
         """Returns what tells samples apart, uint8 ``[n, 16]``; equal samples, equal rows."""
+        ...
+
+
+@runtime_checkable
+class VariedSamples(Protocol):
+    """Samples that can be changed a little and stay what they are."""
+
+    def varied(self, indices: Tensor, device: torch.device, *, seed: int) -> Batch:
+        """Returns some samples as a batch, each changed as the seed says."""
         ...
 
 
