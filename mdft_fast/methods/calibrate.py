@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
@@ -11,14 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mdft_fast.methods.inputs import TaskInputs
-from mdft_fast.methods.least_squares import Moments, solve, solve_weighted
+from mdft_fast.methods.least_squares import solve, solve_weighted
 from mdft_fast.methods.method import InputMerge, Watch, mean_of
-from mdft_fast.methods.walk import LayerPass, LayerSite, Walk, sensitivities, walk_layers
+from mdft_fast.methods.walk import LayerPass, LayerSite, Sensitivities, Walk, walk_layers
 from mdft_fast.model import LinearLayer
 from mdft_fast.options import Interval, Share, Weight, check
 from mdft_fast.pool import Pool
-
-import os
 
 FS = int(os.environ.get("FS", "96"))
 _STEPS = int(os.environ.get("STEPS", "20"))  # of conjugate gradients
@@ -75,18 +74,22 @@ class Calibrate(InputMerge):
         """See :class:`InputMerge`."""
         walk = Walk(pool, backbone, inputs)
         walk.install({name: walk.base(name) + mean_of(walk.deltas(name)) for name in walk.names})
-        measured = {}
+        measured = None
         if self.fisher:
-            measured = sensitivities(walk, pool.heads, samples=FS, batch=self.batch, seed=self.seed)
-        turns = walk_layers(walk, batch=self.batch, keep=self.keep, repair=self.repair, watch=watch)
-        for turn in turns:
-            walk.install(self._fitted(walk, turn, measured))
+            measured = Sensitivities(walk, pool.heads, samples=FS, batch=self.batch, seed=self.seed)
+        for turn in walk_layers(
+            walk,
+            batch=self.batch,
+            keep=self.keep,
+            repair=self.repair,
+            watch=watch,
+            sensitivities=measured,
+        ):
+            walk.install(self._fitted(walk, turn))
         weights = walk.weights(walk.names)
         return {name: weights[name] - walk.base(name) for name in walk.names}
 
-    def _fitted(
-        self, walk: Walk, turn: LayerPass, measured: Mapping[tuple[str, int], Tensor]
-    ) -> dict[str, Tensor]:
+    def _fitted(self, walk: Walk, turn: LayerPass) -> dict[str, Tensor]:
         """Returns a layer's new weight and bias."""
         layer = turn.site.layer
         deltas = augmented(layer, walk.deltas)
@@ -94,11 +97,10 @@ class Calibrate(InputMerge):
         weights = self._weights(turn.site)
         grams, crosses, reference = [], [], _Reference(deltas)
         for k, delta in enumerate(deltas):
-            moments = Moments(deltas.shape[2], deltas.shape[1], deltas.device)
-            for x, y in turn.pairs(k):
-                moments.add(x, y, weights)
-            size = moments.gram.diagonal().double().sum()
-            gram, cross = moments.gram.double() / size, moments.cross.double() / size
+            gram, cross = (total.double() for total in turn.moments(k, weights))
+            size = gram.diagonal().sum()
+            if float(size) > 0:  # else no input has ever a value: what is free of data decides
+                gram, cross = gram / size, cross / size
             cross -= gram @ base.T  # what is solved for is the difference to the base
             free = normalized(delta.T @ delta)
             reference.add(gram + free, delta)
@@ -109,7 +111,7 @@ class Calibrate(InputMerge):
         pull = ridge * reference.solution()
         total.diagonal().add_(ridge)
         made = solve(total, sum(crosses[1:], crosses[0]) + pull)
-        metrics = [measured[turn.site.module, k] for k in range(len(deltas)) if measured]
+        metrics = list(turn.metrics.values())
         if metrics:
             eye = torch.eye(made.shape[1], dtype=made.dtype, device=made.device)
             metrics = [self.fisher * m.double() + (1 - self.fisher) * eye for m in metrics]
