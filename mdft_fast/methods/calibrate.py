@@ -11,17 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mdft_fast.methods.inputs import TaskInputs
-from mdft_fast.methods.least_squares import Moments, solve, solve_weighted
+from mdft_fast.methods.least_squares import solve, solve_weighted
 from mdft_fast.methods.method import InputMerge, Watch, mean_of
-from mdft_fast.methods.walk import LayerPass, LayerSite, Walk, sensitivities, walk_layers
+from mdft_fast.methods.walk import LayerPass, Sensitivities, Walk, walk_layers
 from mdft_fast.model import LinearLayer
 from mdft_fast.options import Interval, Share, Weight, check
 from mdft_fast.pool import Pool
 
-import os
-
-FS = int(os.environ.get("FS", "96"))
-_STEPS = int(os.environ.get("STEPS", "20"))  # of conjugate gradients
+_STEPS = 8  # of conjugate gradients from the solution for a metric of 1: more gain nothing
 _LEAST = 1e-6  # ridge of the regmean solution towards the base, as a share of the mean diagonal
 
 
@@ -31,7 +28,7 @@ class Calibrate(InputMerge):
 
     Layers are merged in the order of execution, each by one least-squares problem with a ridge:
 
-        min_W  Σ_k c_k mean_t w_t ‖W x_t − y_t‖²_{M_k} + rho Σ_k ‖(W − W_k) Ĝ_k^½‖²_{M_k}
+        min_W  Σ_k c_k mean_t w_kt ‖W x_t − y_t‖²_{M_k} + rho Σ_k ‖(W − W_k) Ĝ_k^½‖²_{M_k}
                + epsilon · mean diagonal · ‖W − W_ref‖²
 
     x_t is the layer's input in the model merged so far, with a 1 for the bias. y_t is the output
@@ -39,22 +36,23 @@ class Calibrate(InputMerge):
     stream to where the task's own is behind that layer: it repairs what earlier layers left.
     c_k divides by the trace of task k's Gram; Ĝ_k = τ_kᵀτ_k divided by its trace; W_ref is the
     solution without x: Σ_k W_k (G_k + Ĝ_k) (Σ_k (G_k + Ĝ_k))⁻¹. M_k = (1 − fisher) I + fisher F_k,
-    where F_k is what an output's error costs task k to second order. What is not a linear layer of
-    a block gets the mean.
+    where F_k is what an output's error costs task k to second order, and w_kt likewise how much of
+    that comes from position t. What is not a linear layer of a block gets the mean.
 
     Attributes:
         rho: weight of the data-free Grams.
         epsilon: weight of the ridge towards the regmean solution.
-        class_token: weight of the first position where the model's output reads it alone.
+        class_token: further weight of the first position where the model's output reads it alone.
         repair: whether layers that write to the residual stream make up for earlier ones.
-        fisher: share of the measured sensitivity in the metric of outputs; 0: all are alike.
+        fisher: share of what is measured, by one backward pass through each task's own model, in
+            the weights of outputs and positions; 0: all count alike, and nothing is measured.
         keep: whether a block's outputs are kept while it is fitted; else it runs again and again,
             which takes less memory and more time.
     """
 
-    rho: Weight = 0.01
-    epsilon: Annotated[float, Interval(gt=0)] = 0.003
-    class_token: Annotated[float, Interval(gt=0)] = 4.0
+    rho: Weight = 0.1
+    epsilon: Annotated[float, Interval(gt=0)] = 0.01
+    class_token: Annotated[float, Interval(gt=0)] = 1.0
     repair: bool = True
     fisher: Share = 0.9
     keep: bool = True
@@ -75,30 +73,32 @@ class Calibrate(InputMerge):
         """See :class:`InputMerge`."""
         walk = Walk(pool, backbone, inputs)
         walk.install({name: walk.base(name) + mean_of(walk.deltas(name)) for name in walk.names})
-        measured = {}
+        measured = None
         if self.fisher:
-            measured = sensitivities(walk, pool.heads, samples=FS, batch=self.batch, seed=self.seed)
-        turns = walk_layers(walk, batch=self.batch, keep=self.keep, repair=self.repair, watch=watch)
-        for turn in turns:
-            walk.install(self._fitted(walk, turn, measured))
+            measured = Sensitivities(walk, pool.heads, batch=self.batch, seed=self.seed)
+        for turn in walk_layers(
+            walk,
+            batch=self.batch,
+            keep=self.keep,
+            repair=self.repair,
+            watch=watch,
+            sensitivities=measured,
+        ):
+            walk.install(self._fitted(walk, turn))
         weights = walk.weights(walk.names)
         return {name: weights[name] - walk.base(name) for name in walk.names}
 
-    def _fitted(
-        self, walk: Walk, turn: LayerPass, measured: Mapping[tuple[str, int], Tensor]
-    ) -> dict[str, Tensor]:
+    def _fitted(self, walk: Walk, turn: LayerPass) -> dict[str, Tensor]:
         """Returns a layer's new weight and bias."""
         layer = turn.site.layer
         deltas = augmented(layer, walk.deltas)
         base = augmented(layer, lambda name: walk.base(name)[None])[0]
-        weights = self._weights(turn.site)
         grams, crosses, reference = [], [], _Reference(deltas)
         for k, delta in enumerate(deltas):
-            moments = Moments(deltas.shape[2], deltas.shape[1], deltas.device)
-            for x, y in turn.pairs(k):
-                moments.add(x, y, weights)
-            size = moments.gram.diagonal().double().sum()
-            gram, cross = moments.gram.double() / size, moments.cross.double() / size
+            gram, cross = (total.double() for total in turn.moments(k, self._weights(turn, k)))
+            size = gram.diagonal().sum()
+            if float(size) > 0:  # else no input has ever a value: what is free of data decides
+                gram, cross = gram / size, cross / size
             cross -= gram @ base.T  # what is solved for is the difference to the base
             free = normalized(delta.T @ delta)
             reference.add(gram + free, delta)
@@ -109,21 +109,25 @@ class Calibrate(InputMerge):
         pull = ridge * reference.solution()
         total.diagonal().add_(ridge)
         made = solve(total, sum(crosses[1:], crosses[0]) + pull)
-        metrics = [measured[turn.site.module, k] for k in range(len(deltas)) if measured]
-        if metrics:
+        if turn.sensitivities:
             eye = torch.eye(made.shape[1], dtype=made.dtype, device=made.device)
-            metrics = [self.fisher * m.double() + (1 - self.fisher) * eye for m in metrics]
+            measured = [turn.sensitivities[k].metric.double() for k in range(len(deltas))]
+            metrics = [self.fisher * metric + (1 - self.fisher) * eye for metric in measured]
             cross = pull
             for one, metric in zip(crosses, metrics, strict=True):
                 cross = cross + one @ metric
             made = solve_weighted(grams, metrics, ridge, cross, made, steps=_STEPS)
         return parts(layer, base + made.T, walk)
 
-    def _weights(self, site: LayerSite) -> Tensor:
-        """Returns the weight of each position, float32 ``[T]``."""
+    def _weights(self, turn: LayerPass, k: int) -> Tensor:
+        """Returns the weight of each position for a task, float32 ``[T]``; their size is free."""
+        site = turn.site
         weights = site.positions.clone()
         if site.class_token and int((weights > 0).sum()) > 1:
             weights[0] *= self.class_token
+        if k in turn.sensitivities:
+            measured = turn.sensitivities[k].positions
+            weights = weights * (self.fisher * measured + 1 - self.fisher)
         return weights
 
 

@@ -16,7 +16,7 @@ class Moments:
 
     Args:
         inputs: width of X; one more than the rows' where a column of ones stands for the bias.
-        outputs: width of Y; 0: XᵀX alone.
+        outputs: width of Y, likewise; 0: XᵀX alone.
         device: where.
     """
 
@@ -37,15 +37,12 @@ class Moments:
             x, weights = x[:, at], weights[at]
             y = None if y is None else y[:, at]
         root = None if bool((weights == 1).all()) else weights.sqrt()[:, None]
-        rows = _rows(x, root)
-        if len(self._gram) > rows.shape[1]:
-            ones = x.new_ones(1, 1, 1) if root is None else root[None]
-            rows = torch.cat([rows, ones.expand(*x.shape[:2], 1).reshape(-1, 1)], 1)
+        rows = _rows(x, root, len(self._gram))
         for first in range(0, len(self._gram), _BLOCK):
             last = first + _BLOCK
             self._gram[first:last, first:].addmm_(rows[:, first:last].T, rows[:, first:])
         if y is not None:
-            self.cross.addmm_(rows.T, _rows(y, root))
+            self.cross.addmm_(rows.T, _rows(y, root, self.cross.shape[1]))
 
     @property
     def gram(self) -> Tensor:
@@ -54,9 +51,15 @@ class Moments:
         return upper + upper.triu(1).T
 
 
-def _rows(x: Tensor, root: Tensor | None) -> Tensor:
-    scaled = x if root is None else x * root
-    return scaled.reshape(-1, x.shape[-1])
+def _rows(x: Tensor, root: Tensor | None, width: int) -> Tensor:
+    """Returns rows times the roots of their weights, with a 1 behind where they are too narrow."""
+    narrow = x.shape[-1]
+    if width == narrow:
+        return (x if root is None else x * root).reshape(-1, width)
+    rows = x.new_empty(*x.shape[:-1], width)
+    rows[..., :narrow] = x if root is None else x * root
+    rows[..., narrow:] = 1.0 if root is None else root
+    return rows.view(-1, width)
 
 
 def solve(gram: Tensor, cross: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 """One walk over a model, block by block, with each task's streams of activations."""
 
 from mdft_fast.methods.walk.calls import Call, Point
-from mdft_fast.methods.walk.sensitivity import sensitivities
+from mdft_fast.methods.walk.sensitivity import Sensitivities
 from mdft_fast.methods.walk.streams import LayerPass, walk_layers
 from mdft_fast.methods.walk.structure import LayerSite, Structure, Writer
 from mdft_fast.methods.walk.walking import Walk
@@ -12,9 +12,9 @@ __all__ = [
     "LayerPass",
     "LayerSite",
     "Point",
+    "Sensitivities",
     "Structure",
     "Walk",
     "Writer",
-    "sensitivities",
     "walk_layers",
 ]

@@ -28,12 +28,17 @@ def make_observable(module: nn.Module) -> None:
     """Lets every self-attention of a module run as two linear layers and what is between them.
 
     Torch's own forward reads the weights of both without calling a module. Where this form cannot
-    stand for it (cross-attention, padding masks, ...), it runs, and nothing can be observed.
+    stand for it (cross-attention, padding masks, ...), it runs, and nothing can be observed. Both
+    layers see positions and samples in the order in which the attention gets them.
     """
     for part in list(module.modules()):
         if isinstance(part, nn.MultiheadAttention) and _is_plain(part):
             part.add_module(IN_PROJ, _InProjection(part))
             part.forward = _forward_of(part, part.forward)  # type: ignore[method-assign]
+        if isinstance(part, nn.TransformerEncoderLayer):
+            # 0 means "another activation": what keeps it from one kernel for the whole layer,
+            # which it would take wherever no hook happens to be in it.
+            part.activation_relu_or_gelu = 0
 
 
 def _is_plain(attention: nn.MultiheadAttention) -> bool:
@@ -46,21 +51,23 @@ def _is_plain(attention: nn.MultiheadAttention) -> bool:
 
 def _forward_of(attention: nn.MultiheadAttention, plain: Any) -> Any:
     def forward(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        mask = kwargs.get("attn_mask")
-        padding = kwargs.get("key_padding_mask")
         same = key is query and value is query
-        if not same or args or padding is not None or query.dim() != 3:
+        if not same or args or kwargs.get("key_padding_mask") is not None or query.dim() != 3:
             return plain(query, key, value, *args, **kwargs)
-        x = query if attention.batch_first else query.transpose(0, 1)
-        projected = getattr(attention, IN_PROJ)(x)
         heads = attention.num_heads
-        q, k, v = (
-            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=-1)
-        )
-        allowed = _allowed(mask, x.shape[0], heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        y = attention.out_proj(mixed.transpose(1, 2).flatten(2))
-        return (y if attention.batch_first else y.transpose(0, 1)), None
+        order = (0, 2, 1, 3) if attention.batch_first else (1, 2, 0, 3)
+        projected = getattr(attention, IN_PROJ)(query).unflatten(-1, (3, heads, -1))
+        q, k, v = (projected.select(2, i).permute(order) for i in range(3))  # [B, heads, T, d]
+        allowed = _allowed(kwargs.get("attn_mask"), len(q), heads)
+        weights = None
+        if kwargs.get("need_weights", True):
+            weights = _weights(q, k, allowed)
+            mixed = weights @ v
+            weights = weights.mean(1) if kwargs.get("average_attn_weights", True) else weights
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        back = (0, 2, 1, 3) if attention.batch_first else (2, 0, 1, 3)
+        return attention.out_proj(mixed.permute(back).flatten(2)), weights
 
     return forward
 
@@ -72,3 +79,13 @@ def _allowed(mask: Tensor | None, samples: int, heads: int) -> Tensor | None:
     if mask.dim() == 3:  # one a sample and head
         mask = mask.view(samples, heads, *mask.shape[1:])
     return ~mask if mask.dtype == torch.bool else mask
+
+
+def _weights(q: Tensor, k: Tensor, allowed: Tensor | None) -> Tensor:
+    """Returns what each position takes of each other, ``[B, heads, T, T]``."""
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if allowed is not None and allowed.dtype == torch.bool:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    elif allowed is not None:
+        scores = scores + allowed
+    return scores.softmax(-1)

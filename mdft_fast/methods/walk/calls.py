@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -34,10 +35,20 @@ class Call:
 
     def following(self, output: Any) -> Call:
         """Returns the next block's call: this one's with the output in the stream's place."""
-        hidden, old = first_tensor(output), self.stream
-        args = tuple(hidden if value is old else value for value in self.args)
-        kwargs = {name: hidden if value is old else value for name, value in self.kwargs.items()}
-        return Call(args, kwargs)
+        return self.of(first_tensor(output))
+
+    def of(self, hidden: Tensor | None) -> Call:
+        """Returns this call with another tensor in the stream's place."""
+        old = self.stream
+        return self._each(lambda value: hidden if value is old else value)
+
+    def to(self, device: torch.device) -> Call:
+        """Returns this call with its tensors on a device."""
+        return self._each(lambda value: value.to(device) if isinstance(value, Tensor) else value)
+
+    def _each(self, function: Callable[[Any], Any]) -> Call:
+        args = tuple(map(function, self.args))
+        return Call(args, {name: function(value) for name, value in self.kwargs.items()})
 
 
 def first_tensor(values: Any) -> Tensor | None:
@@ -49,6 +60,18 @@ def first_tensor(values: Any) -> Tensor | None:
     if isinstance(values, Sequence) and not isinstance(values, str):
         return next((value for value in values if isinstance(value, Tensor)), None)
     return None
+
+
+def with_first_tensor(values: Any, tensor: Tensor) -> Any:
+    """Returns a module's output with another tensor in the place of its first one."""
+    old = first_tensor(values)
+    if values is old:
+        return tensor
+    if isinstance(values, dict):
+        changed = {name: tensor if value is old else value for name, value in values.items()}
+        return type(values)(changed)
+    entries = [tensor if value is old else value for value in values]
+    return type(values)(*entries) if hasattr(values, "_fields") else type(values)(entries)
 
 
 class Stopped(Exception):
@@ -94,6 +117,6 @@ def _after(point: Point, see: Callable[[Point, Tensor], Tensor | None]) -> Calla
     def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         tensor = first_tensor(output)
         changed = None if tensor is None else see(point, tensor)
-        return changed if changed is not None and isinstance(output, Tensor) else None
+        return None if changed is None else with_first_tensor(output, changed)
 
     return hook

@@ -4,75 +4,186 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mdft_fast.checkpoints import arguments_of
-from mdft_fast.methods.walk.calls import Point, observed
-from mdft_fast.methods.walk.structure import module_of, walkable
+from mdft_fast.errors import MdftError
+from mdft_fast.methods.least_squares import Moments
+from mdft_fast.methods.walk.calls import Call, Point, observed
+from mdft_fast.methods.walk.structure import LayerSite, Structure, module_of
 from mdft_fast.methods.walk.walking import Walk
+from mdft_fast.model import Batch, each
 from mdft_fast.pool import Head
 
+# What a backward pass keeps, as bytes: as many inputs go through it at once as this allows.
+_KEPT = 2**30
+_KEPT_OF_OUTPUTS = 3  # times the outputs of linear layers: measured on a ViT, rounded up
 
-def sensitivities(
-    walk: Walk, heads: Mapping[str, Head], *, samples: int, batch: int, seed: int
-) -> dict[tuple[str, int], Tensor]:
-    """Measures each layer's Fisher matrix over its outputs, in each task's own model.
+
+class Sensitivity(NamedTuple):
+    """What was measured of a layer in a task's own model.
+
+    Attributes:
+        metric: float32 ``[out, out]``, F with a mean diagonal of 1; the identity where no position
+            has a gradient.
+        positions: float32 ``[T]``, how much of F's trace comes from each position, of mean 1 over
+            those that have any.
+    """
+
+    metric: Tensor
+    positions: Tensor
+
+
+class Sensitivities:
+    """Each layer's Fisher matrix over its outputs, in each task's own model, block by block.
 
     F = mean over inputs and positions of g gᵀ, where g = Jᵀ C v: J is the Jacobian of the logits by
     the layer's output, C Cᵀ = diag p − p pᵀ the Fisher matrix of the model's own prediction p, and
     v is drawn from a normal distribution. No label is read.
 
+    All matrices of a model at once would take more than the models do. So one pass ahead keeps the
+    gradient at each block's output, in bfloat16, and a block's own gradients are made from that
+    when its turn comes, from a stream of its own.
+
     Args:
-        walk: the model.
+        walk: the model; its blocks must come in their order.
         heads: task -> its classifier.
-        samples: inputs a task that are looked at; all where there are fewer.
-        batch: inputs a pass.
+        batch: inputs a pass, at most.
         seed: of what is drawn.
 
-    Returns:
-        (module, task's number) -> float32 ``[out, out]``, of mean diagonal 1; where no position
-        has a gradient, the identity.
+    Raises:
+        MdftError: if a task has no head.
     """
-    layers = {module_of(layer): layer for layer in walk.layers if walkable(walk.module, layer)}
-    matrices: dict[tuple[str, int], Tensor] = {}
-    for k, inputs in enumerate(walk.inputs):
-        generator = torch.Generator().manual_seed(seed)
-        with walk.as_teacher(k, walk.names), torch.enable_grad():
-            for some in inputs.some(samples).batches(batch):
-                gradients = _gradients(walk, list(layers), some, heads[inputs.name], generator)
-                for name, gradient in gradients:
-                    if layers[name].kind == "convolution":
-                        gradient = gradient.flatten(2).mT
-                    rows = gradient.reshape(-1, gradient.shape[-1])
-                    matrices[name, k] = matrices.get((name, k), 0) + rows.T @ rows
-    return {at: _normalized(matrix) for at, matrix in matrices.items()}
+
+    def __init__(self, walk: Walk, heads: Mapping[str, Head], *, batch: int, seed: int) -> None:
+        self._walk = walk
+        self._behind: list[list[dict[str, Tensor]]] = []  # task -> batch -> block -> gradient
+        self._calls: list[list[Call]] = []
+        size = min(batch, _inputs_a_pass(walk))
+        for k, inputs in enumerate(walk.inputs):
+            if inputs.name not in heads:
+                raise MdftError(
+                    f"calibrate: task {inputs.name!r} must have a head where fisher is above 0, "
+                    f"got none"
+                )
+            generator = torch.Generator().manual_seed(seed)
+            batches = list(inputs.batches(size))
+            with walk.as_teacher(k, walk.names):
+                self._calls.append([walk.stored(walk.enter(one)) for one in batches])
+                head = heads[inputs.name].to(walk.device)
+                self._behind.append([_gradients(walk, one, head, generator) for one in batches])
+
+    def of_block(self, structure: Structure) -> dict[tuple[str, int], Sensitivity]:
+        """Measures a block's layers, and brings the stream behind it.
+
+        Returns:
+            (module, task's number) -> what was measured.
+        """
+        walk, block = self._walk, structure.block
+        measured: dict[tuple[str, int], Sensitivity] = {}
+        for k, calls in enumerate(self._calls):
+            sums = {site.module: _Sums(site) for site in structure.layers}
+            with walk.as_teacher(k, walk.names_in(block)), torch.enable_grad():
+                for number, stored in enumerate(calls):
+                    call = walk.fetched(stored)
+                    behind = self._behind[k][number].pop(block)
+                    gradients, output = _in_block(walk, structure, call, behind)
+                    calls[number] = walk.stored(call.following(output))
+                    for site in structure.layers:
+                        sums[site.module].add(gradients[site.module])
+            for site in structure.layers:
+                measured[site.module, k] = sums.pop(site.module).sensitivity()
+        return measured
+
+
+def _inputs_a_pass(walk: Walk) -> int:
+    """Returns how many inputs a backward pass through the whole model takes at once."""
+    names = [module_of(layer) for layer in walk.layers]
+    one = each(lambda tensor: tensor[:1], walk.probe)
+    sizes = [out.numel() for out in walk.outputs(names, one)]
+    return max(1, _KEPT // (4 * _KEPT_OF_OUTPUTS * max(sum(sizes), 1)))
 
 
 def _gradients(
-    walk: Walk, names: list[str], batch: object, head: Head, generator: torch.Generator
-) -> list[tuple[str, Tensor]]:
-    """Returns each layer's gradient, by its module's name."""
+    walk: Walk, batch: Batch, head: Head, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Returns the gradient at each block's output, bfloat16, by the block's name."""
     added: dict[str, Tensor] = {}
 
     def see(point: Point, tensor: Tensor) -> Tensor:
         added[point.module] = torch.zeros_like(tensor, requires_grad=True)
         return tensor + added[point.module]
 
-    args, kwargs = arguments_of(batch)  # type: ignore[arg-type]
-    with observed(walk.module, [Point("out", name) for name in names], see):
-        logits = head(walk.module(*args, **kwargs))
+    args, kwargs = arguments_of(batch)
+    points = [Point("out", block) for block in walk.blocks]
+    with torch.enable_grad():
+        with observed(walk.module, points, see):
+            logits = head(walk.module(*args, **kwargs))
+        if not logits.isfinite().all():
+            raise MdftError("calibrate: a task's own logits must be finite, got NaN or infinity")
     # A factor of the softmax's Fisher matrix, diag p - p pᵀ = C Cᵀ, times a normal vector: the same
     # in the mean as a class drawn from p, with far less noise. Drawn on the host: alike everywhere.
     root = logits.detach().softmax(-1).sqrt()
     drawn = torch.randn(root.shape, generator=generator).to(root)
     pull = root * drawn - root.square() * (root * drawn).sum(-1, keepdim=True)
-    gradients = torch.autograd.grad(logits, list(added.values()), pull, allow_unused=True)
-    return [(name, g) for name, g in zip(added, gradients, strict=True) if g is not None]
+    gradients = torch.autograd.grad(logits, list(added.values()), pull)
+    return {
+        name: walk.stored(gradient.bfloat16())
+        for name, gradient in zip(added, gradients, strict=True)
+    }
 
 
-def _normalized(matrix: Tensor) -> Tensor:
-    mean = matrix.diagonal().mean()
-    eye = torch.eye(len(matrix), device=matrix.device)
-    return matrix / mean if float(mean) > 0 else eye
+def _in_block(
+    walk: Walk, structure: Structure, call: Call, behind: Tensor
+) -> tuple[dict[str, Tensor | None], Tensor]:
+    """Returns each layer's gradient in a block, by its module, and the block's output."""
+    added: dict[str, Tensor] = {}
+    outputs: list[Tensor] = []
+
+    def see(point: Point, tensor: Tensor) -> Tensor | None:
+        if point == end:
+            outputs.append(tensor)
+            return None
+        added[point.module] = torch.zeros_like(tensor, requires_grad=True)
+        return tensor + added[point.module]
+
+    end = Point("out", structure.block)
+    points = [*(Point("out", site.module) for site in structure.layers), end]
+    with observed(walk.module, points, see):
+        walk.run(structure.block, call, [])
+    made = list(added.values())
+    gradients = torch.autograd.grad(outputs, made, [behind.float()], allow_unused=True)
+    return dict(zip(added, gradients, strict=True)), outputs[0].detach()
+
+
+class _Sums:
+    """Sums over a layer's gradients."""
+
+    def __init__(self, site: LayerSite) -> None:
+        self._site = site
+        self._moments: Moments | None = None
+        self._positions = torch.zeros(0)
+
+    def add(self, gradient: Tensor | None) -> None:
+        """Adds those of some inputs."""
+        if gradient is None:
+            raise MdftError(f"{self._site.module}: must be differentiable, got no gradient")
+        rows = self._site.rows(gradient)
+        if self._moments is None:
+            self._moments = Moments(rows.shape[-1], 0, rows.device)
+            self._positions = torch.zeros(rows.shape[1], device=rows.device)
+        self._moments.add(rows, None, torch.ones(rows.shape[1], device=rows.device))
+        self._positions += rows.square().sum((0, 2))
+
+    def sensitivity(self) -> Sensitivity:
+        """Returns what they make."""
+        assert self._moments is not None
+        metric, positions = self._moments.gram, self._positions
+        mean, read = metric.diagonal().mean(), positions > 0
+        if not float(mean) > 0:
+            eye = torch.eye(len(metric), device=metric.device)
+            return Sensitivity(eye, torch.ones_like(positions))
+        return Sensitivity(metric / mean, positions / positions[read].mean())

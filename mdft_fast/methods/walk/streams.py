@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mdft_fast.methods.walk.calls import Call, Point
-from mdft_fast.methods.walk.structure import LayerSite, Structure
+from mdft_fast.errors import MdftError
+from mdft_fast.methods.least_squares import Moments
+from mdft_fast.methods.walk.block_pass import BlockPass
+from mdft_fast.methods.walk.calls import Call
+from mdft_fast.methods.walk.sensitivity import Sensitivities, Sensitivity
+from mdft_fast.methods.walk.structure import LayerSite
 from mdft_fast.methods.walk.walking import Walk
-from mdft_fast.model import replaced_forward
 
-Chunk = tuple[int, int]  # task's number, batch's number
+_UNFOLDED = 2**24  # elements of a convolution's inputs that are laid out as rows at once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,33 +29,113 @@ class LayerPass:
         site: the layer.
         module: what runs it, a part of the walk's module.
         block: its block.
+        sensitivities: task's number -> what an error of the layer's output costs it; empty: not
+            measured.
+        tell: called when a task's sums are made.
     """
 
     site: LayerSite
     module: nn.Module
-    block: _BlockPass
+    block: BlockPass
+    sensitivities: dict[int, Sensitivity]
+    tell: Callable[[], None]
 
     def pairs(self, k: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields a task's inputs in the merged stream and what the layer should make of them.
 
         For a layer that writes to the residual stream that is what brings the merged stream to
         where the task's own stream is behind the layer; for others, what the task's own layer
-        gives.
+        gives. A bias that is not merged is taken off.
 
         Args:
             k: the task's number.
 
         Yields:
-            ``[B, T, in]`` and ``[B, T, out]`` for each batch, in order.
+            ``[B, T, in]`` and ``[B, T, out]`` for some samples, in order.
         """
+        bias, by_input = self.block.fixed_bias(self.site), self.block.shows_input(self.site)
+        own = self._own(k)
+        for x, shown, before in self._looks(k):
+            if by_input:
+                yield x, F.linear(shown, *own)
+            else:
+                y = self.site.correction(shown, before)
+                yield x, (y if bias is None else y - bias)
+
+    def moments(self, k: int, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns a task's sums over positions and samples: w x xᵀ and w x yᵀ, as pairs has them.
+
+        x has a 1 behind it where the bias is merged.
+
+        Args:
+            k: the task's number.
+            weights: float32 ``[T]``, w.
+
+        Returns:
+            float32 ``[in (+ 1), in (+ 1)]`` and ``[in (+ 1), out]``.
+
+        Raises:
+            MdftError: if an activation is not finite, or the number of positions varies.
+        """
+        weight, bias = self._own(k)
+        by_input = self.block.shows_input(self.site)
+        extra = int(self.site.layer.bias is not None)
+        inputs = weight.shape[1] + extra
+        moments = Moments(inputs, inputs if by_input else len(weight), weight.device)
+        # Where the target is the task's own layer's output, Σ x yᵀ is (Σ x x_tᵀ) W_tᵀ: a matrix
+        # product less wherever there are more outputs than inputs.
+        pairs = ((x, shown) for x, shown, _ in self._looks(k)) if by_input else self.pairs(k)
+        for x, y in pairs:
+            if x.shape[1] != len(weights):
+                raise MdftError(
+                    f"{self.site.module}: must see {len(weights)} positions in every input, got "
+                    f"{x.shape[1]}; pad the inputs to one length"
+                )
+            moments.add(x, y, weights)
+        gram, cross = moments.gram, moments.cross
+        if by_input:
+            own = weight if not extra else torch.cat([weight, _column(bias, weight)], 1)
+            cross = (cross.double() @ own.double().T).float()
+        if not (gram.diagonal().isfinite().all() and cross.isfinite().all()):
+            name = self.block.walk.inputs[k].name
+            raise MdftError(
+                f"task {name!r}: activations at {self.site.module} must be finite, got NaN or "
+                f"infinity"
+            )
+        self.tell()
+        return gram, cross
+
+    def _looks(self, k: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yields input, what the task's own stream shows, and the merged stream before it."""
         for number in range(len(self.block.merged[k])):
             x, before = self.block.reach(k, number, self.site)
-            target = self.block.target(k, number, self.site)
-            yield self.site.inputs(x, self.module), self.site.correction(target, before)
+            shown = self.block.shown(k, number, self.site)
+            if self.site.layer.kind != "convolution":
+                yield self.site.inputs(x, self.module), shown, before
+                continue
+            row = shown[0, :, 0].numel() * self.block.walk.columns(self.site.layer)
+            for part in torch.arange(len(x), device=x.device).split(max(1, _UNFOLDED // row)):
+                some = slice(int(part[0]), int(part[-1]) + 1)
+                rest = None if before is None else before[some]
+                yield self.site.inputs(x[some], self.module), shown[some], rest
+
+    def _own(self, k: int) -> tuple[Tensor, Tensor | None]:
+        """Returns weight ``[out, in]`` and bias of the task's own layer; None: not merged."""
+        return self.block.walk.own_layer(k, self.site.layer)
+
+
+def _column(bias: Tensor | None, weight: Tensor) -> Tensor:
+    return weight.new_zeros(len(weight), 1) if bias is None else bias[:, None]
 
 
 def walk_layers(
-    walk: Walk, *, batch: int, keep: bool, repair: bool, watch: Callable[[int, int], None]
+    walk: Walk,
+    *,
+    batch: int,
+    keep: bool,
+    repair: bool,
+    watch: Callable[[int, int], None],
+    sensitivities: Sensitivities | None = None,
 ) -> Iterator[LayerPass]:
     """Goes through a model's linear layers in the order of execution.
 
@@ -65,16 +148,31 @@ def walk_layers(
             matrix product is computed twice; else blocks run again for each of their layers.
         repair: whether layers that write to the residual stream are to make up for what earlier
             ones left.
-        watch: told how many blocks are done, of how many.
+        watch: told how many sums of a layer and a task are done, of how many.
+        sensitivities: measured block by block, where the layers' turns need them.
     """
+    K, total, done = walk.pool.K, walk.pool.K * len(walk.layers), 0
+
+    def tell() -> None:
+        nonlocal done
+        done += 1
+        watch(done, total)
+
+    watch(0, total)
     streams = _enter(walk, batch)
-    for done, structure in enumerate(walk.structures()):
-        watch(done, len(walk.blocks))
-        block = _BlockPass(walk, structure, *streams, keep=keep, repair=repair)
+    behind = 0
+    for structure in walk.structures():
+        measured = sensitivities.of_block(structure) if sensitivities else {}
+        block = BlockPass(walk, structure, *streams, keep=keep, repair=repair)
         for site in structure.layers:
-            yield LayerPass(site, walk.module.get_submodule(site.module), block)
+            own = {k: measured.pop((site.module, k)) for k in range(K) if measured}
+            module = walk.module.get_submodule(site.module)
+            yield LayerPass(site, module, block, own, tell)
+            block.forget(site)
         block.move_on()
-    watch(len(walk.blocks), len(walk.blocks))
+        behind += len(structure.layers) + len(structure.left_out)
+        done = K * behind  # those left out too
+        watch(done, total)
 
 
 Streams = tuple[list[list[Call]], list[list[Call]]]
@@ -85,106 +183,6 @@ def _enter(walk: Walk, batch: int) -> Streams:
     taught, merged = [], []
     for k, inputs in enumerate(walk.inputs):
         with walk.as_teacher(k, walk.names_outside):
-            taught.append([walk.enter(b) for b in inputs.batches(batch)])
-        merged.append([walk.enter(b) for b in inputs.batches(batch)])
+            taught.append([walk.stored(walk.enter(b)) for b in inputs.batches(batch)])
+        merged.append([walk.stored(walk.enter(b)) for b in inputs.batches(batch)])
     return taught, merged
-
-
-class _BlockPass:
-    """A block with both streams before it."""
-
-    def __init__(
-        self,
-        walk: Walk,
-        structure: Structure,
-        taught: list[list[Call]],
-        merged: list[list[Call]],
-        *,
-        keep: bool,
-        repair: bool,
-    ) -> None:
-        self.walk, self.block, self.sites = walk, structure.block, structure.layers
-        self.taught, self.merged = taught, merged
-        self._names = walk.names_in(self.block)
-        self._keep, self._repair = keep, repair
-        self._targets: dict[Chunk, dict[str, Tensor]] = {}
-        self._outputs: dict[Chunk, dict[str, Tensor]] = {}
-        self._next: dict[Chunk, Call] = {}
-        if keep:
-            for k in range(walk.pool.K):
-                with walk.as_teacher(k, self._names):
-                    for number in range(len(taught[k])):
-                        self._teach(k, number)
-
-    def target(self, k: int, number: int, site: LayerSite) -> Tensor:
-        """Returns what a task's own stream shows of a layer, ``[B, T, out]``."""
-        if self._keep:
-            return self._targets[k, number][site.module]
-        point = self._shows(site)
-        with self.walk.as_teacher(k, self._names):
-            seen, _ = self.walk.run(self.block, self.taught[k][number], [], stop=point)
-        return site.rows(seen[point])
-
-    def reach(self, k: int, number: int, site: LayerSite) -> tuple[Tensor, Tensor | None]:
-        """Returns a layer's input in the merged stream, and that stream before the layer writes."""
-        before = site.writer.before if self._repair and site.writer else None
-        stop = Point("in", site.module)
-        points = [before] if before else []
-        with self._kept(k, number):
-            seen, _ = self.walk.run(self.block, self.merged[k][number], points, stop=stop)
-        return seen[stop], None if before is None else site.rows(seen[before])
-
-    def move_on(self) -> None:
-        """Brings both streams behind the block."""
-        for k in range(self.walk.pool.K):
-            for number, call in enumerate(self.merged[k]):
-                with self._kept(k, number):
-                    _, output = self.walk.run(self.block, call, [])
-                self.merged[k][number] = call.following(output)
-                self._outputs.pop((k, number), None)
-            with self.walk.as_teacher(k, self._names):
-                for number in range(len(self.taught[k])):
-                    self.taught[k][number] = self._behind(k, number)
-
-    def _shows(self, site: LayerSite) -> Point:
-        repairs = self._repair and site.writer is not None
-        return site.writer.after if repairs and site.writer else Point("out", site.module)
-
-    def _teach(self, k: int, number: int) -> None:
-        call = self.taught[k][number]
-        points = {site.module: self._shows(site) for site in self.sites}
-        seen, output = self.walk.run(self.block, call, points.values())
-        rows = {site.module: site.rows(seen[points[site.module]]) for site in self.sites}
-        self._targets[k, number] = rows
-        self._next[k, number] = call.following(output)
-
-    def _behind(self, k: int, number: int) -> Call:
-        if self._keep:
-            return self._next[k, number]
-        call = self.taught[k][number]
-        return call.following(self.walk.run(self.block, call, [])[1])
-
-    @contextlib.contextmanager
-    def _kept(self, k: int, number: int) -> Iterator[None]:
-        """Lets layers give the outputs of an earlier pass, made with their final weights."""
-        if not self._keep:
-            yield
-            return
-        outputs = self._outputs.setdefault((k, number), {})
-        with contextlib.ExitStack() as stack:
-            for site in self.sites:
-                module = self.walk.module.get_submodule(site.module)
-                stack.enter_context(replaced_forward(module, _once(module, site.module, outputs)))
-            yield
-
-
-def _once(module: nn.Module, name: str, outputs: dict[str, Tensor]) -> Callable[..., Any]:
-    """Returns a forward that computes the first time, and remembers."""
-    plain = module.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if name not in outputs:
-            outputs[name] = plain(*args, **kwargs)
-        return outputs[name]
-
-    return forward

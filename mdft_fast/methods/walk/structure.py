@@ -79,7 +79,8 @@ class LayerSite:
         """Returns an input as ``[B, T, in]``, what the weight's matrix is multiplied by."""
         if self.layer.kind != "convolution":
             return self.rows(tensor)
-        assert isinstance(module, (nn.Conv1d, nn.Conv2d)) and not isinstance(module.padding, str)
+        assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+        assert not isinstance(module.padding, str)
         size, stride = tuple(module.kernel_size), tuple(module.stride)
         padding, dilation = tuple(module.padding), tuple(module.dilation)
         if isinstance(module, nn.Conv1d):
@@ -100,12 +101,14 @@ class Structure:
     Attributes:
         block: the block's name; "": the whole model.
         layers: in the order of execution.
-        left_out: layer -> why it cannot be walked, in words.
+        left_out: weight of a linear layer -> why it cannot be walked, in words.
+        overwritten: the points whose tensor a later part of the block writes over.
     """
 
     block: str
     layers: tuple[LayerSite, ...]
     left_out: dict[str, str]
+    overwritten: frozenset[Point]
 
 
 def module_of(layer: LinearLayer) -> str:
@@ -113,12 +116,16 @@ def module_of(layer: LinearLayer) -> str:
     return f"{layer.name}.{IN_PROJ}" if layer.kind == "in_proj" else layer.name
 
 
-def walkable(module: nn.Module, layer: LinearLayer) -> bool:
-    """Returns whether a layer's input can be laid out as rows."""
+def hindrance(module: nn.Module, layer: LinearLayer) -> str:
+    """Returns why a layer's input cannot be laid out as rows, in words; "": it can."""
     part = module.get_submodule(layer.name)
     if isinstance(part, (nn.Conv1d, nn.Conv2d)):
-        return part.padding_mode == "zeros" and not isinstance(part.padding, str)
-    return layer.kind != "in_proj" or hasattr(part, IN_PROJ)
+        if part.padding_mode != "zeros":
+            return f"it pads with {part.padding_mode!r}"
+        return "its padding has a name, no numbers" if isinstance(part.padding, str) else ""
+    if layer.kind == "in_proj" and not hasattr(part, IN_PROJ):
+        return "its attention has a bias or zeros beside keys and values"
+    return ""
 
 
 @torch.no_grad()
@@ -140,47 +147,72 @@ def explore(
         reads: module -> the gradient of the model's output by that layer's output.
         class_token: see :class:`LayerSite`.
     """
-    seen, sizes = (_record(module, block, call) for call in calls)
+    (seen, overwritten), (fewer, _) = (_record(module, block, call) for call in calls)
     sites, left_out = [], {}
     for layer in layers:
         name = module_of(layer)
         out = Point("out", name)
-        if not walkable(module, layer) or len(seen.get(out, ())) != 1:
-            times = len(seen.get(out, ()))
-            left_out[layer.weight] = f"its module runs {times} times, or cannot be observed"
+        why = hindrance(module, layer) or _irregular(seen.get(out, ()), fewer.get(out, ()), layer)
+        if why:
+            left_out[layer.weight] = why
             continue
-        (at, y), (_, fewer) = seen[out][0], sizes[out][0]
-        axis = next(i for i, (a, b) in enumerate(zip(y.shape, fewer.shape, strict=True)) if a != b)
-        if (layer.kind == "convolution" and axis != 0) or axis == y.dim() - 1:
-            left_out[layer.weight] = "its output does not have one row a sample"
-            continue
+        ((at, y),) = seen[out]
+        axis = _changed_axis(y, fewer[out][0][1])
         writer = _writer(seen, at, y, 1 if layer.kind == "convolution" else y.dim() - 1)
         site = LayerSite(layer, name, axis, writer, torch.ones(0), class_token)
         positions = (site.rows(reads[name]).abs().sum((0, 2)) > 0).float()
+        if not positions.any():
+            left_out[layer.weight] = "the model's output does not depend on it"
+            continue
         sites.append((at, dataclasses.replace(site, positions=positions)))
-    return Structure(block, tuple(site for _, site in sorted(sites, key=lambda s: s[0])), left_out)
+    in_order = tuple(site for _, site in sorted(sites, key=lambda entry: entry[0]))
+    return Structure(block, in_order, left_out, overwritten)
 
 
 Seen = dict[Point, list[tuple[int, Tensor]]]
 
 
-def _record(module: nn.Module, block: str, call: Call) -> Seen:
-    """Returns every point of a block with the tensors seen there and when."""
+def _irregular(
+    seen: Sequence[tuple[int, Tensor]], fewer: Sequence[tuple[int, Tensor]], layer: LinearLayer
+) -> str:
+    """Returns why a layer's output cannot be laid out as rows, in words; "": it can."""
+    if not seen:
+        return "its module is not called: it does not run, or its weight is read by another one"
+    if len(seen) > 1:
+        return f"it runs {len(seen)} times"
+    y = seen[0][1]
+    axis = _changed_axis(y, fewer[0][1]) if len(fewer) == 1 else -1
+    if axis < 0 or axis == y.dim() - 1 or (layer.kind == "convolution" and axis != 0):
+        return "its output does not have one row a sample"
+    return ""
+
+
+def _changed_axis(y: Tensor, fewer: Tensor) -> int:
+    """Returns the axis that has another size where there are fewer samples; -1: none has."""
+    if y.dim() != fewer.dim():
+        return -1
+    axes = [i for i, (a, b) in enumerate(zip(y.shape, fewer.shape, strict=True)) if a != b]
+    return axes[0] if len(axes) == 1 else -1
+
+
+def _record(module: nn.Module, block: str, call: Call) -> tuple[Seen, frozenset[Point]]:
+    """Returns a block's points with the tensors seen there and when, and the overwritten ones."""
     part = module.get_submodule(block)
     seen: Seen = {}
-    count = 0
+    originals: list[tuple[Point, Tensor, int]] = []
 
     def see(point: Point, tensor: Tensor) -> None:
-        nonlocal count
-        seen.setdefault(point, []).append((count, tensor.clone()))
-        count += 1
+        seen.setdefault(point, []).append((len(originals), tensor.clone()))
+        originals.append((point, tensor, tensor._version))
 
     prefix = f"{block}." if block else ""
     names = [block, *(prefix + name for name, _ in part.named_modules() if name)]
     points = [Point(side, name) for name in names for side in ("in", "out")]
+    call = call.of(call.stream.clone())
     with observed(module, points, see):
         part(*call.args, **call.kwargs)
-    return seen
+    overwritten = {point for point, tensor, version in originals if tensor._version != version}
+    return seen, frozenset(overwritten)
 
 
 def _writer(seen: Seen, at: int, y: Tensor, channels: int) -> Writer | None:

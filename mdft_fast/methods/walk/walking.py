@@ -5,30 +5,46 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
+from mdft_fast.arena import Slot, TaskVectors, rows_of
 from mdft_fast.checkpoints import arguments_of
 from mdft_fast.errors import MdftError
 from mdft_fast.methods.inputs import TaskInputs
 from mdft_fast.methods.walk.attention import make_observable
 from mdft_fast.methods.walk.calls import Call, Point, Stopped, observed
-from mdft_fast.methods.walk.structure import Structure, explore, module_of, walkable
+from mdft_fast.methods.walk.structure import Structure, explore, hindrance, module_of
 from mdft_fast.model import (
     Batch,
+    LinearLayer,
     MetaModel,
     block_of,
     each,
     find_blocks,
     find_linear_layers,
     find_owners,
+    joined,
     tensors_of,
 )
 from mdft_fast.pool import Pool
 
 _PROBE = 4  # inputs of the measurements
+
+
+def _probe(inputs: Sequence[TaskInputs]) -> Batch:
+    """Returns a few inputs of all tasks, at least two."""
+    share = max(1, -(-_PROBE // len(inputs)))
+    batches = [next(one.some(share).batches(share)) for one in inputs[:_PROBE] if len(one)]
+    probe = joined(batches)
+    return probe if len(next(tensors_of(probe))) > 1 else joined([probe, probe])
+
+
+def _decoded(vectors: TaskVectors, slot: Slot) -> Tensor:
+    flat = vectors.decode()[:, : slot.numel]
+    return flat.view(len(flat), *slot.shape)
 
 
 class Walk:
@@ -41,22 +57,28 @@ class Walk:
         blocks: names, in the order of execution; [""]: the whole model is one.
         why_whole: why the whole model is one block, in words; "": it is not.
         layers: the linear layers in blocks.
+        device: where the model computes.
+        probe: a few inputs.
+        on_host: whether streams are kept on the host between their uses; set it ahead of them.
     """
 
     def __init__(self, pool: Pool, backbone: nn.Module, inputs: Sequence[TaskInputs]) -> None:
         """Builds the module; its weights are the base's until :meth:`install`."""
         self.pool, self.inputs = pool, inputs
-        self._device = inputs[0].device
+        self.device = inputs[0].device
         meta = MetaModel(backbone, pool, granularity="task", start=0.0)
-        self.module = meta.materialize().to(self._device)
+        self.module = meta.materialize().to(self.device)
         layout = pool.layout
         owners = find_owners(self.module, layout, pool.ties)
         self._slots = {slot.name: slot for slot in layout.slots}
         self._owners = dict(zip(self._slots, owners, strict=True))
         self._base = dict(zip(self._slots, layout.views(pool.base), strict=True))
         make_observable(self.module)
-        probe = next(inputs[0].batches(_PROBE))
+        probe = _probe(inputs)
+        self.probe, self.on_host = probe, False
         self._probes = [probe, each(lambda tensor: tensor[:-1], probe)]
+        self._overwritten: frozenset[Point] = frozenset()  # in the block that was explored last
+        self._rows = list(rows_of(pool.vectors))
         self.blocks, self.why_whole = self._find_blocks()
         whole = self.blocks == [""]
         home = block_of(list(self._slots))
@@ -82,17 +104,21 @@ class Walk:
 
     def base(self, name: str) -> Tensor:
         """Returns a tensor of the base, float32 ``[*shape]``."""
-        return self._base[name].to(self._device)
+        return self._base[name].to(self.device)
 
     def deltas(self, name: str) -> Tensor:
         """Returns a tensor's task vectors, float32 ``[K, *shape]``."""
         slot = self._slots[name]
-        flat = self.pool.vectors.of_slot(slot).decode()[:, : slot.numel]
-        return flat.view(len(flat), *slot.shape).to(self._device)
+        return _decoded(self.pool.vectors.of_slot(slot), slot).to(self.device)
 
     def teacher(self, k: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """Returns weights of a task's own model."""
-        return {name: self.base(name) + self.deltas(name)[k] for name in names}
+        """Returns weights of a task's own model; one task's are in memory at a time."""
+        row = self._rows[k]
+        return {name: self.base(name) + self._delta(row, name) for name in names}
+
+    def _delta(self, row: TaskVectors, name: str) -> Tensor:
+        slot = self._slots[name]
+        return _decoded(row.of_slot(slot), slot)[0].to(self.device)
 
     def weights(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Returns weights of the module as they are."""
@@ -108,16 +134,49 @@ class Walk:
                 parameters[leaf] = parameter
 
     @contextlib.contextmanager
-    def as_teacher(self, k: int, names: Sequence[str]) -> Iterator[None]:
-        """Puts a task's own weights into the module for the length of a ``with``."""
-        before = self.weights(names)
-        self.install(self.teacher(k, names))
+    def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Puts weights into the module for the length of a ``with``."""
+        before = self.weights(list(weights))
+        self.install(weights)
         try:
             yield
         finally:
             self.install(before)
 
+    @contextlib.contextmanager
+    def as_teacher(self, k: int, names: Sequence[str]) -> Iterator[None]:
+        """Puts a task's own weights into the module for the length of a ``with``."""
+        with self.using(self.teacher(k, names)):
+            yield
+
+    def own_layer(self, k: int, layer: LinearLayer) -> tuple[Tensor, Tensor | None]:
+        """Returns weight ``[out, in]`` and bias of a task's own layer; None: none is merged."""
+        names = [layer.weight, *([layer.bias] if layer.bias else [])]
+        own = self.teacher(k, names)
+        matrix = layer.matrix(own[layer.weight][None])[0]
+        return matrix, own[layer.bias] if layer.bias else None
+
+    def columns(self, layer: LinearLayer) -> int:
+        """Returns the number of a layer's inputs."""
+        return layer.matrix(self._base[layer.weight][None]).shape[2]
+
     # ---- streams -------------------------------------------------------------------------------
+
+    @overload
+    def stored(self, held: Tensor) -> Tensor: ...
+    @overload
+    def stored(self, held: Call) -> Call: ...
+    def stored(self, held: Tensor | Call) -> Tensor | Call:
+        """Returns what is kept of a stream until it is used again: on the host where it must."""
+        return held.to(torch.device("cpu")) if self.on_host else held
+
+    @overload
+    def fetched(self, held: Tensor) -> Tensor: ...
+    @overload
+    def fetched(self, held: Call) -> Call: ...
+    def fetched(self, held: Tensor | Call) -> Tensor | Call:
+        """Returns what was stored, where the model computes."""
+        return held.to(self.device) if self.on_host else held
 
     def enter(self, batch: Batch) -> Call:
         """Returns the first block's call for a batch."""
@@ -144,16 +203,29 @@ class Walk:
         seen: dict[Point, Tensor] = {}
 
         def see(point: Point, tensor: Tensor) -> None:
-            seen[point] = tensor
             if point == stop:
+                seen[point] = tensor
                 raise Stopped
+            seen[point] = tensor.clone() if point in self._overwritten else tensor
 
         wanted = dict.fromkeys([*points, *([stop] if stop else [])])
+        if Point("in", block) in self._overwritten:
+            call = call.of(call.stream.clone())
         with observed(self.module, wanted, see):
             try:
                 return seen, self.module.get_submodule(block)(*call.args, **call.kwargs)
             except Stopped:
                 return seen, None
+
+    @torch.no_grad()
+    def outputs(self, modules: Sequence[str], batch: Batch) -> list[Tensor]:
+        """Returns what some modules give for a batch, in the order of execution."""
+        made: list[Tensor] = []
+        args, kwargs = arguments_of(batch)
+        points = [Point("out", name) for name in modules]
+        with observed(self.module, points, lambda _, tensor: made.append(tensor)):
+            self.module(*args, **kwargs)
+        return made
 
     # ---- structure -----------------------------------------------------------------------------
 
@@ -168,7 +240,9 @@ class Walk:
         calls = [self.enter(probe) for probe in self._probes]
         for block in self.blocks:
             layers = [layer for layer in self.layers if self._home[layer.weight] == block]
-            yield explore(self.module, block, layers, calls, reads, class_token)
+            structure = explore(self.module, block, layers, calls, reads, class_token)
+            self._overwritten = structure.overwritten
+            yield structure
             calls = [call.following(self.run(block, call, [])[1]) for call in calls]
 
     def _reads(self) -> dict[str, Tensor]:
@@ -180,7 +254,8 @@ class Walk:
                 added[point.module] = torch.zeros_like(tensor, requires_grad=True)
             return tensor + added[point.module]
 
-        names = [module_of(layer) for layer in self.layers if walkable(self.module, layer)]
+        layers = [layer for layer in self.layers if not hindrance(self.module, layer)]
+        names = [module_of(layer) for layer in layers]
         names += self.blocks[-1:]
         args, kwargs = arguments_of(self._probes[0])
         with torch.enable_grad(), observed(self.module, [Point("out", n) for n in names], see):
@@ -196,8 +271,8 @@ class Walk:
 
     def _reads_one(self, reads: dict[str, Tensor]) -> bool:
         """Returns whether the output reads the first position of the last block alone."""
-        gradient = reads[self.blocks[-1]]
-        if self.blocks == [""] or gradient.dim() != 3:
+        gradient = reads.get(self.blocks[-1])
+        if self.blocks == [""] or gradient is None or gradient.dim() != 3:
             return False
         axis = 0 if gradient.shape[0] == len(next(tensors_of(self._probes[0]))) else 1
         read = gradient.movedim(axis, 0).abs().sum((0, 2)) > 0
@@ -208,8 +283,9 @@ class Walk:
         """Returns the blocks that run one after another, or the whole model as one, and why."""
         try:
             blocks = list(find_blocks(self.module, self.pool.layout, None))
-        except MdftError:
-            return [""], "it has no numbered blocks"
+        except MdftError as error:
+            numbered = any(part.isdigit() for name in self._slots for part in name.split("."))
+            return [""], str(error) if numbered else "it has no numbered blocks"
         order: list[tuple[Point, Tensor]] = []
         args, kwargs = arguments_of(self._probes[0])
         points = [Point(side, block) for block in blocks for side in ("in", "out")]
@@ -218,8 +294,8 @@ class Walk:
         blocks = list(dict.fromkeys(point.module for point, _ in order))
         wanted = [Point(side, block) for block in blocks for side in ("in", "out")]
         if not blocks or [point for point, _ in order] != wanted:
-            return [""], "its blocks do not run once each, one after another"
+            return [""], "its blocks do not run once each"
         for (_, out), (_, into) in zip(order[1::2], order[2::2], strict=False):
             if out.shape != into.shape or not torch.equal(out, into):
-                return [""], "something lies between its blocks"
+                return [""], "a block does not take what the one before it gives"
         return blocks, ""
