@@ -37,6 +37,12 @@ class TaskInputs:
     def __len__(self) -> int:
         return len(self.indices) * (1 + self.copies)
 
+    def some(self, count: int) -> TaskInputs:
+        """Returns some of these inputs, spread evenly over them; all where there are fewer."""
+        n = len(self.indices)
+        at = torch.arange(min(count, n)) * n // max(min(count, n), 1)
+        return dataclasses.replace(self, indices=self.indices[at], copies=0)
+
     def batches(self, size: int) -> Iterator[Batch]:
         """Yields what the encoder takes, ``size`` samples at a time, in a fixed order."""
         for indices in self.indices.split(size):

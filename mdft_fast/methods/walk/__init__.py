@@ -2,12 +2,14 @@
 """One walk over a model, block by block, with each task's streams of activations."""
 
 from mdft_fast.methods.walk.calls import Call, Point
+from mdft_fast.methods.walk.candidates import BlockInputs, walk_blocks
 from mdft_fast.methods.walk.sensitivity import Sensitivities
 from mdft_fast.methods.walk.streams import LayerPass, walk_layers
 from mdft_fast.methods.walk.structure import LayerSite, Structure, Writer
 from mdft_fast.methods.walk.walking import Walk
 
 __all__ = [
+    "BlockInputs",
     "Call",
     "LayerPass",
     "LayerSite",
@@ -16,5 +18,6 @@ __all__ = [
     "Structure",
     "Walk",
     "Writer",
+    "walk_blocks",
     "walk_layers",
 ]
