@@ -2,7 +2,11 @@
 """What can be made of a pool without learning: one file a method, one table."""
 
 from mdft_fast.methods.applying import apply
+from mdft_fast.methods.aswudi import Aswudi
+from mdft_fast.methods.average import Average
 from mdft_fast.methods.inputs import SamplesToLearn, TaskInputs
+from mdft_fast.methods.iso_c import IsoC
+from mdft_fast.methods.iso_cts import IsoCts
 from mdft_fast.methods.largest import kth_largest
 from mdft_fast.methods.lines import Lines
 from mdft_fast.methods.method import (
@@ -14,9 +18,14 @@ from mdft_fast.methods.method import (
     Transform,
     Vectors,
     mean_of,
+    sum_of,
 )
+from mdft_fast.methods.model_stock import ModelStock
 from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
+from mdft_fast.methods.task_arithmetic import TaskArithmetic
 from mdft_fast.methods.ties import Ties
+from mdft_fast.methods.tsv_m import TsvM
+from mdft_fast.methods.wudi import Wudi
 
 # The table: recipes, `mdft methods` and docs know what stands here, in this order.
 METHODS: dict[str, type[Method]] = {
@@ -24,22 +33,38 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         Ties,
         Lines,
+        Average,
+        TaskArithmetic,
+        ModelStock,
+        TsvM,
+        IsoC,
+        IsoCts,
+        Wudi,
+        Aswudi,
     )
 }
 
 __all__ = [
     "METHODS",
+    "Aswudi",
+    "Average",
     "InputMerge",
+    "IsoC",
+    "IsoCts",
     "Lines",
     "MatrixMerge",
     "Merge",
     "Method",
+    "ModelStock",
     "SamplesToLearn",
     "Site",
+    "TaskArithmetic",
     "TaskInputs",
     "Ties",
     "Transform",
+    "TsvM",
     "Vectors",
+    "Wudi",
     "apply",
     "describe_field",
     "entry_of",
@@ -48,5 +73,6 @@ __all__ = [
     "method_of",
     "needs",
     "page",
+    "sum_of",
     "summary",
 ]
