@@ -4,9 +4,10 @@
 An eigenproblem of the smaller side takes a fraction of an SVD's time. Squared singular values lose
 half of the digits, so all of it is float64, where that leaves more than a float32 vector holds.
 
-LoRA's vectors have a small rank. A pool stores them as dense tensors, so it is found again: by a
-randomised range finder (Halko et al. 2011, arXiv:0909.4061, sec. 4.4) of growing width, whose test
-matrix is always the same, and which is believed only where nothing but round-off is left over.
+LoRA's vectors have a small rank. A pool stores them as dense tensors, so it is found again: some
+rows and columns say how large it may be, and a randomised range finder (Halko et al. 2011,
+arXiv:0909.4061, sec. 4.1), whose test matrix is always the same, is believed only where nothing
+but round-off is left over.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_FIRST_WIDTH, _GROWTH = 16, 3  # 16 columns, then 64, then 256, ...: most adapters need one or two
 _SHARE = 4  # beyond a quarter of the smaller side a sketch saves nothing
 
 
@@ -75,21 +75,31 @@ def thin_triples(matrix: Tensor, level: float = 0.0) -> Triples | None:
     matrix = matrix.double()
     allowed = max(level, round_off(matrix) * float(matrix.norm()))
     left, rest = matrix.new_zeros(len(matrix), 0), matrix
-    width, most = _FIRST_WIDTH, min(matrix.shape) // _SHARE
+    most = min(matrix.shape) // _SHARE
+    rank = _rank_of_some(matrix, most + most // _SHARE + 1)
+    # More columns than the rank, else noise tilts them; and once more, where some do not tell all.
+    widths = [min(rank + rank // 2 + 8, most), most] if rank <= most else []
     generator = torch.Generator().manual_seed(0)
     while not float(rest.norm()) <= allowed:
-        width = min(width, most - left.shape[1])
+        width = widths.pop(0) - left.shape[1] if widths else 0
         if width <= 0:
             return None
         test = torch.randn(matrix.shape[1], width, generator=generator, dtype=torch.float64)
         sketch = rest @ test.to(matrix.device)
-        # Once more, since the rest is at right angles to what is there only within its round-off.
+        # The rest is at right angles to the columns there are only within its own round-off.
         basis = torch.linalg.qr(sketch - left @ (left.mT @ sketch)).Q
         left = torch.cat([left, basis], 1)
         rest = rest - basis @ (basis.mT @ rest)
-        width = _GROWTH * left.shape[1]
     inner = _dense_triples(left.mT @ matrix, round_off(matrix), level)
     return inner._replace(left=left @ inner.left)
+
+
+def _rank_of_some(matrix: Tensor, side: int) -> int:
+    """Returns the rank of every so many-th row and column, ``side`` of each."""
+    rows, columns = (max(1, size // side) for size in matrix.shape)
+    some = matrix[::rows, ::columns][:side, :side]
+    squares = torch.linalg.eigvalsh(some @ some.mT)
+    return int((squares > round_off(matrix) ** 2 * squares[-1:]).sum())
 
 
 def _dense_triples(matrix: Tensor, share: float, level: float) -> Triples:
