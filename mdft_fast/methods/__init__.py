@@ -4,6 +4,7 @@
 from mdft_fast.methods.applying import apply
 from mdft_fast.methods.aswudi import Aswudi
 from mdft_fast.methods.average import Average
+from mdft_fast.methods.greedy_soup import GreedySoup
 from mdft_fast.methods.inputs import SamplesToLearn, TaskInputs
 from mdft_fast.methods.iso_c import IsoC
 from mdft_fast.methods.iso_cts import IsoCts
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
         IsoCts,
         Wudi,
         Aswudi,
+        GreedySoup,
     )
 }
 
@@ -48,6 +50,7 @@ __all__ = [
     "METHODS",
     "Aswudi",
     "Average",
+    "GreedySoup",
     "InputMerge",
     "IsoC",
     "IsoCts",
