@@ -76,7 +76,7 @@ def thin_triples(matrix: Tensor, level: float = 0.0) -> Triples | None:
     allowed = max(level, round_off(matrix) * float(matrix.norm()))
     left, rest = matrix.new_zeros(len(matrix), 0), matrix
     most = min(matrix.shape) // _SHARE
-    rank = _rank_of_some(matrix, most + most // _SHARE + 1)
+    rank = _rank_of_some(matrix, most + most // _SHARE + 1, level)
     # More columns than the rank, else noise tilts them; and once more, where some do not tell all.
     widths = [min(rank + rank // 2 + 8, most), most] if rank <= most else []
     generator = torch.Generator().manual_seed(0)
@@ -94,12 +94,13 @@ def thin_triples(matrix: Tensor, level: float = 0.0) -> Triples | None:
     return inner._replace(left=left @ inner.left)
 
 
-def _rank_of_some(matrix: Tensor, side: int) -> int:
+def _rank_of_some(matrix: Tensor, side: int, level: float) -> int:
     """Returns the rank of every so many-th row and column, ``side`` of each."""
     rows, columns = (max(1, size // side) for size in matrix.shape)
     some = matrix[::rows, ::columns][:side, :side]
     squares = torch.linalg.eigvalsh(some @ some.mT)
-    return int((squares > round_off(matrix) ** 2 * squares[-1:]).sum())
+    least = (round_off(matrix) ** 2 * squares[-1:]).clamp(min=level**2)
+    return int((squares > least).sum())
 
 
 def _dense_triples(matrix: Tensor, share: float, level: float) -> Triples:
