@@ -2,9 +2,14 @@
 """What can be made of a pool without learning: one file a method, one table."""
 
 from mdft_fast.methods.applying import apply
+from mdft_fast.methods.aswudi import Aswudi
+from mdft_fast.methods.average import Average
 from mdft_fast.methods.calibrate import Calibrate
 from mdft_fast.methods.fisher import Fisher
+from mdft_fast.methods.greedy_soup import GreedySoup
 from mdft_fast.methods.inputs import SamplesToLearn, TaskInputs
+from mdft_fast.methods.iso_c import IsoC
+from mdft_fast.methods.iso_cts import IsoCts
 from mdft_fast.methods.largest import kth_largest
 from mdft_fast.methods.lines import Lines
 from mdft_fast.methods.method import (
@@ -16,11 +21,16 @@ from mdft_fast.methods.method import (
     Transform,
     Vectors,
     mean_of,
+    sum_of,
 )
+from mdft_fast.methods.model_stock import ModelStock
 from mdft_fast.methods.regmean import RegMean
 from mdft_fast.methods.regmean_pp import RegMeanPP
 from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
+from mdft_fast.methods.task_arithmetic import TaskArithmetic
 from mdft_fast.methods.ties import Ties
+from mdft_fast.methods.tsv_m import TsvM
+from mdft_fast.methods.wudi import Wudi
 
 # The table: recipes, `mdft methods` and docs know what stands here, in this order.
 METHODS: dict[str, type[Method]] = {
@@ -32,26 +42,44 @@ METHODS: dict[str, type[Method]] = {
         RegMean,
         RegMeanPP,
         Calibrate,
+        Average,
+        TaskArithmetic,
+        ModelStock,
+        TsvM,
+        IsoC,
+        IsoCts,
+        Wudi,
+        Aswudi,
+        GreedySoup,
     )
 }
 
 __all__ = [
     "METHODS",
+    "Aswudi",
+    "Average",
     "Calibrate",
     "Fisher",
+    "GreedySoup",
     "InputMerge",
+    "IsoC",
+    "IsoCts",
     "Lines",
     "MatrixMerge",
     "Merge",
     "Method",
+    "ModelStock",
     "RegMean",
     "RegMeanPP",
     "SamplesToLearn",
     "Site",
+    "TaskArithmetic",
     "TaskInputs",
     "Ties",
     "Transform",
+    "TsvM",
     "Vectors",
+    "Wudi",
     "apply",
     "describe_field",
     "entry_of",
@@ -60,5 +88,6 @@ __all__ = [
     "method_of",
     "needs",
     "page",
+    "sum_of",
     "summary",
 ]

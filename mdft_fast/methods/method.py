@@ -18,6 +18,7 @@ from mdft_fast.options import Interval, Positive
 from mdft_fast.pool import Pool
 
 Watch = Callable[[int, int], None]
+Scale = Annotated[float, Interval(gt=0)]
 Need = Literal["survey", "depth", "layers", "inputs"]
 NEEDS: dict[Need, str] = {  # in words
     "survey": "a pass ahead",
@@ -142,12 +143,17 @@ class MatrixMerge(Merge):
         return mean_of(deltas)
 
 
-def mean_of(deltas: Tensor) -> Tensor:
-    """Returns the mean over the K vectors of a tensor, summed in order in float64, as float32."""
+def sum_of(deltas: Tensor) -> Tensor:
+    """Returns the sum over the K vectors of a tensor, in the pool's order, float64."""
     total = torch.zeros(deltas.shape[1:], dtype=torch.float64, device=deltas.device)
     for row in deltas:
         total += row
-    return (total / len(deltas)).float()
+    return total
+
+
+def mean_of(deltas: Tensor) -> Tensor:
+    """Returns the mean over the K vectors of a tensor, summed in order in float64, as float32."""
+    return (sum_of(deltas) / len(deltas)).float()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
