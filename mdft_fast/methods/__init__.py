@@ -2,9 +2,17 @@
 """What can be made of a pool without learning: one file a method, one table."""
 
 from mdft_fast.methods.applying import apply
+from mdft_fast.methods.bitdelta import Bitdelta
+from mdft_fast.methods.breadcrumbs import Breadcrumbs
+from mdft_fast.methods.compeft import Compeft
+from mdft_fast.methods.consensus import Consensus
+from mdft_fast.methods.dare import Dare
+from mdft_fast.methods.della import Della
+from mdft_fast.methods.half import Half
 from mdft_fast.methods.inputs import SamplesToLearn, TaskInputs
 from mdft_fast.methods.largest import kth_largest
 from mdft_fast.methods.lines import Lines
+from mdft_fast.methods.lowrank import Lowrank
 from mdft_fast.methods.method import (
     InputMerge,
     MatrixMerge,
@@ -15,8 +23,12 @@ from mdft_fast.methods.method import (
     Vectors,
     mean_of,
 )
+from mdft_fast.methods.negmerge import Negmerge
+from mdft_fast.methods.pcb import Pcb
+from mdft_fast.methods.sign import Sign
 from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
 from mdft_fast.methods.ties import Ties
+from mdft_fast.methods.ties_merge import TiesMerge
 
 # The table: recipes, `mdft methods` and docs know what stands here, in this order.
 METHODS: dict[str, type[Method]] = {
@@ -24,20 +36,44 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         Ties,
         Lines,
+        Dare,
+        Della,
+        Breadcrumbs,
+        Negmerge,
+        Compeft,
+        Consensus,
+        Pcb,
+        Half,
+        Lowrank,
+        Bitdelta,
+        Sign,
+        TiesMerge,
     )
 }
 
 __all__ = [
     "METHODS",
+    "Bitdelta",
+    "Breadcrumbs",
+    "Compeft",
+    "Consensus",
+    "Dare",
+    "Della",
+    "Half",
     "InputMerge",
     "Lines",
+    "Lowrank",
     "MatrixMerge",
     "Merge",
     "Method",
+    "Negmerge",
+    "Pcb",
     "SamplesToLearn",
+    "Sign",
     "Site",
     "TaskInputs",
     "Ties",
+    "TiesMerge",
     "Transform",
     "Vectors",
     "apply",

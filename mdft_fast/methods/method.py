@@ -6,7 +6,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mdft_fast.arena import Slot
 from mdft_fast.methods.inputs import TaskInputs
 from mdft_fast.model import LinearLayer
-from mdft_fast.options import Positive
+from mdft_fast.options import Interval, Positive
 from mdft_fast.pool import Pool
 
 Need = Literal["survey", "depth", "layers", "inputs"]
@@ -24,6 +24,7 @@ NEEDS: dict[Need, str] = {  # in words
     "layers": "the backbone's linear layers",
     "inputs": "unlabelled inputs",
 }
+Density = Annotated[float, Interval(gt=0, le=1)]  # share of elements that a method keeps
 
 
 class Site(NamedTuple):
@@ -143,10 +144,30 @@ class MatrixMerge(Merge):
 
 def mean_of(deltas: Tensor) -> Tensor:
     """Returns the mean over the K vectors of a tensor, summed in order in float64, as float32."""
+    return (sum_of(deltas) / len(deltas)).float()
+
+
+def sum_of(deltas: Tensor) -> Tensor:
+    """Returns the sum over the K vectors of a tensor, in order, float64 ``[*shape]``."""
     total = torch.zeros(deltas.shape[1:], dtype=torch.float64, device=deltas.device)
     for row in deltas:
         total += row
-    return (total / len(deltas)).float()
+    return total
+
+
+def flat(deltas: Tensor) -> Tensor:
+    """Returns deltas ``[K, *shape]`` as ``[K, elements]``, scalars and empty tensors too."""
+    return deltas.reshape(len(deltas), deltas[0].numel())
+
+
+def in_rows(deltas: Tensor) -> Tensor:
+    """Returns deltas ``[K, *shape]`` as ``[K, rows, n]``; a tensor of one axis is one row."""
+    return deltas.flatten(2) if deltas.dim() > 2 else flat(deltas)[:, None]
+
+
+def per_vector(numbers: Tensor, deltas: Tensor) -> Tensor:
+    """Returns numbers ``[K]`` in a shape that spreads over deltas ``[K, *shape]``."""
+    return numbers.view(-1, *[1] * (deltas.dim() - 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

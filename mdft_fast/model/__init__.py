@@ -18,12 +18,12 @@ from mdft_fast.model.meta_model import (
 )
 from mdft_fast.model.partition import find_blocks, names_of
 from mdft_fast.model.placeholders import check_shapes
-from mdft_fast.model.samples import Samples, UnlabelledTask, permutation, split
+from mdft_fast.model.samples import Samples, UnlabelledTask, generator_of, permutation, split
 
 __all__ = [
     "DTYPE_OF_PRECISION", "MODES", "TASK_ARITHMETIC", "Batch", "Granularity", "LinearLayer",
     "MetaModel", "Mode", "Precision", "Recognized", "Samples", "UnlabelledTask", "block_of",
-    "build_backbone", "check_shapes", "each", "find_blocks", "find_linear_layers", "joined",
-    "names_of", "permutation", "recognize", "return_freed_memory", "split", "tensors_of",
-    "without_alarm",
+    "build_backbone", "check_shapes", "each", "find_blocks", "find_linear_layers",
+    "generator_of", "joined", "names_of", "permutation", "recognize", "return_freed_memory",
+    "split", "tensors_of", "without_alarm",
 ]  # fmt: skip
