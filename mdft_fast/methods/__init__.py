@@ -13,6 +13,7 @@ from mdft_fast.methods.inputs import SamplesToLearn, TaskInputs
 from mdft_fast.methods.largest import kth_largest
 from mdft_fast.methods.lines import Lines
 from mdft_fast.methods.lowrank import Lowrank
+from mdft_fast.methods.mask import Mask
 from mdft_fast.methods.method import (
     InputMerge,
     MatrixMerge,
@@ -44,6 +45,7 @@ METHODS: dict[str, type[Method]] = {
         Consensus,
         Pcb,
         Half,
+        Mask,
         Lowrank,
         Bitdelta,
         Sign,
@@ -63,6 +65,7 @@ __all__ = [
     "InputMerge",
     "Lines",
     "Lowrank",
+    "Mask",
     "MatrixMerge",
     "Merge",
     "Method",

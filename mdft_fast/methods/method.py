@@ -50,10 +50,12 @@ class Vectors(Protocol):
 
     Attributes:
         names: whose vectors these are, K.
+        tensors: the tensors' names, in arena order.
         parameters: ``P``: number of elements of each, padding not counted.
     """
 
     names: tuple[str, ...]
+    tensors: tuple[str, ...]
     parameters: int
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from mdft_fast import MdftError
 from mdft_fast.methods import METHODS, Lines, Method, Ties, apply, entry_of, method_of, page
+from mdft_fast.options import options
 from tests.methods.made_pools import draw, make_pool, tensors
 from tests.scripts import script
 
@@ -84,11 +86,16 @@ def test_one_line_and_everyone_knows_it(level: Any, monkeypatch: pytest.MonkeyPa
 
 def test_every_method_says_what_a_table_needs() -> None:
     for name, method in METHODS.items():
-        entry = {name: {}}
-        assert method_of(name, METHODS) == method_of(entry, METHODS) == method()
         assert method.name == name
         assert method.source
-        assert method_of(entry_of(method()), METHODS) == method()
+        values = {o.name: "x" for o in options(method) if o.default is dataclasses.MISSING}
+        made = method_of({name: values}, METHODS)
+        assert method_of(entry_of(made), METHODS) == made
+        if values:
+            with pytest.raises(MdftError, match=rf"{name}.{next(iter(values))}: is missing"):
+                method_of(name, METHODS)
+        else:
+            assert method_of(name, METHODS) == method() == made
 
 
 def test_entries() -> None:
