@@ -4,14 +4,23 @@
 from mdft_fast.methods.applying import apply
 from mdft_fast.methods.aswudi import Aswudi
 from mdft_fast.methods.average import Average
+from mdft_fast.methods.bitdelta import Bitdelta
+from mdft_fast.methods.breadcrumbs import Breadcrumbs
 from mdft_fast.methods.calibrate import Calibrate
+from mdft_fast.methods.compeft import Compeft
+from mdft_fast.methods.consensus import Consensus
+from mdft_fast.methods.dare import Dare
+from mdft_fast.methods.della import Della
 from mdft_fast.methods.fisher import Fisher
 from mdft_fast.methods.greedy_soup import GreedySoup
+from mdft_fast.methods.half import Half
 from mdft_fast.methods.inputs import SamplesToLearn, TaskInputs
 from mdft_fast.methods.iso_c import IsoC
 from mdft_fast.methods.iso_cts import IsoCts
 from mdft_fast.methods.largest import kth_largest
 from mdft_fast.methods.lines import Lines
+from mdft_fast.methods.lowrank import Lowrank
+from mdft_fast.methods.mask import Mask
 from mdft_fast.methods.method import (
     InputMerge,
     MatrixMerge,
@@ -24,11 +33,15 @@ from mdft_fast.methods.method import (
     sum_of,
 )
 from mdft_fast.methods.model_stock import ModelStock
+from mdft_fast.methods.negmerge import Negmerge
+from mdft_fast.methods.pcb import Pcb
 from mdft_fast.methods.regmean import RegMean
 from mdft_fast.methods.regmean_pp import RegMeanPP
+from mdft_fast.methods.sign import Sign
 from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
 from mdft_fast.methods.task_arithmetic import TaskArithmetic
 from mdft_fast.methods.ties import Ties
+from mdft_fast.methods.ties_merge import TiesMerge
 from mdft_fast.methods.tsv_m import TsvM
 from mdft_fast.methods.wudi import Wudi
 
@@ -51,6 +64,19 @@ METHODS: dict[str, type[Method]] = {
         Wudi,
         Aswudi,
         GreedySoup,
+        Dare,
+        Della,
+        Breadcrumbs,
+        Negmerge,
+        Compeft,
+        Consensus,
+        Pcb,
+        Half,
+        Mask,
+        Lowrank,
+        Bitdelta,
+        Sign,
+        TiesMerge,
     )
 }
 
@@ -58,24 +84,37 @@ __all__ = [
     "METHODS",
     "Aswudi",
     "Average",
+    "Bitdelta",
+    "Breadcrumbs",
     "Calibrate",
+    "Compeft",
+    "Consensus",
+    "Dare",
+    "Della",
     "Fisher",
     "GreedySoup",
+    "Half",
     "InputMerge",
     "IsoC",
     "IsoCts",
     "Lines",
+    "Lowrank",
+    "Mask",
     "MatrixMerge",
     "Merge",
     "Method",
     "ModelStock",
+    "Negmerge",
+    "Pcb",
     "RegMean",
     "RegMeanPP",
     "SamplesToLearn",
+    "Sign",
     "Site",
     "TaskArithmetic",
     "TaskInputs",
     "Ties",
+    "TiesMerge",
     "Transform",
     "TsvM",
     "Vectors",

@@ -46,7 +46,7 @@ def _count(numbers: Iterable[Tensor], bins: int) -> Tensor:
     total = torch.zeros((), dtype=torch.int64)
     for rows in numbers:
         # Each row has bins of its own.
-        first = bins * torch.arange(len(rows), dtype=rows.dtype)[:, None]
+        first = bins * torch.arange(len(rows), dtype=rows.dtype, device=rows.device)[:, None]
         counts = torch.bincount((rows + first).flatten(), minlength=bins * len(rows))
         total = total + counts.view(len(rows), bins)
     return total

@@ -26,6 +26,7 @@ NEEDS: dict[Need, str] = {  # in words
     "layers": "the backbone's linear layers",
     "inputs": "unlabelled inputs",
 }
+Density = Annotated[float, Interval(gt=0, le=1)]  # share of elements that a method keeps
 
 
 class Site(NamedTuple):
@@ -51,10 +52,12 @@ class Vectors(Protocol):
 
     Attributes:
         names: whose vectors these are, K.
+        tensors: the tensors' names, in arena order.
         parameters: ``P``: number of elements of each, padding not counted.
     """
 
     names: tuple[str, ...]
+    tensors: tuple[str, ...]
     parameters: int
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -143,17 +146,32 @@ class MatrixMerge(Merge):
         return mean_of(deltas)
 
 
+def mean_of(deltas: Tensor) -> Tensor:
+    """Returns the mean over the K vectors of a tensor, summed in order in float64, as float32."""
+    return (sum_of(deltas) / len(deltas)).float()
+
+
 def sum_of(deltas: Tensor) -> Tensor:
-    """Returns the sum over the K vectors of a tensor, in the pool's order, float64."""
+    """Returns the sum over the K vectors of a tensor, in order, float64 ``[*shape]``."""
     total = torch.zeros(deltas.shape[1:], dtype=torch.float64, device=deltas.device)
     for row in deltas:
         total += row
     return total
 
 
-def mean_of(deltas: Tensor) -> Tensor:
-    """Returns the mean over the K vectors of a tensor, summed in order in float64, as float32."""
-    return (sum_of(deltas) / len(deltas)).float()
+def flat(deltas: Tensor) -> Tensor:
+    """Returns deltas ``[K, *shape]`` as ``[K, elements]``, scalars and empty tensors too."""
+    return deltas.reshape(len(deltas), deltas[0].numel())
+
+
+def in_rows(deltas: Tensor) -> Tensor:
+    """Returns deltas ``[K, *shape]`` as ``[K, rows, n]``; a tensor of one axis is one row."""
+    return deltas.flatten(2) if deltas.dim() > 2 else flat(deltas)[:, None]
+
+
+def per_vector(numbers: Tensor, deltas: Tensor) -> Tensor:
+    """Returns numbers ``[K]`` in a shape that spreads over deltas ``[K, *shape]``."""
+    return numbers.view(-1, *[1] * (deltas.dim() - 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -40,12 +40,13 @@ class Stream:
             steps: each method and what its survey found.
         """
         self.pool, self._steps, self.parameters = pool, steps, pool.parameters
+        self.tensors = tuple(slot.name for slot in pool.layout.slots)
         self._layers = layers
         self.names, self.owners = pool.vector_names, pool.owners
         for method, _ in steps:
             if isinstance(method, Merge):
                 self.names, self.owners = (method.name,), [f"merge {method.name!r}"]
-        self._depths = depths([slot.name for slot in pool.layout.slots])
+        self._depths = depths(self.tensors)
 
     @property
     def changes(self) -> bool:

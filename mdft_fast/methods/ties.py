@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from mdft_fast.methods.largest import kth_largest
-from mdft_fast.methods.method import Site, Transform, Vectors
-from mdft_fast.options import Interval, check
+from mdft_fast.methods.method import Density, Site, Transform, Vectors, per_vector, sum_of
+from mdft_fast.options import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Ties(Transform):
         density: share of the elements that each vector keeps.
     """
 
-    density: Annotated[float, Interval(gt=0, le=1)] = 0.2  # the paper's
+    density: Density = 0.2  # the paper's
 
     name = "ties"
     source = "arXiv:2306.01708"
@@ -46,9 +44,7 @@ class Ties(Transform):
 
     def transform(self, deltas: Tensor, site: Site) -> Tensor:
         """Trims by the thresholds, then elects."""
-        thresholds = site.survey.view(-1, *[1] * (deltas.dim() - 1))
+        thresholds = per_vector(site.survey, deltas)
         trimmed = deltas.where(deltas.abs() >= thresholds, 0.0)
-        total = torch.zeros(deltas.shape[1:], dtype=torch.float64)
-        for row in trimmed:
-            total += row
+        total = sum_of(trimmed)
         return trimmed.where((trimmed > 0) == (total >= 0), 0.0)

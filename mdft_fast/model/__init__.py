@@ -22,6 +22,7 @@ from mdft_fast.model.samples import (
     Samples,
     UnlabelledTask,
     VariedSamples,
+    generator_of,
     permutation,
     split,
 )
@@ -29,8 +30,7 @@ from mdft_fast.model.samples import (
 __all__ = [
     "DTYPE_OF_PRECISION", "MODES", "TASK_ARITHMETIC", "Batch", "Granularity", "LinearLayer",
     "MetaModel", "Mode", "Precision", "Recognized", "Samples", "UnlabelledTask", "VariedSamples",
-    "block_of",
-    "build_backbone", "check_shapes", "each", "find_blocks", "find_linear_layers", "find_owners",
-    "joined", "names_of", "permutation", "recognize", "replaced_forward", "return_freed_memory",
-    "split", "tensors_of", "without_alarm",
+    "block_of", "build_backbone", "check_shapes", "each", "find_blocks", "find_linear_layers",
+    "find_owners", "generator_of", "joined", "names_of", "permutation", "recognize",
+    "replaced_forward", "return_freed_memory", "split", "tensors_of", "without_alarm",
 ]  # fmt: skip

@@ -78,6 +78,11 @@ def split(n: int, holdout: float, seed: int, stream: str = "") -> tuple[Tensor, 
 
 def permutation(n: int, key: str) -> Tensor:
     """Returns a permutation of 0..n-1 that depends on n and the key alone, int64."""
+    return torch.randperm(n, generator=generator_of(key))
+
+
+def generator_of(key: str) -> torch.Generator:
+    """Returns a generator for the host whose draws depend on the key alone."""
     # Hashed, so that near seeds and epochs share nothing; 63 bits, since manual_seed is signed.
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return torch.Generator().manual_seed(seed)

@@ -102,7 +102,7 @@ def test_code_of_other_pages_runs(
     run(blocks(DOCS / "api/index.md", "python"))
     names = run(blocks(DOCS / "methods.md", "python"), {"pool": world.pool})
     assert [method.split("(")[0] for method in names["pool"].methods] == ["ties", "lines"]
-    assert names["Sign"]().transform(torch.tensor([[1.0, -3.0]]), None).tolist() == [[2.0, -2.0]]
+    assert names["Level"]().transform(torch.tensor([[3.0], [5]]), None).tolist() == [[4], [4]]
     names = {"tasks": world.tasks, "meta": world.meta(), "evaluate": mdft_fast.evaluate}
     run(blocks(DOCS / "own-checkpoints.md", "python"), names)
     assert "letters {'letters': 0.8}" in capsys.readouterr().out  # every fifth label is wrong

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdft_fast import Pool, TaskVectors
 from mdft_fast.arena import TILE, Layout, digest, rows_of
@@ -21,6 +21,31 @@ SHAPES = {  # an odd size, a scalar, no element at all, more than a tile
     "blocks.2.bias": (9,),
     "out.weight": (2, 3, 4),
 }
+
+
+def backbone() -> nn.Module:
+    """Returns a module without values whose linear layers hold two weights of ``SHAPES``."""
+    with torch.device("meta"):
+        blocks = nn.ModuleList([nn.Linear(200, 7), nn.Linear(30, 40)])
+    return nn.ModuleDict({"blocks": blocks})
+
+
+MATRICES = ("blocks.0.weight", "blocks.1.weight")  # its linear layers'
+
+
+def whole(deltas: Mapping[str, Tensor]) -> Tensor:
+    """Returns all tensors' elements as one vector a task, float64 ``[K, P]``."""
+    K = len(next(iter(deltas.values())))
+    return torch.cat([t.reshape(K, -1) for t in deltas.values() if t.numel()], 1).double()
+
+
+def parts(flat: Tensor, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns what :func:`whole` joined, by tensor name: ``flat`` is ``[K, P]``."""
+    split = flat.split([tensor[0].numel() for tensor in deltas.values()], 1)
+    return {
+        name: part.reshape(len(flat), *tensor.shape[1:])
+        for (name, tensor), part in zip(deltas.items(), split, strict=True)
+    }
 
 
 def make_pool(deltas: Mapping[str, Tensor], codec: str = "fp32") -> Pool:
@@ -68,19 +93,12 @@ def tensors(pool: Pool) -> dict[str, Tensor]:
 
 def ties(deltas: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
     """TIES by its definition: everything at once, sorted, in float64."""
-    K = len(next(iter(deltas.values())))
-    flat = torch.cat([tensor.reshape(K, -1) for tensor in deltas.values() if tensor.numel()], 1)
-    flat = flat.double()
+    flat = whole(deltas)
     kept = max(1, int(density * flat.shape[1]))
     out = torch.zeros_like(flat)
-    for k in range(K):
+    for k in range(len(flat)):
         threshold = flat[k].abs().sort(descending=True).values[kept - 1]
         out[k] = torch.where(flat[k].abs() >= threshold, flat[k], 0.0)
     sign = torch.where(out.sum(0) >= 0, 1.0, -1.0)
     out = torch.where(out.sign() == sign, out, 0.0)
-    sizes = [tensor[0].numel() for tensor in deltas.values()]
-    parts = out.split(sizes, 1)
-    return {
-        name: part.reshape(tensor.shape)
-        for (name, tensor), part in zip(deltas.items(), parts, strict=True)
-    }
+    return parts(out, deltas)

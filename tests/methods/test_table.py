@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from mdft_fast import MdftError
 from mdft_fast.methods import METHODS, Lines, Method, Ties, apply, entry_of, method_of, page
+from mdft_fast.options import options
 from tests.methods.made_pools import draw, make_pool, tensors
 from tests.scripts import script
 
@@ -23,13 +25,13 @@ def blocks() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def sign(tmp_path_factory: pytest.TempPathFactory) -> type[Method]:
+def level(tmp_path_factory: pytest.TempPathFactory) -> type[Method]:
     """The page's example, as the file that it says it is."""
     _, code = blocks()
-    file = tmp_path_factory.mktemp("methods") / "sign.py"
+    file = tmp_path_factory.mktemp("methods") / "level.py"
     file.write_text(code)
     assert len(code.splitlines()) <= 40
-    made: type[Method] = script(str(file)).Sign
+    made: type[Method] = script(str(file)).Level
     return made
 
 
@@ -44,23 +46,22 @@ def test_the_pages_first_lines_run() -> None:
     assert names["pool"].methods == (str(Ties()), str(Lines()))
 
 
-def test_the_pages_example_is_a_method(sign: Any) -> None:
+def test_the_pages_example_is_a_method(level: Any) -> None:
     deltas = draw(2)
-    made = tensors(apply(make_pool(deltas), [sign()]))
-    rows = tensors(apply(make_pool(deltas), [sign(over="row")]))
+    deltas["out.weight"][1] = 0
+    made = tensors(apply(make_pool(deltas), [level()]))
     for name, tensor in deltas.items():
-        if tensor.numel() and tensor.dim() > 1:
-            flat = tensor.double().flatten(1)
-            wanted = (flat.sign() * flat.abs().mean(1, keepdim=True)).reshape(tensor.shape)
-            assert torch.allclose(made[name].double(), wanted, rtol=1e-6, atol=0), name
-    wide = deltas["blocks.1.weight"].double()
-    wanted = wide.sign() * wide.abs().mean(2, keepdim=True)
-    assert torch.allclose(rows["blocks.1.weight"].double(), wanted, rtol=1e-6, atol=0)
-    with pytest.raises(MdftError, match=r"sign.over: must be one of .*got 'rows'; did you mean"):
-        sign(over="rows")
+        lengths = tensor.double().reshape(2, -1).norm(dim=1).tolist()
+        for vector, row, length in zip(made[name], tensor.double(), lengths, strict=True):
+            wanted = row * (sum(lengths) / 2 / length if length else 1)
+            assert torch.allclose(vector.double(), wanted, rtol=1e-6, atol=0), name
+    pool = make_pool(deltas)
+    assert apply(pool, [level(share=0.0)]).checksum == pool.checksum
+    with pytest.raises(MdftError, match=r"level.share: must be in \[0, 1\], got 2"):
+        level(share=2)
 
 
-def test_one_line_and_everyone_knows_it(sign: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_line_and_everyone_knows_it(level: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
     from mdft_fast.app.cli import app
@@ -68,28 +69,33 @@ def test_one_line_and_everyone_knows_it(sign: Any, monkeypatch: pytest.MonkeyPat
 
     content = {
         "version": 1, "pool": {"folder": "p"}, "tasks": [{"name": "a", "adapt": {"npz": "a.npz"}}],
-        "output": "out", "transform": [{"sign": {"over": "row"}}],
+        "output": "out", "transform": [{"level": {"share": 0.5}}],
     }  # fmt: skip
     with pytest.raises(MdftError, match=r"transform\[0\]: must be one of \['ties', "):
         Recipe.from_mapping(content)
-    monkeypatch.setitem(METHODS, "sign", sign)  # the line
-    row = "| `sign` | transform | Keeps each element's sign, at the mean magnitude of its tensor or"
+    monkeypatch.setitem(METHODS, "level", level)  # the line
+    row = "| `level` | transform | Brings the K vectors of each tensor to their mean length | share"
     assert row in page(PAGE.read_text(encoding="utf-8"), METHODS)
     shown = CliRunner().invoke(app, ["methods"]).stdout
-    assert "sign         transform: Keeps each element's sign" in shown
-    assert "over: tensor, what shares a magnitude" in shown
+    assert "level        transform: Brings the K vectors of each tensor" in shown
+    assert "share: 1.0, how far: 0 leaves lengths as they are" in shown
     recipe = Recipe.from_mapping(content)
-    assert recipe.transform == (sign(over="row"),)
-    assert "transform:\n- sign: {over: row}\n" in recipe.dump()
+    assert recipe.transform == (level(share=0.5),)
+    assert "transform:\n- level: {share: 0.5}\n" in recipe.dump()
 
 
 def test_every_method_says_what_a_table_needs() -> None:
     for name, method in METHODS.items():
-        entry = {name: {}}
-        assert method_of(name, METHODS) == method_of(entry, METHODS) == method()
         assert method.name == name
         assert method.source
-        assert method_of(entry_of(method()), METHODS) == method()
+        values = {o.name: "x" for o in options(method) if o.default is dataclasses.MISSING}
+        made = method_of({name: values}, METHODS)
+        assert method_of(entry_of(made), METHODS) == made
+        if values:
+            with pytest.raises(MdftError, match=rf"{name}.{next(iter(values))}: is missing"):
+                method_of(name, METHODS)
+        else:
+            assert method_of(name, METHODS) == method() == made
 
 
 def test_entries() -> None:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_types import Interval
-from pydantic import BeforeValidator, Field, PlainSerializer, SkipValidation
+from pydantic import BeforeValidator, Field, PlainSerializer, SkipValidation, ValidationInfo
 
 from mdft_fast import model
 from mdft_fast.app.recipe.dataclass_sections import DataclassSection, filled_from
@@ -22,6 +24,7 @@ from mdft_fast.app.recipe.value_types import (
     Text,
     Texts,
     WhichTasks,
+    located,
     not_yet,
     problem,
 )
@@ -31,6 +34,7 @@ from mdft_fast.data import Role
 from mdft_fast.errors import MdftError
 from mdft_fast.learning import ConstructConfig, OptimizerConfig, SpecializeConfig, StageConfig
 from mdft_fast.methods import METHODS, Method, Transform, entry_of, method_of
+from mdft_fast.options import options
 
 
 class PoolSource(Section):
@@ -241,15 +245,16 @@ class Specialize(DataclassSection):
 Granularity = Annotated[model.Granularity, not_yet("row", get_args(model.Granularity))]
 
 
-def _transform(entry: Any) -> Transform:
-    """Returns the method that an item of ``transform`` names."""
+def _transform(entry: Any, info: ValidationInfo) -> Transform:
+    """Returns the method that an item of ``transform`` names; paths start at the recipe."""
     try:
         method = entry if isinstance(entry, Method) else method_of(entry, METHODS)
     except MdftError as error:
         raise problem(str(error)) from None
     if not isinstance(method, Transform):
         raise problem(f"{method.name}: must be a transform, K vectors in and K out, got a merge")
-    return method
+    paths = [option.name for option in options(type(method)) if option.type is Path]
+    return replace(method, **{name: located(getattr(method, name), info) for name in paths})
 
 
 _Transform = Annotated[Transform, SkipValidation, BeforeValidator(_transform)]

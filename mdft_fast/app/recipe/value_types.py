@@ -134,7 +134,7 @@ def _one_or_many(
     return Wanted(f"one {'whole ' * (float not in kinds)}number or {words}", read)
 
 
-def _located(value: Any, info: ValidationInfo) -> Any:
+def located(value: Any, info: ValidationInfo) -> Any:
     """Resolves a path against the recipe's folder; ``..`` goes up by name, links are kept."""
     if isinstance(value, Path):
         value = str(value)
@@ -180,7 +180,7 @@ def _bytes(value: Any) -> Any:
     return value if type(value) is int and value > 0 else None
 
 
-FilePath = Annotated[Path, BeforeValidator(_located)]
+FilePath = Annotated[Path, BeforeValidator(located)]
 Device = Annotated[
     str,
     Wanted(

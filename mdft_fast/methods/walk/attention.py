@@ -88,4 +88,5 @@ def _weights(q: Tensor, k: Tensor, allowed: Tensor | None) -> Tensor:
         scores = scores.masked_fill(~allowed, float("-inf"))
     elif allowed is not None:
         scores = scores + allowed
-    return scores.softmax(-1)
+    weights: Tensor = scores.softmax(-1)
+    return weights
