@@ -15,6 +15,7 @@ from mdft_fast.methods.method import (
     Vectors,
     mean_of,
 )
+from mdft_fast.methods.start import Start, merge_of
 from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
 from mdft_fast.methods.ties import Ties
 
@@ -27,6 +28,8 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
+Start.table = METHODS
+
 __all__ = [
     "METHODS",
     "InputMerge",
@@ -36,6 +39,7 @@ __all__ = [
     "Method",
     "SamplesToLearn",
     "Site",
+    "Start",
     "TaskInputs",
     "Ties",
     "Transform",
@@ -45,6 +49,7 @@ __all__ = [
     "entry_of",
     "kth_largest",
     "mean_of",
+    "merge_of",
     "method_of",
     "needs",
     "page",
