@@ -93,7 +93,7 @@ def merge_of(entry: Any, methods: Mapping[str, type[Method]]) -> Method:
     Raises:
         MdftError: also if it names a transform.
     """
-    method = method_of(entry, methods)
-    if method.kind != "merge":
-        raise MdftError(f"{method.name}: must be a merge, K vectors in and 1 out, got a transform")
-    return method
+    for name in [entry] if isinstance(entry, str) else list(entry):
+        if name in methods and methods[name].kind != "merge":
+            raise MdftError(f"{name}: must be a merge, K vectors in and 1 out, got a transform")
+    return method_of(entry, {n: one for n, one in methods.items() if one.kind == "merge"})

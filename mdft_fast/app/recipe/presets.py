@@ -11,7 +11,7 @@ import inspect
 from typing import Any
 
 from mdft_fast.app.recipe.sections import Construct, Specialize
-from mdft_fast.model import MetaModel
+from mdft_fast.model import TASK_ARITHMETIC, MetaModel
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 _MODEL = inspect.signature(MetaModel).parameters
 _PAPER: dict[str, Any] = {
     "granularity": _MODEL["granularity"].default,
-    "start": _MODEL["start"].default,
+    "start": TASK_ARITHMETIC,
     "construct": Construct.default().model_dump(),
     "specialize": Specialize.default().model_dump(),
 }

@@ -140,7 +140,7 @@ def _curves(
     curves = {}
     for name, result in learned.specialize.items():
         individual = 0 * result.path[0]
-        individual[built.pool.names.index(name)] = 1
+        individual[built.pool.vector_names.index(name)] = 1
         curves[name] = [
             {
                 "step": step,
