@@ -18,6 +18,7 @@ from mdft_fast.app.running.result_content import result_of
 from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.app.running.stages import Learned, learn
 from mdft_fast.app.running.start_file import make_start
+from mdft_fast.app.running.vector_shares import vector_shares
 from mdft_fast.cards import CoefficientCard, save_model
 from mdft_fast.errors import MdftError
 from mdft_fast.files import write_json
@@ -74,7 +75,8 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
             _save(built, meta, folder.path, learned)
             with phases.phase("evaluate"):
                 measured = measure(built, meta, learned)
-        result = result_of(built, data, learned, taught, measured, phases, folder)
+                shares = vector_shares(meta, learned) if built.pool.start is not None else None
+        result = result_of(built, data, learned, taught, measured, phases, folder, shares)
         write_json(folder.path / "result.json", result)
         report = write_report(folder.path)
     return RunSummary(folder.path, result, report)
