@@ -90,8 +90,8 @@ def _steps(pool: PoolData, merged: PoolData) -> tuple[str, ...]:
 def _notes(pool: PoolData, merged: PoolData, name: str, steps: Sequence[str]) -> tuple[str, ...]:
     made = f", made by {', '.join(steps)}," if steps else ""
     notes = [
-        f"vector 0, {name!r}{made} is a merge of the others: a start, 1 of which is the merge "
-        "itself; a task's own model is the base plus the task's own vector"
+        f"vector 0, {name!r}{made} is a merge of the task vectors, and λ starts from it; a task's "
+        "own model is still the base plus the task's own vector"
     ]
     if merged.codec not in ("fp32", pool.codec):
         notes.append(

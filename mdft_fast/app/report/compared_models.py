@@ -112,6 +112,9 @@ def rows_of_table(start: bool) -> tuple[ComparedModel, ...]:
         return COMPARED
     rows = []
     for model in COMPARED:
+        if model.name == "task_arithmetic":
+            meaning = f"λ = {TASK_ARITHMETIC:g} at the tasks, 0 at the start; nothing is learned."
+            model = dataclasses.replace(model, meaning=meaning)
         if model.name == "meta":
             model = dataclasses.replace(model, against=(START.name, *model.against))
             rows.append(START)
