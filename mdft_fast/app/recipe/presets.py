@@ -22,7 +22,8 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     result = copy.deepcopy(below)
     for key, value in above.items():
         held = result.get(key)
-        if isinstance(held, dict) and isinstance(value, dict):
+        # A method's fields are its own: one that is named does not take another one's.
+        if isinstance(held, dict) and isinstance(value, dict) and "method" not in value:
             result[key] = merged(held, value)
         elif value is not None or not isinstance(held, dict):  # `construct:` alone says nothing
             result[key] = copy.deepcopy(value)

@@ -35,9 +35,11 @@ def _merge(value: str | Mapping[str, Any]) -> Method:
     if name is None:
         hint = nearest(str(next(iter(fields), "")), [_METHOD])
         raise problem(f"{_METHOD}: is missing, got {sorted(map(str, fields))}{hint}")
+    if name not in METHODS:
+        merges = [known for known, method in METHODS.items() if method.kind == "merge"]
+        wanted = f"must be numbers or a merge's name, of {merges}, got {quoted(name)}"
+        raise problem(f"{wanted}{nearest(str(name), merges)}")
     try:
-        if not isinstance(name, str):
-            raise MdftError(f"{_METHOD}: must be a merge's name, got {quoted(name)}")
         return merge_of({name: fields}, METHODS)
     except MdftError as error:
         raise problem(str(error)) from None
