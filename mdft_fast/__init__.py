@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = late_names(
             *("ConstructConfig", "OptimizerConfig", "RunResult", "SpecializeConfig"),
             *("construct", "specialize"),
         ),
+        "mdft_fast.methods": ("Start",),
         "mdft_fast.model": ("MetaModel",),
         "mdft_fast.ops": (
             *("DebiasedEntropyFunction", "MergeFunction", "debiased_entropy_loss", "kernels"),

@@ -19,6 +19,7 @@ from mdft_fast.learning import RunResult as RunResult
 from mdft_fast.learning import SpecializeConfig as SpecializeConfig
 from mdft_fast.learning import construct as construct
 from mdft_fast.learning import specialize as specialize
+from mdft_fast.methods import Start as Start
 from mdft_fast.model import MetaModel as MetaModel
 from mdft_fast.ops import DebiasedEntropyFunction as DebiasedEntropyFunction
 from mdft_fast.ops import MergeFunction as MergeFunction

@@ -32,6 +32,7 @@ _MORE = {
     "tasks[].head.prototypes.npz": "[heads](heads.md)",
     "tasks[].adapt.npz": "[data](data.md)",
     "transform": "[methods](methods.md)",
+    "start": "[a merge as a start](methods.md#a-merge-as-a-start)",
     "memory.mode": "[memory](memory.md)",
     "duplicates": "[splits](data.md#splits)",
     "specialize.representation": "equation (7) in [method](method.md)",

@@ -22,6 +22,7 @@ from mdft_fast.app.recipe import Recipe
 from mdft_fast.evaluation import TestSet, evaluate, load_test_sets
 from mdft_fast.files import replacing
 from mdft_fast.learning import TaughtTask, construct, specialize, teach
+from mdft_fast.methods import Method
 from mdft_fast.model import TASK_ARITHMETIC
 
 Correct = Mapping[str, Tensor]  # task -> bool [n]
@@ -156,6 +157,8 @@ class Study:
 
 
 def _start(recipe: Recipe) -> float | list[float]:
+    if isinstance(recipe.start, Method):
+        raise MdftError(f"study: start must be numbers, as the paper's, got {recipe.start}")
     return recipe.start if isinstance(recipe.start, float) else list(recipe.start)
 
 

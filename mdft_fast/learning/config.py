@@ -13,6 +13,7 @@ import math
 from typing import Annotated, Literal
 
 from mdft_fast.errors import MdftError
+from mdft_fast.model import HOLDOUT
 from mdft_fast.options import Interval, Positive, Share, Weight, check
 from mdft_fast.reference import EntropyOf, Reweight
 
@@ -60,7 +61,7 @@ class StageConfig:
             λ is the same but for round-off. docs/kernels.md says what of it has run.
     """
 
-    holdout: Share = 0.2
+    holdout: Share = HOLDOUT
     seed: int = 0
     micro_batch: Positive | None = None
     cuda_graph: bool = False

@@ -209,7 +209,7 @@ class RunResult:
     Attributes:
         coefficients: the learned λ, float32 ``[K, L]`` on the CPU.
         path: λ at the start and after every step, float32 ``[steps + 1, K, L]`` on the CPU.
-        columns: names of λ's columns; ``tasks``: names of its rows.
+        columns: names of λ's columns; ``tasks``: names of its rows, the pool's vectors.
         seconds: wall time of the stage, what a resumed run had done before not counted.
         warnings: what a user should know, one sentence each.
     """
@@ -227,5 +227,5 @@ def result_of(learner: Learner, seconds: float, warnings: tuple[str, ...] = ()) 
     meta = learner.meta
     path = learner.state()["path"]
     return RunResult(
-        path[-1].clone(), path, meta.layout.columns, meta.pool.names, seconds, warnings
+        path[-1].clone(), path, meta.layout.columns, meta.pool.vector_names, seconds, warnings
     )

@@ -38,6 +38,7 @@ from mdft_fast.methods.pcb import Pcb
 from mdft_fast.methods.regmean import RegMean
 from mdft_fast.methods.regmean_pp import RegMeanPP
 from mdft_fast.methods.sign import Sign
+from mdft_fast.methods.start import Start, merge_of
 from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
 from mdft_fast.methods.task_arithmetic import TaskArithmetic
 from mdft_fast.methods.ties import Ties
@@ -80,6 +81,8 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
+Start.table = METHODS
+
 __all__ = [
     "METHODS",
     "Aswudi",
@@ -111,6 +114,7 @@ __all__ = [
     "SamplesToLearn",
     "Sign",
     "Site",
+    "Start",
     "TaskArithmetic",
     "TaskInputs",
     "Ties",
@@ -124,6 +128,7 @@ __all__ = [
     "entry_of",
     "kth_largest",
     "mean_of",
+    "merge_of",
     "method_of",
     "needs",
     "page",

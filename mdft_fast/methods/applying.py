@@ -69,6 +69,11 @@ def apply(
     target = pool.codec if codec is None else check_codec(codec)
     if not methods:
         return pool.encode(target)
+    if pool.start is not None:
+        raise MdftError(
+            f"{methods[0].name}: must act before a start is made of the vectors, got a pool with "
+            f"one, {pool.start!r}"
+        )
     device = pool.base.device if device is None else torch.device(device)
     module = _backbone(pool, methods, backbone)
     stream = _begin(pool, module)

@@ -18,6 +18,7 @@ from mdft_fast.errors import MdftError, nearest
 from mdft_fast.model.batches import in_dtype
 from mdft_fast.model.feeds import ArenaFeed, Feed, StagedFeed
 from mdft_fast.model.granularity import Granularity, group_columns
+from mdft_fast.model.initial_coefficients import MakesStart, initial_coefficients, on_tasks
 from mdft_fast.model.layerwise import Layerwise
 from mdft_fast.model.memory_advice import return_freed_memory
 from mdft_fast.model.partition import cut, find_blocks, find_owners, names_of
@@ -29,9 +30,6 @@ from mdft_fast.pool import Head, Pool
 Mode = Literal["resident", "layerwise", "streamed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Precision = Literal["fp32", "bf16"]
-# λ of the baseline "task arithmetic" (Ilharco et al. 2023, arXiv:2212.04089), as AdaMerging
-# (arXiv:2310.02575) takes it for many tasks; the paper's stage 1 starts there.
-TASK_ARITHMETIC = 0.3
 DTYPE_OF_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -53,8 +51,11 @@ class MetaModel(nn.Module):
         backbone: the module that the pool's tensors belong to. A private copy is made, without
             its weights, always in eval mode; the caller's module is never changed.
         pool: base, task vectors and heads; read, never changed.
-        granularity: one coefficient a task and "task" (all of it), "block" or "tensor".
-        start: λ's start: one number, one a vector, or a ``[K, L]`` tensor.
+        granularity: one coefficient a vector and "task" (all of it), "block" or "tensor".
+        start: λ's start: one number, one a vector, or a ``[K, L]`` tensor; or a
+            :class:`~mdft_fast.Start`, which makes a merge of the pool's vectors and puts it before
+            them. None: 1 at the pool's merge, where it holds one, and 0 at the tasks' vectors;
+            else task arithmetic, 0.3.
         mode: where merged weights live, see above.
         precision: of merged weights and activations; "bf16" rounds each weight once, to nearest,
             and the copy's buffers and frozen parameters. λ, its gradient, features and logits
@@ -67,7 +68,8 @@ class MetaModel(nn.Module):
         device: where λ, the copy and, but for "streamed", the arenas live; None: where the pool is.
 
     Attributes:
-        coefficients: λ, float32 ``[K, L]``, a Parameter.
+        coefficients: λ, float32 ``[K, L]``, a Parameter; rows are the pool's vectors, not tasks.
+        pool: the one given, or the one that ``start`` made of it.
         base: the pre-trained arena, and ``vectors``: the task vectors.
         layout: where each tensor lies and which column it reads.
         heads: task -> its classifier.
@@ -84,7 +86,7 @@ class MetaModel(nn.Module):
         pool: Pool,
         *,
         granularity: Granularity = "tensor",
-        start: float | Sequence[float] | Tensor = TASK_ARITHMETIC,
+        start: float | Sequence[float] | Tensor | MakesStart | None = None,
         mode: Mode = "resident",
         precision: Precision = "fp32",
         checkpointing: bool = False,
@@ -94,11 +96,14 @@ class MetaModel(nn.Module):
         super().__init__()
         _check_option("mode", mode, MODES)
         _check_option("precision", precision, get_args(Precision))
+        if isinstance(start, MakesStart):
+            pool, start = start.pool_of(pool, backbone), None
         self.pool, self.mode, self.granularity = pool, mode, granularity
         self.precision, self.checkpointing = precision, checkpointing
         self.layout = group_columns(pool.layout, granularity)
         self.heads: dict[str, Head] = dict(pool.heads)
         self.base, self.vectors = pool.base, pool.vectors
+        start = initial_coefficients(pool) if start is None else start
         self.coefficients = nn.Parameter(self.as_coefficients(start))
         check_activation(backbone, pool.activation, "the pool")
         # Not a submodule: its empty slots are nobody's parameters.
@@ -195,6 +200,10 @@ class MetaModel(nn.Module):
         matrix = torch.zeros_like(self.coefficients, requires_grad=False)
         matrix[names.index(task)] = 1.0
         return matrix
+
+    def on_tasks(self, value: float) -> Tensor:
+        """Returns the ``[K, L]`` coefficients of task arithmetic: 0 at a merge's vector."""
+        return self.as_coefficients(on_tasks(self.pool, value))
 
     @torch.no_grad()
     def set_coefficients(self, value: float | Sequence[float] | Tensor) -> None:

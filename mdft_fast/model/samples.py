@@ -14,6 +14,8 @@ from torch import Tensor
 from mdft_fast.checkpoints import Batch
 from mdft_fast.errors import MdftError
 
+HOLDOUT = 0.2  # share of the unlabelled samples that are for choices and measurements alone
+
 
 class Samples(Protocol):
     """Unlabelled samples, and what the encoder takes of some of them."""

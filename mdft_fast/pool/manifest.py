@@ -84,7 +84,7 @@ def to_json(pool: PoolData, files: Mapping[str, Written]) -> str:
         "tensors": tensors,
         "files": {name: written._asdict() for name, written in files.items()},
     }
-    if pool.methods:  # a plain pool's file stays as it was
+    if pool.methods or pool.vector_names != pool.names:  # a plain pool's file stays as it was
         content |= {"methods": list(pool.methods), "vectors": list(pool.vector_names)}
     if pool.ties:
         content["ties"] = dict(pool.ties)
@@ -155,10 +155,18 @@ def _manifest(top: _Node) -> Manifest:
             "errors": _errors(top.items("tensors")),
             # What pools of older versions, or without methods, do not say.
             "activation": top.get("activation", (str, type(None))) if "activation" in top else None,
-            "vector_names": top.strings("vectors") if "vectors" in top else tuple(names),
+            "vector_names": _vector_names(top, tuple(names)),
             "methods": top.strings("methods") if "methods" in top else (),
         },
     )
+
+
+def _vector_names(top: _Node, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns whose the vectors are: the tasks', one merge's, or a start's and the tasks'."""
+    names = top.strings("vectors") if "vectors" in top else tasks
+    if names != tasks and (len(names) == 0 or names[1:] not in ((), tasks)):
+        raise top.wrong("vectors", f"a merge's name, {list(tasks)}, or both", list(names))
+    return names
 
 
 def _head(head: _Node, begins: str, notes: Sequence[str]) -> tuple[bool, float, str]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mdft_fast.arena import ERROR_OF_CODEC, GROUP, LARGEST_CODE, check_codec
 from mdft_fast.checkpoints import StateSource, describe_preprocess
+from mdft_fast.pool.consensus_start import add_start
 from mdft_fast.pool.finite import check_finite
 from mdft_fast.pool.packing import Buffers, Packing
 from mdft_fast.pool.pool_data import PoolData
@@ -28,7 +29,8 @@ class Pool(PoolData):
         layout: where each merged tensor lies; one column of λ a tensor.
         base: ``[N]`` float32 arena of the pre-trained model; padding is 0.
         vectors: the K task vectors ``[K, N]``; padding is 0.
-        tasks: one a task vector, in the same order, where no merge has made one vector of them.
+        tasks: one a task vector, in the same order, where no merge has made one vector of them;
+            a start (:meth:`with_start`) stands before them.
         heads: task -> its classifier.
         buffers: the base's tensors that are not merged, as they were: buffers, frozen parameters.
         left_out: tensor -> why it is not merged, in words.
@@ -41,8 +43,10 @@ class Pool(PoolData):
             bound where that was done more than once. Empty: nothing rounded, or not recorded.
         activation: the backbone's, "quick_gelu", "gelu" or "gelu_tanh"; None: unknown.
         ties: second name of a tied parameter -> its first name.
-        vector_names: whose the K vectors are: the tasks', or a merge's name. Empty: the tasks'.
-        methods: what the task vectors went through after packing, as ``ties(density=0.2)``.
+        vector_names: whose the K vectors are: the tasks', or a merge's name, or both, the merge
+            first. Empty: the tasks'.
+        methods: what the task vectors went through after packing, as ``ties(density=0.2)``; of a
+            pool with a start the last one says what made it.
     """
 
     @staticmethod
@@ -110,6 +114,26 @@ class Pool(PoolData):
         stream_pool(path, packing, check_codec(codec), backbone_spec or {}, overwrite)
         return Pool.open(path)
 
+    def with_start(self, merged: Pool) -> Pool:
+        """Returns the pool with a merge as vector 0, before the K task vectors: K + 1 in all.
+
+        λ then starts at 1 for it and at 0 for the tasks', which is the merge itself, and a task's
+        own model is still the base plus its own vector.
+
+        Args:
+            merged: one vector over the same base: what :func:`mdft_fast.methods.apply` makes with
+                any merge. In another codec, it is encoded into this pool's.
+
+        Returns:
+            A pool in memory with a checksum of its own, whose ``methods`` and notes say what was
+            done. :attr:`start` is the merge's name.
+
+        Raises:
+            MdftError: if the merge has another base or other tensors, more than one vector or a
+                task's name; or the pool has a start already, or no task's vectors any more.
+        """
+        return add_start(self, merged)
+
     def save(
         self, path: str | os.PathLike[str], codec: str | None = None, *, overwrite: bool = False
     ) -> None:
@@ -154,12 +178,17 @@ class Pool(PoolData):
         spec = self.backbone_spec
         rounded = () if self.codec == "fp32" else ("their vectors were rounded",)
         merged = "" if self.vector_names == self.names else f", merged by {self.vector_names[0]}"
-        later = (*self.methods, *rounded)
+        if self.start is not None:
+            merged = " with a start"
+        # What made the start, the last entry, has left the tasks' vectors as they were.
+        made = self.methods[-1:] if self.start is not None else ()
+        later = (*self.methods[: len(self.methods) - len(made)], *rounded)
         lines = [
             f"pool of {len(self.tasks)} tasks{merged}, {len(self.layout.slots)} tensors, "
             f"{self.parameters:,} parameters ({self.N:,} with padding)",
             f"backbone  {spec.get('library', '?')} {spec.get('name', '?')}, "
             f"{describe_preprocess(self.preprocess)}, activation {self.activation or 'unknown'}",
+            *(f"start     vector 0, {self.start!r}: {entry}" for entry in made),
             f"codec     {self.codec}, {self.vectors.bytes / 1e6:,.1f} MB of task vectors, "
             f"{self._describe_error()}",
             f"checksum  {self.checksum}",

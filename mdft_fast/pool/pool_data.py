@@ -82,6 +82,16 @@ class PoolData:
         return tuple(task.name for task in self.tasks)
 
     @property
+    def start(self) -> str | None:
+        """Name of vector 0 where it is a merge before the tasks' own vectors; None: it is not.
+
+        λ starts from it: 1 at this vector, 0 at the tasks'.
+        """
+        if not self.names or self.vector_names[1:] != self.names:
+            return None
+        return self.vector_names[0]
+
+    @property
     def owners(self) -> list[str]:
         """For errors: whose each task vector is."""
         tasks = set(self.names)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from mdft_fast import CoefficientCard, MdftError, Pool, plan, run
 from mdft_fast.app.opening import build, open_pool, pack
-from mdft_fast.app.recipe import Recipe
+from mdft_fast.app.recipe import PRESETS, Recipe
 from mdft_fast.methods import METHODS, Merge, Site, Ties, apply
+from mdft_fast.options import Weight, check
 from tests.toy import write_models, write_toy
 
 pytest.importorskip("timm")
@@ -49,16 +51,68 @@ def test_a_mistake_is_named_by_its_key(file: Path, value: str) -> None:
         Recipe.load(file, [f"transform={value}"])
 
 
-def test_a_merge_is_no_transform(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Mean(Merge):
-        name = "mean"
-        source = "a test"
+@dataclasses.dataclass(frozen=True)
+class Mean(Merge):
+    """The mean.
 
-        def merge(self, deltas: Tensor, site: Site) -> Tensor:
-            return deltas.mean(0)
+    Attributes:
+        scale: what it is multiplied by.
+    """
 
+    scale: Weight = 1.0
+
+    name = "mean"
+    source = "a test"
+
+    def __post_init__(self) -> None:
+        check(self, self.name)
+
+    def merge(self, deltas: Tensor, site: Site) -> Tensor:
+        return self.scale * deltas.mean(0)
+
+
+@pytest.fixture
+def mean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "mean", Mean)
+
+
+@pytest.mark.usefixtures("mean")
+def test_a_merge_is_a_start(file: Path, tmp_path: Path) -> None:
+    plain = Recipe.load(file, ["start=mean"])
+    recipe = Recipe.load(file, ["start={method: mean, scale: 0.5}"])
+    assert (plain.start, recipe.start) == (Mean(), Mean(0.5))
+    assert "\nstart: {method: mean, scale: 0.5}\n" in recipe.dump()
+    recipe.write(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+    for value, words in (
+        ("{method: mean, scael: 2}", "mean.scael: unknown key; did you mean 'scale'?"),
+        ("{method: mean, scale: -1}", "mean.scale: must be a finite number >= 0"),
+        ("maen", "did you mean 'mean'?"),
+    ):
+        with pytest.raises(MdftError, match=rf"recipe.yaml: start: .*{re.escape(words)}"):
+            Recipe.load(file, [f"start={value}"])
+
+
+@pytest.mark.usefixtures("mean")
+def test_a_start_goes_over_a_presets_whole(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "other", dataclasses.make_dataclass(
+        "Other", [("depth", int, 2)], bases=(Merge,), frozen=True,
+        namespace={"name": "other", "source": "a test", "merge": Mean.merge},
+    ))  # fmt: skip
+    monkeypatch.setitem(PRESETS["default"], "start", {"method": "other", "depth": 3})
+    assert str(Recipe.load(file).start) == "other(depth=3)"
+    assert str(Recipe.load(file, ["start={depth: 4}"]).start) == "other(depth=4)"
+    assert Recipe.load(file, ["start={method: mean}"]).start == Mean()
+    assert Recipe.load(file, ["start=0.5"]).start == 0.5
+
+
+@pytest.mark.parametrize(("value", "line"), [("1", "1.0"), ("[0, 0.5]", "[0.0, 0.5]")])
+def test_numbers_are_starts_as_ever(value: str, line: str, file: Path) -> None:
+    assert f"\nstart: {line}\n" in Recipe.load(file, [f"start={value}"]).dump()
+
+
+@pytest.mark.usefixtures("mean")
+def test_a_merge_is_no_transform(file: Path) -> None:
     with pytest.raises(MdftError, match=r"transform\[0\]: mean: must be a transform"):
         Recipe.load(file, ["transform=[mean]"])
 

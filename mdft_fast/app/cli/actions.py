@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from mdft_fast.app.forecast import plan, size
 from mdft_fast.app.opening import build, choose_device, open_pool, pack, spec_of, specialize_config
 from mdft_fast.app.recipe import Recipe, draft, parse, unknown_keys
 from mdft_fast.app.report import accuracy_table, write_report
-from mdft_fast.app.running import check_finished, run, same_task
+from mdft_fast.app.running import check_finished, is_claimed, pool_of_card, run, same_task
 from mdft_fast.cards import CoefficientCard, load, save_model
 from mdft_fast.checkpoints import describe, sniff
 from mdft_fast.errors import MdftError, nearest
@@ -97,6 +98,8 @@ def plan_recipe(path: Path, assignments: Sequence[str], every_codec: bool) -> No
     show_wide_table(header, body, words=4)
     budget = f"{'budget' if planned.given else 'free for a run'}: {size(planned.budget)}"
     say(f"{planned.samples} images a forward pass; {budget}")
+    if planned.start:
+        say(f"start: {planned.start}, one vector more; what making it takes is not counted")
     say("again: memory.checkpointing; rest: gradients, activations, workspace; moved: a step's")
     say("traffic of merge and merge_dots; in brackets: not in memory, but in files or on the host")
     if not planned.fits:
@@ -114,7 +117,7 @@ def run_recipe(
         again = ["mdft", "run", str(path)]
         again += [word for value in assignments for word in ("--set", value)]
         again += ["--output", str(output)] if output is not None else []
-        if (recipe.output / "splits.json").exists():  # else nothing has begun
+        if is_claimed(recipe.output):  # else nothing has begun
             again.append("--resume")
             complain("stopped; every finished step is saved. Go on with: " + shlex.join(again))
         else:
@@ -164,7 +167,8 @@ def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict
     module: nn.Module
     if model.suffix == ".json":
         card = CoefficientCard.load(model)
-        module = card.meta_model(built.pool, built.backbone, built.device)
+        pool = pool_of_card(built.recipe, built.pool, card, model)
+        module = card.meta_model(pool, built.backbone, built.device)
     else:
         spec = spec_of(built.recipe) or dict(built.pool.backbone_spec)
         module = load(model, backbone=build_backbone(spec)).to(built.device)
@@ -183,7 +187,9 @@ def specialize_run(folder: Path, task: str, assignments: Sequence[str], target: 
     if task not in names:
         raise MdftError(f"--task: must be one of {names}, got {task!r}{nearest(task, names)}")
     built = build(recipe)
-    card = CoefficientCard.load(_inside(folder, "meta/card.json"))
+    file = _inside(folder, "meta/card.json")
+    card = CoefficientCard.load(file)
+    built = dataclasses.replace(built, pool=pool_of_card(recipe, built.pool, card, file))
     meta = card.meta_model(built.pool, built.backbone, built.device)
     specialize(meta, same_task(folder, built, meta, task), specialize_config(recipe))
     about = {"stage": "specialize", "preset": recipe.preset, "seed": recipe.seed, "task": task}
@@ -207,6 +213,7 @@ def export_model(source: Path, to: Path, task: str | None, recipe: Path | None) 
     card = CoefficientCard.load(file)
     opened = load_recipe(recipe or _recipe_of(file), ())
     backbone, pool = open_pool(opened)
+    pool = pool_of_card(opened, pool, card, file)
     save_model(card.meta_model(pool, backbone, choose_device(opened.device)), to)
 
 

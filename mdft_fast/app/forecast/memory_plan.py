@@ -13,10 +13,10 @@ import torch
 
 from mdft_fast.app.forecast.step_forecast import Forecast, forecast
 from mdft_fast.app.forecast.verification import verify
-from mdft_fast.app.opening import choose_device, images_at_once
+from mdft_fast.app.opening import choose_device, images_at_once, start_of
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.errors import MdftError
-from mdft_fast.pool import read_manifest
+from mdft_fast.pool import Manifest, read_manifest
 
 _SHARE = 0.9  # of the memory that is free, where no budget is given
 
@@ -31,6 +31,7 @@ class MemoryPlan:
         fits: whether that fits.
         budget: bytes that may be taken, and ``given``: whether the recipe says so.
         samples: images of a forward pass.
+        start: the merge that λ starts from, as ``average()``; "" where it starts from numbers.
     """
 
     rows: tuple[Forecast, ...]
@@ -39,6 +40,7 @@ class MemoryPlan:
     budget: int
     given: bool
     samples: int
+    start: str = ""
 
     def table(self, *, every_codec: bool) -> list[list[str]]:
         """Returns a header and a line a row, of the chosen codec or of all, as `mdft plan` shows.
@@ -98,8 +100,12 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
         raise MdftError(f"recipe: memory.cuda_graph needs a CUDA device, got {device.type}")
     samples = images_at_once(recipe)
     passes = -(-recipe.construct.batch * len(recipe.tasks) // samples)
-    folder = recipe.pool.folder
-    packed = read_manifest(folder).codec if folder is not None else None
+    folder, start = recipe.pool.folder, start_of(recipe)
+    manifest = read_manifest(folder) if folder is not None else None
+    packed = manifest.codec if manifest is not None else None
+    # What making the start takes is not forecast: it is made before the first step, and what it
+    # held is free then, but for its vector, which `verify` counts.
+    changes = bool(recipe.transform) or (start is not None and not _is_started(manifest))
     forecasts = forecast(
         verify(recipe),
         samples,
@@ -107,7 +113,7 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
         passes=passes,
         gpu=device.type == "cuda",
         # A pool that is changed or encoded anew on opening is not read from its files any more.
-        mapped=() if packed is None or recipe.transform else (packed,),
+        mapped=() if packed is None or changes else (packed,),
     )
     budget = memory.budget if memory.budget is not None else int(_SHARE * _available_memory(device))
     codec = memory.codec if packed is None or memory.codec != "fp32" else packed
@@ -127,7 +133,13 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
         )
     chosen = next((row for row in allowed if row.peak <= budget), allowed[-1])
     given = memory.budget is not None
-    return MemoryPlan(tuple(rows), chosen, chosen.peak <= budget, budget, given, samples)
+    words = "" if start is None else str(start)
+    return MemoryPlan(tuple(rows), chosen, chosen.peak <= budget, budget, given, samples, words)
+
+
+def _is_started(manifest: Manifest | None) -> bool:
+    """Tells whether a packed pool holds a start already."""
+    return manifest is not None and len(manifest.others["vector_names"]) > len(manifest.tasks)
 
 
 @contextlib.contextmanager

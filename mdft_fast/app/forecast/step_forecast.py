@@ -31,20 +31,22 @@ class Subject:
 
     Attributes:
         backbone: the module, on the meta device: shapes only.
-        classes: number of classes of each task vector's task.
+        classes: number of classes of each task.
         size: height and width of an image.
         blocks: names of the modules that are blocks; None: found.
+        vectors: how many there are; None: one a task.
     """
 
     backbone: nn.Module
     classes: Sequence[int]
     size: tuple[int, int]
     blocks: Sequence[str] | None = None
+    vectors: int | None = None
 
     @property
     def K(self) -> int:
-        """``K``: number of task vectors."""
-        return len(self.classes)
+        """``K``: number of vectors: the tasks', and a start's where there is one."""
+        return len(self.classes) if self.vectors is None else self.vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +197,7 @@ def _simulate(
 def _step(meta: MetaModel, subject: Subject, samples: int) -> None:
     images = torch.empty(samples, 3, *subject.size)
     features = meta.encode(images)
-    parts = torch.arange(samples).tensor_split(min(subject.K, samples))
+    parts = torch.arange(samples).tensor_split(min(len(subject.classes), samples))
     logits, teachers = [], []
     for rows, count in zip(parts, subject.classes, strict=False):
         head = torch.empty(count, features.shape[1])

@@ -13,11 +13,13 @@ from mdft_fast.app.opening import (
     agreed_backbone,
     check_agrees,
     check_heads,
+    check_start,
     pool_arguments,
     preprocess_of,
     shape_of_head,
     shapes_alone,
     spec_of,
+    start_of,
     tasks_of,
 )
 from mdft_fast.app.recipe import Recipe
@@ -42,11 +44,13 @@ def verify(recipe: Recipe) -> Subject:
         pool = Pool.open(recipe.pool.folder)
         backbone, preprocess = shapes_alone(agreed_backbone(recipe, pool)), pool.preprocess
         check_agrees(recipe, pool)
+        check_start(recipe, pool)
         check_activation(backbone, pool.activation, "the pool")
         check_shapes(backbone, pool)
         tasks = tasks_of(recipe, _shapes_of_heads(backbone, preprocess), pool)
         check_heads(tasks, backbone, preprocess)
         classes = [task.classes for task in pool.tasks]
+        vectors, made = pool.K, pool.start is None
     else:
         backbone = shapes_alone(spec_of(recipe) or {})
         preprocess = as_preprocess(preprocess_of(recipe))
@@ -55,8 +59,11 @@ def verify(recipe: Recipe) -> Subject:
         del arguments["backbone_spec"]
         Packing(**arguments)
         classes = [task.head.classes for task in tasks]
+        vectors, made = len(tasks), True
+    if made and start_of(recipe) is not None:
+        vectors += 1
     height, width = preprocess["size"]
-    return Subject(backbone, classes, (height, width), recipe.memory.blocks)
+    return Subject(backbone, classes, (height, width), recipe.memory.blocks, vectors)
 
 
 def _shapes_of_heads(backbone: nn.Module, preprocess: Preprocess) -> MakeHead:

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,9 +14,7 @@ from mdft_fast.app.opening.pool_sources import (
     agreed_backbone,
     choose_device,
     from_checkpoints,
-    narrower,
     open_packed,
-    pool_arguments,
     prepared,
     preprocess_of,
     spec_of,
@@ -29,7 +25,7 @@ from mdft_fast.app.recipe import Recipe, TaskRecipe
 from mdft_fast.checkpoints import Preprocess, example_input
 from mdft_fast.data import Samples, Task, load_test_images
 from mdft_fast.errors import MdftError
-from mdft_fast.methods import apply
+from mdft_fast.methods import Method
 from mdft_fast.model import MetaModel, Mode
 from mdft_fast.pool import Head, Pool, check_features, check_tasks
 
@@ -65,14 +61,19 @@ class Built:
 
         Args:
             mode: None: the recipe's, "resident" where that is "auto".
+
+        Raises:
+            MdftError: if that is a merge, and none has been made (:func:`started`).
         """
         start, memory = self.recipe.start, self.recipe.memory
+        if isinstance(start, Method) and self.pool.start is None:
+            raise MdftError(f"recipe: start must be made before the meta-model, got none: {start}")
         mode = mode or ("resident" if memory.mode == "auto" else memory.mode)
         return MetaModel(
             self.backbone,
             self.pool,
             granularity=self.recipe.granularity,
-            start=list(start) if isinstance(start, tuple) else start,
+            start=None if isinstance(start, Method) else start,
             mode=mode,
             precision=self.recipe.precision,
             checkpointing=memory.checkpointing,
@@ -95,34 +96,9 @@ def build(recipe: Recipe) -> Built:
         check_heads(tasks, backbone, pool.preprocess)
         pool = prepared(recipe, pool).with_heads(tasks)
     else:
-        tasks = _tasks(recipe)
+        tasks = tasks_of_checkpoints(recipe)
         backbone, pool = from_checkpoints(recipe, tasks)
     return Built(recipe, backbone, pool, tasks, choose_device(recipe.device))
-
-
-def pack(recipe: Recipe, path: Path, *, codec: str | None = None, overwrite: bool = False) -> Pool:
-    """Packs a recipe's checkpoints into a pool's folder, one task vector at a time in memory.
-
-    With transforms the new vectors are in memory, all K in the codec; the plain ones go to a folder
-    beside ``path`` for the while, unrounded.
-    """
-    recipe.check_files()
-    if recipe.pool.folder is not None:
-        # Heads that go over the pool's, and vectors that change.
-        made = any(task.head is not None for task in recipe.tasks) or recipe.transform
-        pool = build(recipe).pool if made else Pool.open(recipe.pool.folder)
-        pool.save(path, codec or narrower(recipe), overwrite=overwrite)
-        return Pool.open(path)
-    arguments = pool_arguments(recipe, _tasks(recipe))
-    codec = codec or recipe.memory.codec
-    if not recipe.transform:
-        return Pool.pack(path, **arguments, codec=codec, overwrite=overwrite)
-    beside = path.absolute().parent
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{path.name}.plain-") as folder:
-        plain = Pool.pack(Path(folder) / "pool", **arguments)
-        apply(plain, recipe.transform, codec=codec).save(path, overwrite=overwrite)
-    return Pool.open(path)
 
 
 def check_heads(tasks: Sequence[Task], backbone: nn.Module, preprocess: Preprocess) -> None:
@@ -156,7 +132,7 @@ def tasks_of(recipe: Recipe, make: MakeHead, pool: Pool | None = None) -> tuple[
     return tuple(tasks)
 
 
-def _tasks(recipe: Recipe) -> tuple[Task, ...]:
+def tasks_of_checkpoints(recipe: Recipe) -> tuple[Task, ...]:
     """Returns the tasks of a recipe whose pool is checkpoints."""
     assert recipe.pool.base is not None
     preprocess, device = preprocess_of(recipe), choose_device(recipe.device)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from mdft_fast.app.opening.recipe_start import check_start
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.checkpoints import (
     SourceFacts,
@@ -51,6 +52,7 @@ def open_packed(recipe: Recipe) -> tuple[nn.Module, Pool]:
     pool.check_finite(recipe.pool.folder)
     backbone = without_weights(agreed_backbone(recipe, pool), pool)
     check_agrees(recipe, pool)
+    check_start(recipe, pool)
     return backbone, pool
 
 

@@ -25,7 +25,8 @@ from mdft_fast.app.recipe.sections import (
     TaskRecipe,
     Transforms,
 )
-from mdft_fast.app.recipe.value_types import Device, FilePath, PerVector, Section, choice
+from mdft_fast.app.recipe.start_key import StartKey
+from mdft_fast.app.recipe.value_types import Device, FilePath, Section, choice
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.learning import ConstructConfig, SpecializeConfig, StageConfig, check_capturable_mode
 from mdft_fast.model import Precision
@@ -48,7 +49,9 @@ with warnings.catch_warnings():
             tasks: each: model, classifier, unlabelled samples.
             transform: methods that the task vectors go through first, as [{ties: {density: 0.2}}].
             granularity: what shares a coefficient.
-            start: λ before the first step: one number, or a list with one a task.
+            start: λ before the first step: one number or one a vector; or a merge, by name or as
+                {method: NAME, field: value}. The merge enters as one more vector, of which λ is 1,
+                and 0 of the tasks' own.
             device: where the run computes; auto: CUDA where torch sees a GPU.
             precision: of the merged weights and the forward pass.
             output: the run folder; an older run is never overwritten.
@@ -67,7 +70,7 @@ with warnings.catch_warnings():
         tasks: Annotated[tuple[TaskRecipe, ...], Field(strict=False)]
         transform: Transforms = ()
         granularity: Granularity
-        start: PerVector
+        start: StartKey
         device: Device = "auto"
         precision: Precision = "fp32"
         memory: Memory = Memory.default()
@@ -158,8 +161,10 @@ def _same_images(adapt: AdaptData, test: EvaluateData) -> bool:
 def _method_problems(recipe: Keys) -> Iterator[str]:
     if recipe.transductive and recipe.duplicates == "drop":
         yield "duplicates: must be 'refuse' with transductive: true, which lets test images in"
-    if isinstance(recipe.start, tuple) and len(recipe.start) != len(recipe.tasks):
-        wanted = f"must be one number or {len(recipe.tasks)}, one a task"
+    # A packed pool may hold a start of its own, one vector more.
+    counts = [len(recipe.tasks) + more for more in ((0, 1) if recipe.pool.folder else (0,))]
+    if isinstance(recipe.start, tuple) and len(recipe.start) not in counts:
+        wanted = f"must be one number or {' or '.join(map(str, counts))}, one a vector"
         yield f"start: {wanted}, got {len(recipe.start)}"
     checks: list[Callable[[], object]] = [
         partial(construct_config, recipe),

@@ -11,7 +11,7 @@ import inspect
 from typing import Any
 
 from mdft_fast.app.recipe.sections import Construct, Specialize
-from mdft_fast.model import MetaModel
+from mdft_fast.model import TASK_ARITHMETIC, MetaModel
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -22,7 +22,8 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     result = copy.deepcopy(below)
     for key, value in above.items():
         held = result.get(key)
-        if isinstance(held, dict) and isinstance(value, dict):
+        # A method's fields are its own: one that is named does not take another one's.
+        if isinstance(held, dict) and isinstance(value, dict) and "method" not in value:
             result[key] = merged(held, value)
         elif value is not None or not isinstance(held, dict):  # `construct:` alone says nothing
             result[key] = copy.deepcopy(value)
@@ -32,7 +33,7 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 _MODEL = inspect.signature(MetaModel).parameters
 _PAPER: dict[str, Any] = {
     "granularity": _MODEL["granularity"].default,
-    "start": _MODEL["start"].default,
+    "start": TASK_ARITHMETIC,
     "construct": Construct.default().model_dump(),
     "specialize": Specialize.default().model_dump(),
 }

@@ -197,7 +197,6 @@ NameOrList = Annotated[
     str | tuple[str, ...], Wanted("a data set's name or a list of text", _name_or_list)
 ]
 PerChannel = Annotated[float | tuple[float, ...], _one_or_many("three, one a channel", 3)]
-PerVector = Annotated[float | tuple[float, ...], _one_or_many("a list, one a task")]
 PixelSize = Annotated[int | tuple[int, int], _one_or_many("two, height and width", 2, (int,))]
 Bytes = Annotated[int, Wanted("a size such as 4GB or 500MiB, or a number of bytes", _bytes)]
 Text = Annotated[str, Field(min_length=1)]

@@ -2,7 +2,7 @@
 """The report: reads a run folder, changes no result, adds ``report.md`` and ``report.html``."""
 
 from mdft_fast.app.report.accuracies import accuracy_table
-from mdft_fast.app.report.compared_models import COMPARED, ComparedModel
+from mdft_fast.app.report.compared_models import COMPARED, ComparedModel, rows_of_table
 from mdft_fast.app.report.rendering import page, write_report
 from mdft_fast.app.report.schema import Metric, Result, read_metrics, read_result
 
@@ -15,5 +15,6 @@ __all__ = [
     "page",
     "read_metrics",
     "read_result",
+    "rows_of_table",
     "write_report",
 ]

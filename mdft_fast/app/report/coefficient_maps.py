@@ -10,7 +10,7 @@ from typing import Any
 from mdft_fast.app.report.charts import number
 from mdft_fast.app.report.colors import DIVERGING, level
 from mdft_fast.app.report.compared_models import COMPARED
-from mdft_fast.app.report.schema import Result
+from mdft_fast.app.report.schema import Result, vector_names
 from mdft_fast.model import block_of
 
 ACROSS = 880  # pixels that the columns share
@@ -21,22 +21,23 @@ NUMBERED = 44  # pixels that a column needs to show its numbers
 def coefficients_section(result: Result) -> dict[str, Any]:
     """Returns what the page shows."""
     matrix, columns = result["coefficients"]["construct"], result["columns"]
-    tasks = [task["name"] for task in result["pool"]["tasks"]]
-    center, even = _center(result)
-    reach = max((abs(v - center) for row in matrix for v in row), default=0.0) or 1.0
+    vectors = vector_names(result)
+    centers, note = _centers(result)
+    away = (abs(v - c) for row, c in zip(matrix, centers, strict=True) for v in row)
+    reach = max(away, default=0.0) or 1.0
     cell = min(WIDE, max(NARROW, ACROSS // len(columns)))
     blocks = column_blocks(columns)
     return {
         "columns": columns,
         "blocks": blocks,
         "firsts": {first for _, first, _ in blocks[1:]},
-        "lines": _lines(tasks, matrix, center, reach, 3),
+        "row": "vector" if "start" in result["pool"] else "task",
+        "lines": _lines(vectors, matrix, centers, reach, 3),
         "width": 130 + cell * len(columns),
         "numbered": cell >= NUMBERED,
-        "center": number(center),
-        "even": even,
-        "scale": _scale(center, reach),
-        "mixture": _mixture(result, tasks),
+        "note": note,
+        "scale": _scale(centers[0] if len(set(centers)) == 1 else 0.0, reach),
+        "mixture": _mixture(result, vectors),
     }
 
 
@@ -51,28 +52,38 @@ def column_blocks(columns: list[str]) -> list[tuple[str, int, int]]:
     return blocks
 
 
-def _center(result: Result) -> tuple[float, bool]:
-    """Returns the value that has no color, and whether it is where all of λ started."""
-    start = result["coefficients"]["start"]
-    values = {start} if isinstance(start, (int, float)) else {v for row in start for v in row}
-    if len(values) != 1:
-        return 0.0, False
-    return float(f"{values.pop():.7g}"), True  # λ is float32: 0.3, not 0.300000012
+def _centers(result: Result) -> tuple[list[float], str]:
+    """Returns the value that has no color in each row of λ, and what is said of it."""
+    start, vectors = result["coefficients"]["start"], vector_names(result)
+    rows = [[start]] * len(vectors) if isinstance(start, (int, float)) else start
+    # λ is float32: 0.3, not 0.300000012
+    began = [{float(f"{value:.7g}") for value in row} for row in rows]
+    even = {value for row in began for value in row}
+    if len(even) == 1:
+        (center,) = even
+        return [center] * len(vectors), f"{number(center)}, where every λ started"
+    if "start" in result["pool"] and all(len(row) == 1 for row in began):
+        centers = [row.pop() for row in began]
+        rest = " and ".join(sorted({number(center) for center in centers[1:]}))
+        where = f"{number(centers[0])} at {vectors[0]}, {rest} at the tasks"
+        return centers, f"where λ started, {where}; the scale is the way from there"
+    return [0.0] * len(vectors), "0, no part of that task vector"
 
 
 def _lines(
     names: Sequence[str],
     matrix: Sequence[Sequence[float]],
-    center: float,
+    centers: Sequence[float],
     reach: float,
     digits: int,
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    def cell(value: float) -> tuple[str, str]:
+    def cell(value: float, center: float) -> tuple[str, str]:
         share = 0.5 + 0.5 * (value - center) / reach
         text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
         return level(DIVERGING, share), text.replace("-", "\N{MINUS SIGN}")
 
-    return [(name, [cell(v) for v in row]) for name, row in zip(names, matrix, strict=True)]
+    rows = zip(names, matrix, centers, strict=True)
+    return [(name, [cell(v, center) for v in row]) for name, row, center in rows]
 
 
 def _scale(center: float, reach: float) -> list[tuple[str, str]]:
@@ -84,7 +95,7 @@ def _scale(center: float, reach: float) -> list[tuple[str, str]]:
     return fields
 
 
-def _mixture(result: Result, tasks: Sequence[str]) -> dict[str, Any] | None:
+def _mixture(result: Result, vectors: Sequence[str]) -> dict[str, Any] | None:
     specialized = result["coefficients"]["specialize"]
     if not specialized:
         return None
@@ -92,4 +103,5 @@ def _mixture(result: Result, tasks: Sequence[str]) -> dict[str, Any] | None:
     models = {meta: result["coefficients"]["construct"], **specialized}
     means = [[fmean(row) for row in matrix] for matrix in models.values()]
     reach = max(abs(v) for row in means for v in row) or 1.0
-    return {"tasks": tasks, "lines": _lines(list(models), means, 0.0, reach, 2)}
+    lines = _lines(list(models), means, [0.0] * len(models), reach, 2)
+    return {"vectors": vectors, "lines": lines}

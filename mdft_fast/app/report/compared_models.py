@@ -95,6 +95,33 @@ COMPARED = (
 )  # fmt: skip
 
 
+START = ComparedModel(
+    "start", "start (the merge)", "what λ starts from, as it is: λ = 1 at it, 0 at the tasks.",
+    "one model", "e_0", phrase="the start", color="green", mark="triangle",
+)  # fmt: skip
+
+
+def rows_of_table(start: bool) -> tuple[ComparedModel, ...]:
+    """Returns the rows that a run compares.
+
+    Args:
+        start: whether λ starts from a merge, which has a row then, and is what the meta-model is
+            compared with too.
+    """
+    if not start:
+        return COMPARED
+    rows = []
+    for model in COMPARED:
+        if model.name == "task_arithmetic":
+            meaning = f"λ = {TASK_ARITHMETIC:g} at the tasks, 0 at the start; nothing is learned."
+            model = dataclasses.replace(model, meaning=meaning)
+        if model.name == "meta":
+            model = dataclasses.replace(model, against=(START.name, *model.against))
+            rows.append(START)
+        rows.append(model)
+    return tuple(rows)
+
+
 def compared_models(result: Mapping[str, Any]) -> list[ComparedModel]:
     """Returns what a result compares, in order; a result without rows has those of the table."""
     if "compared" in result:

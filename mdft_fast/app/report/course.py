@@ -34,17 +34,23 @@ def stage_1_section(result: Result, metrics: Sequence[Metric]) -> dict[str, Any]
     for name in names:
         losses[name] = _column(lines, [line["losses"].get(name) for line in lines])
     kept = {name: _column(lines, [line["kept"].get(name) for line in lines]) for name in names}
-    tasks, columns, steps = len(names), len(result["columns"]), len(lines)
+    columns, steps = len(result["columns"]), len(lines)
     return {
         "title": "Stage 1: the meta-model",
-        "lead": f"{result['trainable']:,} numbers were learned: {tasks} task "
-        f"vector{'s' * (tasks != 1)} × {columns:,} column{'s' * (columns != 1)} of λ"
+        "lead": f"{result['trainable']:,} numbers were learned: {_vectors(result)} × "
+        f"{columns:,} column{'s' * (columns != 1)} of λ"
         f"{f', in {steps:,} steps' if steps else ''}.",
         "notes": ["λ by task and layer and all curves are drawn in [report.html](report.html)."],
         "losses": [_loss(name, line) for name, line in losses.items() if line],
         "all_kept": bool(lines) and all(y == 1 for line in kept.values() for _, y in line),
         "kept": [_kept(name, line) for name, line in kept.items() if line],
     }
+
+
+def _vectors(result: Result) -> str:
+    tasks = len(result["pool"]["tasks"])
+    words = f"{tasks} task vector{'s' * (tasks != 1)}"
+    return f"({words} + the start's)" if "start" in result["pool"] else words
 
 
 def stage_2_section(result: Result, metrics: Sequence[Metric]) -> dict[str, Any] | None:

@@ -65,6 +65,8 @@ def page(result: Result, metrics: Sequence[Metric], recipe: str = "") -> str:
 
 def _page(sections: dict[str, Any]) -> str:
     style, script = _asset("page.css") + stylesheet(), _asset("page.js")
+    if sections["shares"]:
+        style += _asset("shares.css")
     # nothing is loaded, and no other code is run
     policy = (
         f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; "

@@ -13,6 +13,7 @@ from mdft_fast.app.report.compared_models import compared_models
 from mdft_fast.app.report.confusion_maps import confusion_section
 from mdft_fast.app.report.course import samples_section, stage_1_section, stage_2_section
 from mdft_fast.app.report.schema import Metric, Result
+from mdft_fast.app.report.share_charts import shares_section
 from mdft_fast.app.report.verdicts import title, verdict
 
 
@@ -71,6 +72,7 @@ def report_sections(result: Result, metrics: Sequence[Metric], recipe: str = "")
         "coefficients": coefficients_section(result),
         "samples": samples_section(result),
         "stage_2": stage_2_section(result, metrics),
+        "shares": shares_section(result),
         "confusions": confusion_section(result),
         "cost": _cost_section(result, metrics),
         "origin": _origin_section(result),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``result.json`` and ``metrics.jsonl``: what a run writes down, and what the report reads.
 
-Shapes: K task vectors, L columns of λ. An accuracy is a share from 0 to 1. A model or a task that
+Shapes: K vectors, L columns of λ. An accuracy is a share from 0 to 1. A model or a task that
 is absent from ``accuracy`` was not measured: no labels, or a stage that was not run.
 """
 
@@ -64,6 +64,8 @@ class PoolFacts(TypedDict):
     tensors: int
     left_out: dict[str, str]
     methods: NotRequired[list[str]]  # what the task vectors went through
+    start: NotRequired[str]  # name of vector 0 where it is a merge that λ starts from
+    vectors: NotRequired[list[str]]  # whose λ's rows are, where not the tasks' in this order
     tasks: list[TaskCounts]
 
 
@@ -73,6 +75,21 @@ class Coefficients(TypedDict):
     start: float | list[list[float]]
     construct: list[list[float]]
     specialize: dict[str, list[list[float]]]
+
+
+class Mixture(TypedDict):
+    """A model's shares: of each vector v, ‖λ_v τ_v‖ over the sum of all vectors'."""
+
+    whole: list[float]  # [K], over all tensors
+    blocks: list[list[float]]  # [blocks][K]
+
+
+class Shares(TypedDict):
+    """How much of the final models each vector is."""
+
+    blocks: list[str]  # their names, in arena order
+    construct: Mixture  # of the meta-model
+    specialize: dict[str, Mixture]  # task -> of its specialized model
 
 
 class Interval(TypedDict):
@@ -135,6 +152,7 @@ class Result(TypedDict):
     phases: list[Phase]  # in the order of the run
     warnings: list[str]
     filter: NotRequired[Filter]
+    shares: NotRequired[Shares]  # where λ started from a merge
     confusion: NotRequired[dict[str, Confusion]]  # task -> what the meta-model takes for what
     recipe: NotRequired[str]  # the whole recipe, YAML
 
@@ -151,6 +169,12 @@ class Metric(TypedDict):
     seconds: float
     samples_per_s: float | None
     lr: float
+
+
+def vector_names(result: Result) -> list[str]:
+    """Returns whose λ's rows are: the tasks', and before them the start's where there is one."""
+    pool = result["pool"]
+    return pool.get("vectors") or [task["name"] for task in pool["tasks"]]
 
 
 def read_result(folder: str | os.PathLike[str]) -> Result:

@@ -75,6 +75,11 @@ def _stage_1(result: Result) -> Iterator[str]:
         f"task arithmetic {percent(gain.second)} %: {judgement} "
         f"({gain.words()}). {_won_and_lost(gain)}"
     ).rstrip()
+    if start := compare(result, "meta", "start"):
+        sentence += (
+            f" The merge that λ started from has {percent(start.second)} %: learning changed that "
+            f"by {start.words()}."
+        )
     individual = compare(result, "meta", "individual")
     if individual and individual.tasks > 1:
         sentence += (

@@ -3,8 +3,9 @@
 
 from mdft_fast.app.running.progress import Progress
 from mdft_fast.app.running.provenance import environment, version_of
-from mdft_fast.app.running.run_folder import check_finished
+from mdft_fast.app.running.run_folder import check_finished, is_claimed
 from mdft_fast.app.running.stages import same_task
+from mdft_fast.app.running.start_file import pool_of_card
 from mdft_fast.app.running.whole_run import RunSummary, run
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "RunSummary",
     "check_finished",
     "environment",
+    "is_claimed",
+    "pool_of_card",
     "run",
     "same_task",
     "version_of",

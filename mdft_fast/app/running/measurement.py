@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from mdft_fast.app.opening import Built, images_at_once
-from mdft_fast.app.report import COMPARED
+from mdft_fast.app.report import COMPARED, ComparedModel, rows_of_table
 from mdft_fast.app.running.stages import Learned
 from mdft_fast.evaluation import (
     Evaluation,
@@ -100,19 +100,22 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
             curve[name] = _along(meta, check, target, path, range(len(path)))
         if rest:
             others[name] = _along(meta, check, rest, path, (0, len(path) - 1))
+    models = rows_of_table(built.pool.start is not None)
     return Measured(
-        [dataclasses.asdict(model) for model in COMPARED if model.name in accuracy],
-        accuracy, _intervals(correct), _comparisons(correct), curve, others, sizes, confused,
+        [dataclasses.asdict(model) for model in models if model.name in accuracy], accuracy,
+        _intervals(correct), _comparisons(models, correct), curve, others, sizes, confused,
     )  # fmt: skip
 
 
 def _coefficients(
     built: Built, meta: MetaModel, learned: Learned
-) -> Iterator[tuple[str, float | Tensor | dict[str, Tensor]]]:
+) -> Iterator[tuple[str, Tensor | dict[str, Tensor]]]:
     """Gives every compared model's name and λ: one for all tasks, or each task's own."""
     for model in COMPARED:
         if isinstance(model.coefficients, float):
-            yield model.name, model.coefficients
+            yield model.name, meta.on_tasks(model.coefficients)
+    if built.pool.start is not None:
+        yield "start", meta.as_coefficients([1.0] + [0.0] * len(built.pool.names))
     yield "meta", learned.construct.coefficients
     yield "individual", {name: meta.individual(name) for name in built.pool.names}
     yield "specialized", {name: r.coefficients for name, r in learned.specialize.items()}
@@ -156,11 +159,13 @@ def _intervals(correct: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, flo
     return intervals
 
 
-def _comparisons(correct: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
+def _comparisons(
+    models: Sequence[ComparedModel], correct: dict[str, dict[str, Tensor]]
+) -> dict[str, dict[str, float]]:
     """Compares models of one kind; those with the individual ones stand among the intervals."""
-    kinds = {model.name: model.kind for model in COMPARED}
+    kinds = {model.name: model.kind for model in models}
     compared = {}
-    for a, b in ((model.name, other) for model in COMPARED for other in model.against):
+    for a, b in ((model.name, other) for model in models for other in model.against):
         common = [name for name in correct[a] if name in correct[b]]
         if common and kinds[a] == kinds[b] and b != "individual":
             compared[f"{a}-{b}"] = difference_interval(

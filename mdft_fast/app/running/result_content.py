@@ -28,10 +28,11 @@ def result_of(
     measured: Measured,
     phases: Phases,
     folder: RunFolder,
+    shares: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Returns all that a run found out, as JSON values."""
     recipe, pool, first = built.recipe, built.pool, learned.construct
-    chosen = recipe.construct.filter
+    chosen, vectors = recipe.construct.filter, list(pool.vector_names)
     resumed = "This run was stopped and resumed: the phases' times are those since then."
     return {
         "schema": 1,
@@ -47,6 +48,8 @@ def result_of(
             "tensors": len(pool.layout.slots),
             "left_out": dict(pool.left_out),
             **({"methods": list(pool.methods)} if pool.methods else {}),
+            **({"start": pool.start} if pool.start is not None else {}),
+            **({"vectors": vectors} if vectors != [task.name for task in taught] else {}),
             "tasks": [
                 _sample_counts(task, recipe, measured.tests.get(task.name, 0), folder)
                 for task in taught
@@ -66,6 +69,7 @@ def result_of(
         "intervals": measured.intervals,
         "comparisons": measured.comparisons,
         "specialize": _curves(built, learned, measured, folder),
+        **({"shares": shares} if shares else {}),
         "holdout": learned.holdout,
         "phases": phases.list,
         "warnings": [
@@ -140,7 +144,7 @@ def _curves(
     curves = {}
     for name, result in learned.specialize.items():
         individual = 0 * result.path[0]
-        individual[built.pool.names.index(name)] = 1
+        individual[built.pool.vector_names.index(name)] = 1
         curves[name] = [
             {
                 "step": step,

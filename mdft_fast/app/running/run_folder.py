@@ -20,11 +20,14 @@ from mdft_fast.errors import MdftError
 from mdft_fast.files import replacing, write_json, write_text
 from mdft_fast.learning import StepRecord
 
+START = "start.safetensors"
+
 
 class RunFolder:
     """Paths and state of one run.
 
-    Nothing is written before :meth:`begin`, so a mistake in the recipe leaves nothing behind.
+    Nothing is written before :meth:`begin`, or :meth:`claim` where a start is made, so a mistake in
+    the recipe leaves nothing behind.
 
     Args:
         path: the folder.
@@ -60,6 +63,16 @@ class RunFolder:
                 "run, --output names another folder"
             )
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is written down what the stages start from."""
+        return (self.path / "splits.json").exists()
+
+    def claim(self) -> None:
+        """Writes whose run it is, so that what follows in the folder may be resumed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.recipe.write(self.path / "recipe.yaml")
+
     def begin(self, inputs: Mapping[str, Any]) -> None:
         """Writes what the run starts from; a resumed run must start from the same.
 
@@ -71,13 +84,11 @@ class RunFolder:
             MdftError: if a resumed run's inputs are not those that it was started with.
         """
         self.digests = {task["name"]: task["samples"] for task in inputs["tasks"]}
-        written = self.path / "splits.json"
-        if self.resume and written.exists():
+        if self.resume and self.has_begun:
             check_inputs(self.path, inputs)
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.recipe.write(self.path / "recipe.yaml")
-        write_json(written, dict(inputs))
+        self.claim()
+        write_json(self.path / "splits.json", dict(inputs))
 
     def save_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Saves a stage's state after a step, whole or not at all."""
@@ -126,6 +137,11 @@ class RunFolder:
         return self.path / "state" / f"{name}.pt"
 
 
+def is_claimed(path: Path) -> bool:
+    """Tells whether a run has written into its folder, so that it can be resumed."""
+    return (path / "recipe.yaml").exists()
+
+
 def state_name(stage: str, task: str | None) -> str:
     """Returns the name of a stage's state; stage 1 has no task."""
     return stage if task is None else f"{stage}-{task}"
@@ -159,7 +175,8 @@ def check_finished(path: Path) -> None:
     Args:
         path: the run's folder; one in which no run has begun is none that was stopped.
     """
-    if (path / "result.json").exists() or not (path / "splits.json").exists():
+    begun = any((path / name).exists() for name in ("splits.json", START))
+    if (path / "result.json").exists() or not begun:
         return
     recipe = Recipe.load(path / "recipe.yaml")
     second, tasks = recipe.specialize, recipe.specialized

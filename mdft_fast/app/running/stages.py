@@ -79,9 +79,9 @@ def learn(
         end = holdout_cross_entropy(meta, taught, batch=batch)
     holdout = {"start": _mean(start), "meta": _mean(end)} if start else {}
 
-    origins: dict[str, Tensor | float] = {"specialize": first.coefficients}
+    origins: dict[str, Tensor] = {"specialize": first.coefficients}
     if recipe.specialize.control and recipe.specialized:
-        origins["control"] = TASK_ARITHMETIC
+        origins["control"] = meta.on_tasks(TASK_ARITHMETIC)
     results: dict[str, dict[str, RunResult]] = {"specialize": {}, "control": {}}
     for stage, origin in origins.items():
         with phases.phase("stage 2" if stage == "specialize" else stage):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mdft_fast.app.forecast import MemoryPlan, explained, plan, size
-from mdft_fast.app.opening import Built, build, choose_device, load_data
+from mdft_fast.app.opening import Built, LoadedData, build, choose_device, load_data, start_of
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.report import write_report
 from mdft_fast.app.running.measurement import measure
@@ -17,6 +17,8 @@ from mdft_fast.app.running.progress import Progress
 from mdft_fast.app.running.result_content import result_of
 from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.app.running.stages import Learned, learn
+from mdft_fast.app.running.start_file import make_start
+from mdft_fast.app.running.vector_shares import vector_shares
 from mdft_fast.cards import CoefficientCard, save_model
 from mdft_fast.errors import MdftError
 from mdft_fast.files import write_json
@@ -67,15 +69,32 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
             for note in data.notes:
                 bars.say(note)
         with deterministic(recipe.deterministic, built.device), explained(recipe):
+            built = _started(built, data, folder, phases, bars)
             meta = built.meta_model(planned.chosen.mode)
             learned, taught = learn(built, data, meta, folder, phases, bars)
             _save(built, meta, folder.path, learned)
             with phases.phase("evaluate"):
                 measured = measure(built, meta, learned)
-        result = result_of(built, data, learned, taught, measured, phases, folder)
+                shares = vector_shares(meta, learned) if built.pool.start is not None else None
+        result = result_of(built, data, learned, taught, measured, phases, folder, shares)
         write_json(folder.path / "result.json", result)
         report = write_report(folder.path)
     return RunSummary(folder.path, result, report)
+
+
+def _started(
+    built: Built, data: LoadedData, folder: RunFolder, phases: Phases, bars: Progress
+) -> Built:
+    """Returns the models with the recipe's start, where it has one and the pool has not."""
+    start = start_of(built.recipe)
+    if start is None or built.pool.start is not None:
+        return built
+    with phases.phase("start"):
+        bars.say(f"start: {start}, from which λ is learned")
+        pool = make_start(built, data, folder)
+        for note in pool.notes[len(built.pool.notes) :]:
+            bars.say(note)
+    return dataclasses.replace(built, pool=pool)
 
 
 def _check_fits(recipe: Recipe, planned: MemoryPlan, bars: Progress) -> None:
