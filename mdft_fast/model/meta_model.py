@@ -53,7 +53,7 @@ class MetaModel(nn.Module):
         backbone: the module that the pool's tensors belong to. A private copy is made, without
             its weights, always in eval mode; the caller's module is never changed.
         pool: base, task vectors and heads; read, never changed.
-        granularity: one coefficient a task and "task" (all of it), "block" or "tensor".
+        granularity: one coefficient a task and "task" (all of it), "block", "tensor" or "row".
         start: λ's start: one number, one a vector, or a ``[K, L]`` tensor.
         mode: where merged weights live, see above.
         precision: of merged weights and activations; "bf16" rounds each weight once, to nearest,
@@ -167,7 +167,7 @@ class MetaModel(nn.Module):
 
     def as_coefficients(self, value: float | Sequence[float] | Tensor) -> Tensor:
         """Returns a new float32 ``[K, L]`` from one number, one a vector, or a whole matrix."""
-        shape = (self.pool.K, len(self.layout.columns))
+        shape = (self.pool.K, self.layout.L)
         matrix = torch.as_tensor(value, dtype=torch.float32).detach().clone()
         if matrix.dim() == 1 and matrix.shape[0] == shape[0]:
             matrix = matrix[:, None].expand(shape).clone()

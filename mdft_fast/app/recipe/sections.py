@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval
 from pydantic import BeforeValidator, Field, PlainSerializer, SkipValidation
@@ -22,7 +22,6 @@ from mdft_fast.app.recipe.value_types import (
     Text,
     Texts,
     WhichTasks,
-    not_yet,
     problem,
 )
 from mdft_fast.arena import Codec
@@ -238,7 +237,7 @@ class Specialize(DataclassSection):
     control: bool = True
 
 
-Granularity = Annotated[model.Granularity, not_yet("row", get_args(model.Granularity))]
+Granularity = model.Granularity
 
 
 def _transform(entry: Any) -> Transform:
