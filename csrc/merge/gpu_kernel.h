@@ -40,8 +40,9 @@ struct MergeKernel {
   using Args = MergeArgs;
   struct Shared {};
   static constexpr int kThreads = 256;
-  static constexpr int kMinBlocks = 3;  // 72 to 120 KiB in flight on a multiprocessor
-  static constexpr int kChunk = 8;      // task vectors whose loads are in flight together
+  // 72 to 120 KiB in flight on a multiprocessor; of codes by row two thirds: no spills.
+  static constexpr int kMinBlocks = kByRow && codec::kScaled ? 2 : 3;
+  static constexpr int kChunk = 8;  // task vectors whose loads are in flight together
   static constexpr bool kFull = kPack == kFullPack<scalar_t>;
   static_assert(kTile % kPack == 0, "a pack lies in one tile");
   static_assert(kGroup % kPack == 0, "a pack reads one scale of a task vector");

@@ -92,45 +92,44 @@ struct RowDots {
     for (int r = 0; r < kCount; ++r) collect(a, runs[r], to[r]);
   }
 
-  // A lane's runs. Rows that begin and end within a pack are done here.
+  // A lane's runs. Rows that begin and end within a pack are done here. One loop over rows, most
+  // often two, keeps the elements' registers few: an unrolled walk over boundaries spilled.
   static MDFT_DEVICE void add_packs(const Args& a, const typename Kernel::Loaded& loaded,
                                     const Gradient& g, int lane, const Target& to, Runs* runs) {
     MDFT_UNROLL
     for (int s = 0; s < kSteps; ++s) {
       const int begin = Kernel::offset(s, lane);
       const int row = to.in.row_of(begin);
+      const int tail = to.in.row_of(begin + kPack - 1);
       runs->last[s] = 0;
-      if (to.in.begin(row + 1) >= begin + kPack) {  // the pack lies in one row
+      if (tail == row) {
         runs->first[s] = Kernel::dot_step(loaded, g, s);
         continue;
       }
-      acc_t sum = 0;
-      int at = row;
-      MDFT_UNROLL
-      for (int e = 0; e < kPack; ++e) {
-        if (begin + e == to.in.begin(at + 1)) {
-          close(a, Kernel::scaled(loaded, s, sum), at, row, s, to, runs);
-          sum = 0;
-          ++at;
+      for (int at = row; at <= tail; ++at) {
+        const int from = to.in.begin(at) - begin, end = to.in.begin(at + 1) - begin;
+        const acc_t dot = Kernel::scaled(loaded, s, dot_part(loaded, g, s, from, end));
+        if (at == row) {
+          runs->first[s] = dot;
+        } else if (end > kPack) {
+          runs->last[s] = dot;
+        } else if (begin + from < to.n) {
+          to.write(a, at, dot);
         }
-        sum = fused(g.v[s * kPack + e], element(loaded.packs.v[s], e), sum);
-      }
-      const acc_t dot = Kernel::scaled(loaded, s, sum);
-      if (to.in.begin(at + 1) == begin + kPack) {
-        close(a, dot, at, row, s, to, runs);
-      } else {
-        runs->last[s] = dot;
       }
     }
   }
 
-  static MDFT_DEVICE void close(const Args& a, acc_t dot, int at, int row, int s, const Target& to,
-                                Runs* runs) {
-    if (at == row) {
-      runs->first[s] = dot;
-    } else if (to.in.begin(at) < to.n) {
-      to.write(a, at, dot);
+  // Over a pack's elements [from, end).
+  static MDFT_DEVICE acc_t dot_part(const typename Kernel::Loaded& loaded, const Gradient& g, int s,
+                                    int from, int end) {
+    acc_t sum = 0;
+    MDFT_UNROLL
+    for (int e = 0; e < kPack; ++e) {
+      const acc_t more = fused(g.v[s * kPack + e], element(loaded.packs.v[s], e), sum);
+      sum = from <= e && e < end ? more : sum;  // not times 0: a neighbor may be infinite
     }
+    return sum;
   }
 
   // Collects the runs of each row, step by step.

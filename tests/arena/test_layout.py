@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from mdft_fast import MdftError
-from mdft_fast.arena import TILE, Layout
-from tests.ops.inputs import layouts
+from mdft_fast.arena import TILE, Layout, name_means
+from tests.ops.inputs import layouts, ranges
 
 LAYOUT = Layout.of({"a": (3,), "none": (0,), "b": (2, 700), "c": ()})
 
@@ -67,8 +69,10 @@ def test_by_row_numbers_the_rows_of_each_tensor() -> None:
 def test_a_plan_by_row_finds_every_element_s_column(layout: Layout, data: st.DataObject) -> None:
     tiles = data.draw(ranges(layout))
     plan = layout.plan(torch.device("cpu"), tiles)
-    length, phase = (x.tolist() for x in plan.rows.unbind(-1)) if plan.rows is not None else ([], [])
-    for slot in layout.slots_in(tiles) if plan.rows is not None else ():
+    length, phase = (
+        (x.tolist() for x in plan.rows.unbind(-1)) if plan.rows is not None else ([], [])
+    )
+    for slot in layout.slots_in(tiles):
         for i in {0, slot.numel // 3, slot.numel // 2, slot.numel - 1} if slot.numel else ():
             tile, e = slot.tile - tiles[0] + i // TILE, i % TILE
             row = i // (slot.numel // slot.rows)
@@ -77,7 +81,7 @@ def test_a_plan_by_row_finds_every_element_s_column(layout: Layout, data: st.Dat
     own = [plan.order[a:b].tolist() for a, b in itertools.pairwise(plan.starts.tolist())]
     assert len(own) == layout.L
     columns = plan.columns.tolist()
-    assert own == [[t for t, c in enumerate(columns) if c == l] for l in range(layout.L)]
+    assert own == [[t for t, c in enumerate(columns) if c == column] for column in range(layout.L)]
 
 
 @given(layout=layouts(by_row=False))

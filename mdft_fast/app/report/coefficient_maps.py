@@ -35,6 +35,7 @@ def coefficients_section(result: Result) -> dict[str, Any]:
         "numbered": cell >= NUMBERED,
         "center": number(center),
         "even": even,
+        "means": result["trainable"] > len(matrix) * len(columns),
         "scale": _scale(center, reach),
         "mixture": _mixture(result, tasks),
     }
