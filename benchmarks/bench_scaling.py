@@ -45,7 +45,7 @@ def run(
 def cases(layout: Layout, codec: Codec, K: int, device: torch.device) -> Iterator[Case]:
     """Merge and merge_dots; only float32 task vectors have rivals."""
     base, out, grad = (torch.ones(layout.elements, device=device) for _ in range(3))
-    coefficients = torch.full((K, len(layout.columns)), 0.3, device=device)
+    coefficients = torch.full((K, layout.L), 0.3, device=device)
     vectors, name = _vectors(codec, K, layout.elements, device), f"K = {K}, {codec}"
     check = functools.partial(agree, tolerance=TOLERANCE)
     fp32 = codec == "fp32"

@@ -85,7 +85,7 @@ def make_arena(table: str, dtype: torch.dtype, device: torch.device) -> Arena:
     fill(out, 0, 0.0)  # its pages exist: a fresh output is another case
     for k, row in enumerate(deltas):
         fill(row, 31 * (k + 1), 0.5, STEP)
-    coefficients = torch.rand(K, len(layout.columns), generator=random).to(device)
+    coefficients = torch.rand(K, layout.L, generator=random).to(device)
     return Arena(layout, base, deltas, coefficients, out, grad)
 
 

@@ -7,13 +7,13 @@ namespace mdft {
 
 constexpr const char* kSchemas[] = {
     "merge(Tensor base, Tensor deltas, Tensor? scales, Tensor coefficients, Tensor columns, "
-    "int first, int last, ScalarType out_dtype) -> Tensor",
+    "int first, int last, ScalarType out_dtype, Tensor? rows=None) -> Tensor",
 
     "merge_out(Tensor base, Tensor deltas, Tensor? scales, Tensor coefficients, Tensor columns, "
-    "int first, int last, Tensor(a!) out) -> ()",
+    "int first, int last, Tensor(a!) out, Tensor? rows=None) -> ()",
 
     "merge_dots(Tensor?[] grads, Tensor deltas, Tensor? scales, Tensor order, Tensor starts, "
-    "Tensor tensor_tiles, int first, int last) -> Tensor",
+    "Tensor tensor_tiles, int first, int last, Tensor? columns=None, Tensor? rows=None) -> Tensor",
 
     "debiased_entropy(Tensor logits, Tensor teacher, Tensor? teacher_entropy, "
     "Tensor row_offsets, Tensor task_rows, float alpha, float mu, bool use_entropy, bool filter, "

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import dataclasses
 import json
@@ -24,6 +25,7 @@ from mdft_fast.pool import Pool, check_fits
 
 _FORMAT = "mdft_fast coefficient card"
 _VERSION = 1
+_ROW_VERSION = 2  # names stand for several columns, λ is base64: an older reader must not guess
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +36,7 @@ class CoefficientCard:
         coefficients: λ, float32 ``[K, L]``.
         tasks: names of its rows: the tasks', or whose the pool's vectors are.
         columns: names of its columns.
+        rows: how many columns each name stands for, one a row; None: one each.
         granularity: which tensors share a column.
         pool_checksum: of the pool that it belongs to.
         about: recipe, metrics, whatever a reader should know; plain JSON values.
@@ -47,6 +50,7 @@ class CoefficientCard:
     pool_checksum: str
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     source: str = "coefficient card"
+    rows: tuple[int, ...] | None = None
 
     @staticmethod
     def of(meta: MetaModel, about: Mapping[str, Any] | None = None) -> CoefficientCard:
@@ -58,21 +62,26 @@ class CoefficientCard:
             meta.granularity,
             meta.pool.checksum,
             about or {},
+            rows=meta.layout.rows,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes JSON, whole or not at all; numbers are as short as float32 allows."""
-        rows = self.coefficients.numpy()
+        """Writes JSON, whole or not at all; numbers are as short as float32 allows.
+
+        With λ per row each task's are base64 of little-endian float32, row after row of the names
+        in ``columns``: half a million numbers are for no eye, and 2 MB in place of 6.
+        """
+        numbers = self.coefficients.numpy()
         card = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": _VERSION if self.rows is None else _ROW_VERSION,
             "granularity": self.granularity,
             "pool_checksum": self.pool_checksum,
             "columns": list(self.columns),
-            # The shortest text that reads back as the same float32.
+            **({} if self.rows is None else {"rows": list(self.rows)}),
             "coefficients": {
-                task: [float(np.format_float_scientific(x, unique=True)) for x in row]
-                for task, row in zip(self.tasks, rows, strict=True)
+                task: _shortest(of_task) if self.rows is None else _base64(of_task)
+                for task, of_task in zip(self.tasks, numbers, strict=True)
             },
             "about": dict(self.about),
         }
@@ -91,18 +100,22 @@ class CoefficientCard:
             raise MdftError(f"{path}: not a readable coefficient card: {error}") from None
         if not isinstance(card, dict) or card.get("format") != _FORMAT:
             raise MdftError(f"{path}: must be a coefficient card, got another file")
-        if card.get("version") != _VERSION:
-            raise MdftError(f"{path}: version must be {_VERSION}, got {card.get('version')!r}")
+        if card.get("version") not in (_VERSION, _ROW_VERSION):
+            wanted = f"{_VERSION} or {_ROW_VERSION}"
+            raise MdftError(f"{path}: version must be {wanted}, got {card.get('version')!r}")
         try:
-            rows, columns = card["coefficients"], tuple(card["columns"])
-            matrix = torch.tensor([rows[task] for task in rows], dtype=torch.float32)
-            if matrix.shape != (len(rows), len(columns)) or not matrix.isfinite().all():
-                raise ValueError(f"coefficients {list(matrix.shape)} for {len(columns)} columns")
+            numbers, columns = card["coefficients"], tuple(card["columns"])
+            rows = tuple(card["rows"]) if card["version"] == _ROW_VERSION else None
+            read = _from_list if rows is None else _from_base64
+            matrix = torch.stack([read(numbers[task]) for task in numbers])
+            L = len(columns) if rows is None else sum(rows)
+            if matrix.shape != (len(numbers), L) or not matrix.isfinite().all():
+                raise ValueError(f"coefficients {list(matrix.shape)} for {L} columns")
             return CoefficientCard(
-                matrix, tuple(rows), columns, card["granularity"], card["pool_checksum"],
-                card.get("about", {}), str(path),
+                matrix, tuple(numbers), columns, card["granularity"], card["pool_checksum"],
+                card.get("about", {}), str(path), rows,
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise MdftError(f"{path}: damaged coefficient card: {error!r}") from None
 
     def meta_model(
@@ -119,7 +132,8 @@ class CoefficientCard:
                 f"{pool.checksum[:12]}..., got {self.pool_checksum[:12]}..."
             )
         meta = MetaModel(backbone, pool, granularity=self.granularity, device=device)
-        if sorted(self.tasks) != sorted(pool.vector_names) or self.columns != meta.layout.columns:
+        columns = meta.layout.columns, meta.layout.rows
+        if sorted(self.tasks) != sorted(pool.vector_names) or (self.columns, self.rows) != columns:
             raise MdftError(
                 f"{self.source}: tasks and columns must be the pool's ({list(pool.vector_names)}, "
                 f"{len(meta.layout.columns)} columns), got {list(self.tasks)} and "
@@ -129,6 +143,23 @@ class CoefficientCard:
         rows = [self.tasks.index(name) for name in pool.vector_names]
         meta.set_coefficients(self.coefficients[rows])
         return meta
+
+
+def _shortest(numbers: np.ndarray[Any, Any]) -> list[float]:
+    """Returns the shortest decimals that read back as the same float32."""
+    return [float(np.format_float_scientific(x, unique=True)) for x in numbers]
+
+
+def _base64(numbers: np.ndarray[Any, Any]) -> str:
+    return base64.b64encode(numbers.astype("<f4").tobytes()).decode("ascii")
+
+
+def _from_list(numbers: list[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32)
+
+
+def _from_base64(text: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text, validate=True), "<f4").copy())
 
 
 def save_model(meta: MetaModel, path: str | os.PathLike[str]) -> None:

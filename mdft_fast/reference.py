@@ -51,6 +51,16 @@ def decode(codes: Tensor, scales: Tensor | None, dtype: torch.dtype = torch.floa
     return groups.view(codes.shape)
 
 
+def columns_of_elements(plan: TilePlan, L: int) -> Tensor:
+    """Returns the column of λ that each element of the plan's tiles reads, padding included."""
+    columns = plan.columns.long()
+    if plan.rows is None:
+        return columns.repeat_interleave(TILE)
+    length, phase = plan.rows.long().unbind(-1)
+    row = (phase[:, None] + torch.arange(TILE, device=length.device)) // length[:, None]
+    return (columns[:, None] + row).flatten().clamp(max=L - 1)  # padding may lie beyond
+
+
 def merge(
     base: Tensor,
     deltas: Tensor,
@@ -64,15 +74,15 @@ def merge(
         base: ``[N]``.
         deltas: ``[K, N]``.
         coefficients: ``[K, L]``.
-        plan: which column each tile reads; also which tiles to merge.
+        plan: which column each tile, or each row in it, reads; also which tiles to merge.
         out_dtype: dtype of the result; the sum is kept in float32 (float64).
     """
     dtype = accumulator(base.dtype)
     some = slice(plan.first * TILE, plan.last * TILE)
     merged = base[some].to(dtype)
+    columns = columns_of_elements(plan, coefficients.shape[1])[: len(merged)]
     for delta, scale in zip(deltas, coefficients, strict=True):
-        of_element = scale[plan.columns.long()].repeat_interleave(TILE)[: len(merged)]
-        merged = merged + of_element * delta[some].to(dtype)
+        merged = merged + scale[columns] * delta[some].to(dtype)
     return merged.to(out_dtype)
 
 
@@ -82,18 +92,23 @@ def merge_dots(grads: Sequence[Tensor | None], deltas: Tensor, plan: TilePlan) -
     Args:
         grads: gradient of each tensor in the plan's range, or None.
         deltas: ``[K, N]``.
-        plan: the range, and which column each tile belongs to.
+        plan: the range, and which column each tile, or each row in it, belongs to.
     """
     dtype = accumulator(deltas.dtype)
     dots = deltas.new_zeros(len(deltas), len(plan.starts) - 1, dtype=dtype)
+    columns = columns_of_elements(plan, dots.shape[1]) if plan.rows is not None else None
     for grad, tile in zip(grads, plan.tensor_tiles[:-1].tolist(), strict=True):
         if grad is None:
             continue
         for start in range(0, grad.numel(), TILE):
             piece = grad.reshape(-1)[start : start + TILE].to(dtype)
             at = (plan.first + tile) * TILE + start
-            column = plan.columns[tile + start // TILE]
-            dots[:, column] += deltas[:, at : at + len(piece)].to(dtype) @ piece
+            delta = deltas[:, at : at + len(piece)].to(dtype)
+            if columns is None:
+                dots[:, plan.columns[tile + start // TILE]] += delta @ piece
+            else:
+                of_piece = columns[tile * TILE + start :][: len(piece)]
+                dots.index_add_(1, of_piece, delta * piece)
     return dots
 
 

@@ -60,6 +60,24 @@ inline void check_deltas(const char* op, ScalarType type, ScalarType acc) {
                   ", got ", name(type));
 }
 
+// Where rows begin in each of the tiles, see common/tile_rows.h; shape and place alone.
+inline void check_rows(const char* op, const Tensor& rows, int64_t tiles, const Tensor& other) {
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(0) == tiles && rows.size(1) == 2, op,
+                  ": rows must be [", tiles, ", 2], got ", shape(rows));
+  check_dtype(op, "rows", rows, ScalarType::Int);
+  check_beside(op, "rows", rows, other);
+}
+
+// What they hold, where it can be read: a wrong one would divide by zero or read past lambda.
+inline void check_row_values(const char* op, const int32_t* rows, int64_t tiles) {
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int32_t length = rows[2 * t], phase = rows[2 * t + 1];
+    STD_TORCH_CHECK(1 <= length && length <= kTile && 0 <= phase && phase < length, op,
+                    ": rows must hold lengths in [1, ", kTile, "] and phases below them, got ",
+                    length, " and ", phase);
+  }
+}
+
 // Element `i` of a tensor's memory.
 inline const void* element_of(const Tensor& x, int64_t i) {
   return static_cast<const char*>(x.const_data_ptr()) + i * static_cast<int64_t>(x.element_size());

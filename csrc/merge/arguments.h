@@ -16,6 +16,7 @@ struct MergeArgs {
   void* out;                 // [n]
   DType base_dtype, deltas_dtype, out_dtype;
   int64_t K, L, N, n;
+  const int32_t* rows;  // [tiles, 2]: length and phase of a tile's rows; null: one column a tile
 };
 
 }  // namespace mdft

@@ -40,25 +40,29 @@ void run_merge(const MergeArgs& args, int64_t tiles, const Tensor& out, bool fre
     STD_TORCH_CHECK(0 <= args.columns[t] && args.columns[t] < args.L,
                     "merge: columns must lie in [0, ", args.L, "), got ", args.columns[t]);
   }
+  if (args.rows) check_row_values("merge", args.rows, tiles);
   torch::stable::parallel_for(
       0, tiles, kGrain, [&](int64_t begin, int64_t end) { loop()(args, stream, begin, end); });
 }
 
 void merge_out_cpu(const Tensor& base, const Tensor& deltas, const std::optional<Tensor>& scales,
                    const Tensor& coefficients, const Tensor& columns, int64_t first, int64_t last,
-                   const Tensor& out) {
-  check_merge_args(base, deltas, scales, coefficients, columns, first, last, out.scalar_type());
+                   const Tensor& out, const std::optional<Tensor>& rows) {
+  check_merge_args(base, deltas, scales, coefficients, columns, rows, first, last,
+                   out.scalar_type());
   check_merge_out(base, deltas, scales, coefficients, out, first, last);
-  run_merge(merge_args(base, deltas, scales, coefficients, columns, first, out), last - first, out,
+  run_merge(merge_args(base, deltas, scales, coefficients, columns, rows, first, out), last - first,
+            out,
             /*fresh=*/false);
 }
 
 Tensor merge_cpu(const Tensor& base, const Tensor& deltas, const std::optional<Tensor>& scales,
                  const Tensor& coefficients, const Tensor& columns, int64_t first, int64_t last,
-                 ScalarType out_dtype) {
-  check_merge_args(base, deltas, scales, coefficients, columns, first, last, out_dtype);
+                 ScalarType out_dtype, const std::optional<Tensor>& rows) {
+  check_merge_args(base, deltas, scales, coefficients, columns, rows, first, last, out_dtype);
   Tensor out = torch::stable::new_empty(base, {elements_of(first, last, base.size(0))}, out_dtype);
-  run_merge(merge_args(base, deltas, scales, coefficients, columns, first, out), last - first, out,
+  run_merge(merge_args(base, deltas, scales, coefficients, columns, rows, first, out), last - first,
+            out,
             /*fresh=*/true);
   return out;
 }

@@ -11,10 +11,15 @@
 // and base leave too few registers for the threads that keep as many bytes in flight.
 //
 // Columns lie in device memory, where checking them on the host would wait for the GPU. One that is
-// out of range is not read: its tile becomes NaN (unless K = 0).
+// out of range is not read: its tile becomes NaN (unless K = 0). So are rows.
+//
+// With lambda per output row (kByRow; a kernel of its own, so that the other keeps its registers) a
+// pack in which a row ends reads a lambda an element and task vector, from the cache: rows are a
+// multiple of a pack long in all but a few tensors.
 #pragma once
 
 #include "common/grid/body.h"
+#include "common/tile_rows.h"
 #include "merge/arguments.h"
 
 namespace mdft::MDFT_TARGET {
@@ -27,7 +32,7 @@ template <typename scalar_t>
 constexpr int kFullPack =
     (Codec<scalar_t>::kScaled ? 8 : kWidestLoad) / sizeof(scalar_t) * Codec<scalar_t>::kPerStored;
 
-template <typename scalar_t, typename base_t, int kPack>
+template <typename scalar_t, typename base_t, int kPack, bool kByRow>
 struct MergeKernel {
   using codec = Codec<scalar_t>;
   using acc_t = typename Accumulate<scalar_t>::type;
@@ -35,10 +40,11 @@ struct MergeKernel {
   using Args = MergeArgs;
   struct Shared {};
   static constexpr int kThreads = 256;
-  static constexpr int kMinBlocks = 3;  // 72 to 120 KiB in flight on a multiprocessor
-  static constexpr int kChunk = 8;      // task vectors whose loads are in flight together
+  // 72 to 120 KiB in flight on a multiprocessor; of codes by row two thirds: no spills.
+  static constexpr int kMinBlocks = kByRow && codec::kScaled ? 2 : 3;
+  static constexpr int kChunk = 8;  // task vectors whose loads are in flight together
   static constexpr bool kFull = kPack == kFullPack<scalar_t>;
-  static_assert(kTile % kPack == 0, "a pack reads one column of lambda");
+  static_assert(kTile % kPack == 0, "a pack lies in one tile");
   static_assert(kGroup % kPack == 0, "a pack reads one scale of a task vector");
 
   static MDFT_DEVICE void run(const Args& a, const Block<kThreads>& block, Shared&) {
@@ -89,9 +95,30 @@ struct MergeKernel {
       for (int j = 0; j < kRows; ++j) scale[j] = scales[j * groups];
       issue_fence();
     }
-    const bool inside = 0 <= column && column < a.L;
-    const auto* lambda =
-        static_cast<const acc_t*>(a.coefficients) + k * a.L + (inside ? column : 0);
+    bool inside = 0 <= column && column < a.L;
+    int64_t at = column;
+    if constexpr (kByRow) {
+      const TileRows in = TileRows::of(a.rows, i / kTile);
+      inside = inside && in.valid();
+      const int e = static_cast<int>(i % kTile);
+      if (inside && in.row_of(e) != in.row_of(e + kPack - 1)) {
+        MDFT_UNROLL
+        for (int n = 0; n < kPack; ++n) {
+          if constexpr (kFirst) sums[n] = widen(base.v[n]);
+          const auto* from = static_cast<const acc_t*>(a.coefficients) + k * a.L +
+                             column_of(a, column, in.row_of(e + n));
+          MDFT_UNROLL
+          for (int j = 0; j < kRows; ++j) {
+            factor[j] = from[j * a.L];
+            if constexpr (codec::kScaled) factor[j] *= scale[j];
+            sums[n] = fused(factor[j], element(rows[j], n), sums[n]);
+          }
+        }
+        return;
+      }
+      if (inside) at = column_of(a, column, in.row_of(e));
+    }
+    const auto* lambda = static_cast<const acc_t*>(a.coefficients) + k * a.L + (inside ? at : 0);
     MDFT_UNROLL
     for (int j = 0; j < kRows; ++j) factor[j] = inside ? lambda[j * a.L] : kNaN<acc_t>;
     if constexpr (codec::kScaled) {
@@ -104,6 +131,11 @@ struct MergeKernel {
       MDFT_UNROLL
       for (int j = 0; j < kRows; ++j) sums[e] = fused(factor[j], element(rows[j], e), sums[e]);
     }
+  }
+
+  // Padding may lie beyond the last.
+  static MDFT_DEVICE int64_t column_of(const Args& a, int64_t first, int row) {
+    return first + row < a.L ? first + row : a.L - 1;
   }
 
   static MDFT_DEVICE Pack<base_t, kPack> load_base(const base_t* from) {

@@ -24,8 +24,13 @@ void launch_merge_from(const Grid& grid, const MergeArgs& args) {
   constexpr int kLeast = Codec<scalar_t>::kPerStored;
   const bool wide = args.N % kPack == 0 && is_aligned(args.base) && is_aligned(args.deltas) &&
                     is_aligned(args.out);
-  wide ? launch_packs<MergeKernel<scalar_t, base_t, kPack>>(grid, args, kPack)
-       : launch_packs<MergeKernel<scalar_t, base_t, kLeast>>(grid, args, kLeast);
+  if (args.rows == nullptr) {
+    wide ? launch_packs<MergeKernel<scalar_t, base_t, kPack, false>>(grid, args, kPack)
+         : launch_packs<MergeKernel<scalar_t, base_t, kLeast, false>>(grid, args, kLeast);
+  } else {
+    wide ? launch_packs<MergeKernel<scalar_t, base_t, kPack, true>>(grid, args, kPack)
+         : launch_packs<MergeKernel<scalar_t, base_t, kLeast, true>>(grid, args, kLeast);
+  }
 }
 
 inline void launch_merge(const Grid& grid, const MergeArgs& args) {
@@ -42,22 +47,23 @@ inline void launch_merge(const Grid& grid, const MergeArgs& args) {
 
 inline Tensor merge(const Tensor& base, const Tensor& deltas, const std::optional<Tensor>& scales,
                     const Tensor& coefficients, const Tensor& columns, int64_t first, int64_t last,
-                    ScalarType out_dtype) {
-  check_merge_args(base, deltas, scales, coefficients, columns, first, last, out_dtype);
+                    ScalarType out_dtype, const std::optional<Tensor>& rows) {
+  check_merge_args(base, deltas, scales, coefficients, columns, rows, first, last, out_dtype);
   const Grid grid(base);
   const int64_t n = elements_of(first, last, base.size(0));
   const Tensor out = torch::stable::new_empty(base, {n}, out_dtype);
-  launch_merge(grid, merge_args(base, deltas, scales, coefficients, columns, first, out));
+  launch_merge(grid, merge_args(base, deltas, scales, coefficients, columns, rows, first, out));
   return out;
 }
 
 inline void merge_out(const Tensor& base, const Tensor& deltas, const std::optional<Tensor>& scales,
                       const Tensor& coefficients, const Tensor& columns, int64_t first,
-                      int64_t last, const Tensor& out) {
-  check_merge_args(base, deltas, scales, coefficients, columns, first, last, out.scalar_type());
+                      int64_t last, const Tensor& out, const std::optional<Tensor>& rows) {
+  check_merge_args(base, deltas, scales, coefficients, columns, rows, first, last,
+                   out.scalar_type());
   check_merge_out(base, deltas, scales, coefficients, out, first, last);
   const Grid grid(base);
-  launch_merge(grid, merge_args(base, deltas, scales, coefficients, columns, first, out));
+  launch_merge(grid, merge_args(base, deltas, scales, coefficients, columns, rows, first, out));
 }
 
 }  // namespace mdft::MDFT_TARGET

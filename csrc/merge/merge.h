@@ -11,6 +11,11 @@
 //                                 group's scale; N is a multiple of kGroup then
 //   coefficients  [K, L]          lambda; float32 (float64 for float64), read on the device
 //   columns       [last - first]  int32: tile -> column of lambda, each in [0, L)
+//   rows          [last - first, 2] int32, or None: with lambda per output row the length of a
+//                 tile's rows (kTile where they are longer) and the phase, how much of the first
+//                 lies in tiles before: element e of the tile reads column
+//                 columns[tile] + (phase + e) / length, at most L - 1 (which padding may reach);
+//                 None: the whole tile reads columns[tile]
 //   out           elements of the tiles; any of these dtypes, rounded once from the sum; where the
 //                 caller gives it, memory that holds none of the inputs
 //
@@ -25,7 +30,8 @@ namespace mdft {
 
 inline void check_merge_args(const Tensor& base, const Tensor& deltas,
                              const std::optional<Tensor>& scales, const Tensor& coefficients,
-                             const Tensor& columns, int64_t first, int64_t last, ScalarType out) {
+                             const Tensor& columns, const std::optional<Tensor>& rows,
+                             int64_t first, int64_t last, ScalarType out) {
   STD_TORCH_CHECK(base.dim() == 1, "merge: base must be [N], got ", shape(base));
   const int64_t N = base.size(0);
   const int64_t stored = N / per_stored(deltas);
@@ -49,6 +55,7 @@ inline void check_merge_args(const Tensor& base, const Tensor& deltas,
   if (scales) check_beside("merge", "scales", *scales, base);
   check_beside("merge", "coefficients", coefficients, base);
   check_beside("merge", "columns", columns, base);
+  if (rows) check_rows("merge", *rows, last - first, base);
 }
 
 // Memory that both tensors hold, each contiguous and on one device.
@@ -84,7 +91,8 @@ inline void check_merge_out(const Tensor& base, const Tensor& deltas,
 // What a checked call reads and writes.
 inline MergeArgs merge_args(const Tensor& base, const Tensor& deltas,
                             const std::optional<Tensor>& scales, const Tensor& coefficients,
-                            const Tensor& columns, int64_t first, const Tensor& out) {
+                            const Tensor& columns, const std::optional<Tensor>& rows, int64_t first,
+                            const Tensor& out) {
   return {.base = element_of(base, first * kTile),
           .deltas = tile_of(deltas, first),
           .scales = tile_of(scales, first),
@@ -97,7 +105,8 @@ inline MergeArgs merge_args(const Tensor& base, const Tensor& deltas,
           .K = deltas.size(0),
           .L = coefficients.size(1),
           .N = base.size(0),
-          .n = out.size(0)};
+          .n = out.size(0),
+          .rows = rows ? rows->const_data_ptr<int32_t>() : nullptr};
 }
 
 }  // namespace mdft

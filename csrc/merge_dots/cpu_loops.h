@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "common/isa/task_vectors.h"
+#include "common/tile_rows.h"
 
 namespace mdft {
 
@@ -21,6 +22,10 @@ struct DotsLoopArgs {
   void* partials;               // [K, tiles]: one dot product a tile
   DType grads_dtype, deltas_dtype;
   int64_t tensors, tiles, K, N;
+  const int32_t* columns;  // [tiles], of each tile's first element, and
+  const int32_t* rows;     // [tiles, 2], length and phase of its rows; null: one column a tile
+  void* dots;              // [K, L]: rows that begin within a tile
+  int64_t L;
 };
 
 // One instruction set's loop over the tiles [begin, end) of the range.
@@ -68,17 +73,25 @@ void dot_floats(const DotsLoopArgs& a, row_t deltas, const grad_t* grad, int64_t
   dot_rows<kRows>(grad, row, n, dots);
 }
 
-// totals[j] += scale[j] * <grad, rows[j]> for one group, lane by lane.
-template <int kRows, typename row_t, typename acc_t>
-inline void dot_group(const acc_t* grad, const row_t* rows, const float* scale,
+// totals[j] += scale[j] * <grad, rows[j]> for one group, or a multiple of eight of its elements,
+// lane by lane.
+template <int kRows, typename row_t, typename acc_t, typename count_t>
+inline void dot_group(const acc_t* grad, const row_t* rows, const float* scale, count_t n,
                       Vec8<acc_t>* totals) {
   Vec8<acc_t> sums[kRows][2];
   for (auto& row : sums) row[0] = row[1] = Vec8<acc_t>::all(0);
-  for (int64_t i = 0; i < kGroup; i += 16) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
     const Vec8<acc_t> g[2] = {Vec8<acc_t>::load(grad + i), Vec8<acc_t>::load(grad + i + 8)};
     for (int j = 0; j < kRows; ++j) {
       sums[j][0] = fma(g[0], Vec8<acc_t>::load(rows[j] + i), sums[j][0]);
       sums[j][1] = fma(g[1], Vec8<acc_t>::load(rows[j] + (i + 8)), sums[j][1]);
+    }
+  }
+  if (i < n) {
+    const auto g = Vec8<acc_t>::load(grad + i);
+    for (int j = 0; j < kRows; ++j) {
+      sums[j][0] = fma(g, Vec8<acc_t>::load(rows[j] + i), sums[j][0]);
     }
   }
   for (int j = 0; j < kRows; ++j) {
@@ -108,8 +121,34 @@ void dot_codes(const DotsLoopArgs& a, row_t deltas, const float* scales, const a
       fetch(row[j] + kAhead, kGroup);
     }
     for (int j = 0; j < kRows; j += kTogether) {
-      dot_group<kTogether>(grad + i, row + j, scale + j, totals + j);
+      constexpr std::integral_constant<int64_t, kGroup> kWhole;
+      dot_group<kTogether>(grad + i, row + j, scale + j, kWhole, totals + j);
     }
+  }
+  for (int j = 0; j < kRows; ++j) dots[j] = sum(totals[j]);
+}
+
+// The same for the elements [begin, end) of a tile, multiples of eight. `deltas` and `scales` point
+// to the tile's first, as does `grad`.
+template <int kRows, typename row_t, typename acc_t>
+void dot_some_codes(const DotsLoopArgs& a, row_t deltas, const float* scales, const acc_t* grad,
+                    int64_t begin, int64_t end, acc_t* dots) {
+  constexpr int kTogether = kRows < 4 ? kRows : 4;
+  Vec8<acc_t> totals[kRows];
+  for (auto& total : totals) total = Vec8<acc_t>::all(0);
+  for (int64_t i = begin; i < end;) {
+    const int64_t n = std::min(end, (i / kGroup + 1) * kGroup) - i;  // of one group
+    row_t row[kRows];
+    float scale[kRows];
+    for (int j = 0; j < kRows; ++j) {
+      row[j] = deltas + (j * a.N + i);
+      scale[j] = scales[(j * a.N + i) / kGroup];
+      fetch(row[j] + kAhead, n);
+    }
+    for (int j = 0; j < kRows; j += kTogether) {
+      dot_group<kTogether>(grad + i, row + j, scale + j, n, totals + j);
+    }
+    i += n;
   }
   for (int j = 0; j < kRows; ++j) dots[j] = sum(totals[j]);
 }
@@ -140,6 +179,41 @@ void dot_deltas(const DotsLoopArgs& a, row_t deltas, const grad_t* grad, int64_t
   });
 }
 
+// A tile of several rows. What it holds of its first row is a partial like a whole tile's; a row
+// that begins here goes to its own column: no other tile writes there.
+template <typename row_t, typename acc_t, typename grad_t>
+void dot_by_row(const DotsLoopArgs& a, row_t deltas, const grad_t* grad, int64_t t, int64_t n) {
+  const TileRows in = TileRows::of(a.rows, t);
+  [[maybe_unused]] alignas(64) acc_t wide[kScaled<row_t> ? kTile : 1];
+  [[maybe_unused]] alignas(64) acc_t alone[kScaled<row_t> ? kTile : 1];  // zeros beside the row
+  if constexpr (kScaled<row_t>) widen_tile(grad, n, wide);
+  const int rows_here = in.row_of(static_cast<int>(n) - 1) + 1;
+  for (int r = 0; r < rows_here; ++r) {
+    const int64_t begin = std::max(in.begin(r), 0);
+    const int64_t end = std::min<int64_t>(in.begin(r + 1), n);
+    const int64_t first = begin / 8 * 8, last = (end + 7) / 8 * 8;
+    if constexpr (kScaled<row_t>) {
+      std::fill(alone + first, alone + begin, acc_t{0});
+      std::copy(wide + begin, wide + end, alone + begin);
+      std::fill(alone + end, alone + last, acc_t{0});
+    }
+    auto* to = r == 0 ? static_cast<acc_t*>(a.partials) + t
+                      : static_cast<acc_t*>(a.dots) + (a.columns[t] + r);
+    const int64_t stride = r == 0 ? a.tiles : a.L;
+    in_chunks<8>(a.K, [&](auto rows, int64_t k) {
+      acc_t dots[rows.value];
+      const int64_t at = k * a.N + t * kTile;
+      if constexpr (kScaled<row_t>) {
+        const float* scales = a.scales + at / kGroup;
+        dot_some_codes<rows.value>(a, deltas + at, scales, alone, first, last, dots);
+      } else {
+        dot_floats<rows.value>(a, deltas + (at + begin), grad + begin, end - begin, dots);
+      }
+      for (int j = 0; j < rows.value; ++j) to[(k + j) * stride] = dots[j];
+    });
+  }
+}
+
 template <typename acc_t>
 void merge_dots_tiles(const DotsLoopArgs& a, int64_t begin, int64_t end) {
   int64_t tensor =
@@ -156,7 +230,12 @@ void merge_dots_tiles(const DotsLoopArgs& a, int64_t begin, int64_t end) {
       const auto* grad = static_cast<const type_of<decltype(grad_type)>*>(a.grads[tensor]) + start;
       with_stored<acc_t>(a.deltas_dtype, [&](auto type) {
         const auto deltas = first_element<type_of<decltype(type)>>(a.deltas);
-        dot_deltas<std::remove_const_t<decltype(deltas)>, acc_t>(a, deltas, grad, t, n);
+        using row_t = std::remove_const_t<decltype(deltas)>;
+        if (TileRows::of(a.rows, t).row_of(static_cast<int>(n) - 1) == 0) {
+          dot_deltas<row_t, acc_t>(a, deltas, grad, t, n);
+        } else {
+          dot_by_row<row_t, acc_t>(a, deltas, grad, t, n);
+        }
       });
     });
   }

@@ -34,19 +34,29 @@ struct DotsKernelArgs {
   bool wide;        // deltas can be read 16 bytes at a time
   int32_t tensors;  // in this table
   int64_t K, N, tiles;
+  const int32_t* columns;  // [tiles], of each tile's first element, and
+  const int32_t* rows;     // [tiles, 2], length and phase of its rows; null: one column a tile
+  void* dots;              // [K, L]: rows that begin within a tile
+  int64_t L;
 };
 static_assert(sizeof(DotsKernelArgs) <= 4096, "the least that every driver takes as parameters");
 
-// One partial dot product per task vector and tile. Which lane adds which element, and in which
-// order, depends on the dtype of deltas alone, not on alignment: equal values, equal bits.
-template <typename scalar_t>
+template <typename Kernel>
+struct RowDots;  // gpu_row_dots.h
+
+// One partial dot product per task vector and tile; kByRow: with lambda per output row, for which
+// there is a kernel of its own, so that the other keeps its registers. Which lane adds which
+// element, and in which order, depends on the dtype of deltas alone, not on alignment: equal
+// values, equal bits.
+template <typename scalar_t, bool kByRow>
 struct DotsKernel {
   using codec = Codec<scalar_t>;
   using acc_t = typename Accumulate<scalar_t>::type;
   using Args = DotsKernelArgs;
   struct Shared {};
   static constexpr int kThreads = 128;
-  static constexpr int kMinBlocks = sizeof(scalar_t) == sizeof(double) ? 2 : 4;  // no spills
+  // No spills.
+  static constexpr int kMinBlocks = sizeof(scalar_t) == sizeof(double) ? 2 : kByRow ? 3 : 4;
   static constexpr int kPack = kWidestLoad / sizeof(scalar_t) * codec::kPerStored;
   static constexpr int kSteps = static_cast<int>(kTile) / (kWarp * kPack);
   static constexpr int kInLane = kSteps * kPack;             // elements of a tile in one lane
@@ -62,6 +72,11 @@ struct DotsKernel {
   };
   struct Scales {
     float v[codec::kScaled ? kSteps : 1];  // of each pack
+  };
+
+  struct Loaded {
+    Packs<scalar_t> packs;
+    Scales scales;
   };
 
   static MDFT_DEVICE void run(const Args& a, const Block<kThreads>& block, Shared&) {
@@ -89,6 +104,9 @@ struct DotsKernel {
     }
     const int n = tile + 1 < a.table.tiles[low + 1] ? static_cast<int>(kTile) : a.table.tails[low];
     const Lanes<Gradient> g = load_gradient(a, grad, (tile - a.table.tiles[low]) * kTile, n);
+    if constexpr (kByRow) {
+      if (RowDots<DotsKernel>::dot_tile(a, tile, g, n, partials)) return;
+    }
     if constexpr (codec::kScaled) {  // one by one, stored values take many registers
       a.wide ? dot_from<kRows, true>(a, 0, tile, g, n, partials)
              : dot_from<1, false>(a, 0, tile, g, n, partials);
@@ -195,6 +213,28 @@ struct DotsKernel {
     return scales;
   }
 
+  // For RowDots: what a lane reads of a task vector, the dot product of one of its packs, and the
+  // sum over codes times their scale.
+  static MDFT_DEVICE Loaded load(const Args& a, int64_t k, int64_t tile, int lane, int n) {
+    const auto* row =
+        static_cast<const scalar_t*>(a.deltas) + (k * a.N + tile * kTile) / codec::kPerStored;
+    Loaded loaded;
+    if constexpr (codec::kScaled) {
+      loaded.packs = a.wide ? load_whole(row, lane, n) : load_some(row, lane, n);
+    } else {
+      loaded.packs = a.wide && n == kTile ? load_wide(row, lane) : load_some(row, lane, n);
+    }
+    loaded.scales = load_scales(a, k, tile, lane, n);
+    return loaded;
+  }
+  static MDFT_DEVICE acc_t dot_step(const Loaded& loaded, const Gradient& g, int s) {
+    return scaled(loaded, s, dot_steps(loaded.packs, g, s, s + 1));
+  }
+  static MDFT_DEVICE acc_t scaled(const Loaded& loaded, int s, acc_t sum) {
+    if constexpr (codec::kScaled) sum *= loaded.scales.v[s];
+    return sum;
+  }
+
   static MDFT_DEVICE acc_t dot_lane(const Packs<scalar_t>& packs, const Scales& scales,
                                     const Gradient& g) {
     if constexpr (!codec::kScaled) {
@@ -240,65 +280,6 @@ struct DotsKernel {
       for (int i = 0; i < kInLane; ++i) g[lane].v[i] = widen(packs.v[i / kPack].v[i % kPack]);
     });
     return g;
-  }
-};
-
-struct ColumnsArgs {
-  const void* partials;   // [K, tiles]
-  const int32_t* order;   // [tiles]
-  const int32_t* starts;  // [L + 1]
-  void* dots;             // [K, L]
-  int64_t L, tiles;
-};
-
-// dots[k, l]: a block adds the tiles of one column, in float64, in a tree that depends on their
-// number alone.
-template <typename acc_t>
-struct ColumnsKernel {
-  using Args = ColumnsArgs;
-  static constexpr int kThreads = 256;
-  static constexpr int kMinBlocks = 1;
-  static constexpr int kAhead = 8;  // loads in flight a thread: one column may own every tile
-  struct Shared {
-    double sums[kThreads / kWarp];
-  };
-
-  static MDFT_DEVICE void run(const Args& a, const Block<kThreads>& block, Shared& shared) {
-    const int64_t k = block.index / a.L;
-    const int64_t l = block.index % a.L;
-    const int64_t begin = a.starts[l];
-    const int64_t end = a.starts[l + 1];
-    const bool valid = 0 <= begin && begin <= end && end <= a.tiles;
-    const auto* partials = static_cast<const acc_t*>(a.partials) + k * a.tiles;
-    block.phase([&](int warp) {
-      Lanes<double> sum;
-      each_lane([&](int lane) {
-        sum[lane] = valid ? 0.0 : kNaN<double>;
-        for (int64_t i = begin + warp * kWarp + lane; valid && i < end; i += kAhead * kThreads) {
-          acc_t part[kAhead];
-          MDFT_UNROLL
-          for (int j = 0; j < kAhead; ++j) part[j] = partial(a, partials, i + j * kThreads, end);
-          MDFT_UNROLL
-          for (int j = 0; j < kAhead; ++j) sum[lane] += part[j];
-        }
-      });
-      const double all = warp_sum(sum);
-      each_lane([&](int lane) {
-        if (lane == 0) shared.sums[warp] = all;
-      });
-    });
-    block.each_thread([&](int thread) {
-      if (thread != 0) return;
-      double sum = 0;
-      for (const double part : shared.sums) sum += part;
-      static_cast<acc_t*>(a.dots)[block.index] = static_cast<acc_t>(sum);
-    });
-  }
-
-  static MDFT_DEVICE acc_t partial(const Args& a, const acc_t* partials, int64_t i, int64_t end) {
-    if (i >= end) return 0;
-    const int32_t tile = a.order[i];
-    return 0 <= tile && tile < a.tiles ? partials[tile] : kNaN<acc_t>;
   }
 };
 

@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "merge_dots/gpu_columns_kernel.h"
 #include "merge_dots/gpu_kernel.h"
+#include "merge_dots/gpu_row_dots.h"
 #include "merge_dots/merge_dots.h"
 
 namespace mdft::MDFT_TARGET {
@@ -27,10 +29,9 @@ inline int64_t fill_table(const Gradients& present, const int64_t* tiles, int64_
   return end;
 }
 
-template <typename scalar_t>
+template <typename Kernel>
 void launch_dots_as(const Grid& grid, const Gradients& present, const int64_t* tiles,
                     DotsKernelArgs* args) {
-  using Kernel = DotsKernel<scalar_t>;
   constexpr int64_t kWarps = Kernel::kThreads / kWarp;
   args->wide = args->N % Kernel::kPack == 0 && is_aligned(args->deltas);
   const auto tensors = static_cast<int64_t>(present.pointers.size());
@@ -45,14 +46,17 @@ void launch_dots_as(const Grid& grid, const Gradients& present, const int64_t* t
 inline Tensor merge_dots(const std::vector<std::optional<Tensor>>& grads, const Tensor& deltas,
                          const std::optional<Tensor>& scales, const Tensor& order,
                          const Tensor& starts, const Tensor& tensor_tiles, int64_t first,
-                         int64_t last) {
-  const Gradients present =
-      check_merge_dots_args(grads, deltas, scales, order, starts, tensor_tiles, first, last);
+                         int64_t last, const std::optional<Tensor>& columns,
+                         const std::optional<Tensor>& rows) {
+  const Gradients present = check_merge_dots_args(grads, deltas, scales, order, starts,
+                                                  tensor_tiles, first, last, columns, rows);
   const Grid grid(deltas);
   const ScalarType acc = accumulator(deltas.scalar_type());
   const int64_t K = deltas.size(0);
   const int64_t L = starts.size(0) - 1;
-  const Tensor dots = torch::stable::new_empty(deltas, {K, L}, acc);
+  // By row, tiles write where a row begins alone.
+  const Tensor dots = rows ? torch::stable::new_zeros(deltas, {K, L}, acc)
+                           : torch::stable::new_empty(deltas, {K, L}, acc);
   const Tensor partials = torch::stable::new_empty(deltas, {K, last - first}, acc);
   if (K * L == 0) return dots;
   DotsKernelArgs args{.table = {},
@@ -64,21 +68,32 @@ inline Tensor merge_dots(const std::vector<std::optional<Tensor>>& grads, const 
                       .tensors = 0,   // and of each table
                       .K = K,
                       .N = deltas.size(1) * per_stored(deltas),
-                      .tiles = last - first};
+                      .tiles = last - first,
+                      .columns = rows ? columns->const_data_ptr<int32_t>() : nullptr,
+                      .rows = rows ? rows->const_data_ptr<int32_t>() : nullptr,
+                      .dots = dots.mutable_data_ptr(),
+                      .L = L};
   const int64_t* tiles = tensor_tiles.const_data_ptr<int64_t>();
-  const ColumnsArgs columns{.partials = partials.const_data_ptr(),
-                            .order = order.const_data_ptr<int32_t>(),
-                            .starts = starts.const_data_ptr<int32_t>(),
-                            .dots = dots.mutable_data_ptr(),
-                            .L = L,
-                            .tiles = last - first};
+  const ColumnsArgs sums{.partials = partials.const_data_ptr(),
+                         .order = order.const_data_ptr<int32_t>(),
+                         .starts = starts.const_data_ptr<int32_t>(),
+                         .dots = dots.mutable_data_ptr(),
+                         .L = L,
+                         .tiles = last - first,
+                         .K = K};
   with_accumulator(dtype_of(acc), [&](auto type) {
     using acc_t = type_of<decltype(type)>;
     with_stored<acc_t>(dtype_of(deltas.scalar_type()), [&](auto stored) {
-      launch_dots_as<type_of<decltype(stored)>>(grid, present, tiles, &args);
+      using scalar_t = type_of<decltype(stored)>;
+      rows ? launch_dots_as<DotsKernel<scalar_t, true>>(grid, present, tiles, &args)
+           : launch_dots_as<DotsKernel<scalar_t, false>>(grid, present, tiles, &args);
     });
-    // Also where there are no tiles: it writes the zeros.
-    grid.template launch<ColumnsKernel<acc_t>>(K * L, columns);
+    if (rows) {
+      constexpr int64_t kThreads = RowColumnsKernel<acc_t>::kThreads;
+      grid.template launch<RowColumnsKernel<acc_t>>((K * L + kThreads - 1) / kThreads, sums);
+    } else {  // also where there are no tiles: it writes the zeros
+      grid.template launch<ColumnsKernel<acc_t>>(K * L, sums);
+    }
   });
   return dots;
 }

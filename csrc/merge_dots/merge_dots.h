@@ -9,11 +9,16 @@
 //   order         [last - first]  int32: tiles, counted from first, sorted by column
 //   starts        [L + 1]         int32: column l owns order[starts[l] : starts[l + 1]]
 //   tensor_tiles  [tensors + 1]   int64, on the CPU: first tile of each tensor, from first
+//   columns       [last - first]  int32, or None: with lambda per output row the column of each
+//   rows          [last - first, 2]  tile's first element, and its rows as in merge/merge.h. A row
+//                                 that begins within a tile has its own column, columns[tile] + 1
+//                                 and on; order and starts go by the first elements
 //   dots          [K, L]          float32 (float64 for float64)
 //
 // A tile's dot product is one fixed tree in the accumulator's precision, in which a scale
 // multiplies the sum over its group's codes, or over a part of them; a column's tiles are added in
-// order in float64. No atomics: equal inputs give equal bits, whatever the number of threads.
+// order in float64. With rows, one such tree is the part of a row in a tile, and a row's parts are
+// added in order. No atomics: equal inputs give equal bits, whatever the number of threads.
 #pragma once
 
 #include <vector>
@@ -31,6 +36,7 @@ struct Gradients {
 
 inline void check_index(const Tensor& deltas, const std::optional<Tensor>& scales,
                         const Tensor& order, const Tensor& starts, const Tensor& tensor_tiles,
+                        const std::optional<Tensor>& columns, const std::optional<Tensor>& rows,
                         int64_t tensors, int64_t first, int64_t last) {
   STD_TORCH_CHECK(deltas.dim() == 2, "merge_dots: deltas must be [K, N], got ", shape(deltas));
   const int64_t N = deltas.size(1) * per_stored(deltas);
@@ -57,6 +63,14 @@ inline void check_index(const Tensor& deltas, const std::optional<Tensor>& scale
   if (scales) check_beside("merge_dots", "scales", *scales, deltas);
   check_beside("merge_dots", "order", order, deltas);
   check_beside("merge_dots", "starts", starts, deltas);
+  STD_TORCH_CHECK(columns.has_value() == rows.has_value(),
+                  "merge_dots: columns and rows must go together, got one of them");
+  if (!rows) return;
+  STD_TORCH_CHECK(columns->dim() == 1 && columns->size(0) == last - first,
+                  "merge_dots: columns must be [", last - first, "], got ", shape(*columns));
+  check_dtype("merge_dots", "columns", *columns, ScalarType::Int);
+  check_beside("merge_dots", "columns", *columns, deltas);
+  check_rows("merge_dots", *rows, last - first, deltas);
 }
 
 // The i-th gradient, which fills the tiles from `tile` on up to `end`, counted from first.
@@ -75,9 +89,11 @@ inline void check_gradient(const Tensor& grad, int64_t i, int64_t tile, int64_t 
 inline Gradients check_merge_dots_args(const std::vector<std::optional<Tensor>>& grads,
                                        const Tensor& deltas, const std::optional<Tensor>& scales,
                                        const Tensor& order, const Tensor& starts,
-                                       const Tensor& tensor_tiles, int64_t first, int64_t last) {
+                                       const Tensor& tensor_tiles, int64_t first, int64_t last,
+                                       const std::optional<Tensor>& columns,
+                                       const std::optional<Tensor>& rows) {
   const auto n = static_cast<int64_t>(grads.size());
-  check_index(deltas, scales, order, starts, tensor_tiles, n, first, last);
+  check_index(deltas, scales, order, starts, tensor_tiles, columns, rows, n, first, last);
   const int64_t* tiles = tensor_tiles.const_data_ptr<int64_t>();
   STD_TORCH_CHECK(tiles[0] == 0 && tiles[n] == last - first,
                   "merge_dots: tensor_tiles must run from 0 to ", last - first, ", got ", tiles[0],

@@ -15,7 +15,7 @@ from mdft_fast.arena.codecs import (
     forms_of,
     rows_of,
 )
-from mdft_fast.arena.layout import TILE, Layout, Slot, TilePlan, makes_fakes
+from mdft_fast.arena.layout import TILE, Layout, Slot, TilePlan, makes_fakes, name_means
 from mdft_fast.arena.task_vectors import (
     CODECS,
     DTYPE_OF_CODEC,
@@ -50,6 +50,7 @@ __all__ = [
     "encode",
     "forms_of",
     "makes_fakes",
+    "name_means",
     "raw",
     "rows_of",
 ]

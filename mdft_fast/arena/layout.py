@@ -3,7 +3,7 @@
 
 An arena is one flat tensor. Each parameter starts at a multiple of ``TILE`` elements and is
 padded with zeros up to the next one, so a tile belongs to exactly one tensor, and through it to
-exactly one column of the coefficients.
+one column of the coefficients; with λ per output row, to the columns of the rows it holds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Slot(NamedTuple):
     name: str
     shape: tuple[int, ...]
     tile: int  # its first tile
-    column: int  # the column of λ that scales it
+    column: int  # the first column of λ that scales it
+    rows: int = 1  # how many do, one for each of its first dimension's rows where it is not 1
 
     @property
     def numel(self) -> int:
@@ -61,6 +62,10 @@ class TilePlan(NamedTuple):
         tensor_tiles: int64 ``[n + 1]`` on the CPU: first tile of each tensor of the range,
             counted from the range's start; the last entry is ``T``.
         first: the range's first tile, and ``last``: one past its last tile.
+        rows: int32 ``[T, 2]`` on the arena's device, with λ per output row: length and phase of
+            each tile's rows. Element e of tile t reads column ``columns[t] + (phase + e) //
+            length``; a row longer than a tile counts as ``TILE`` long, which tells where it ends
+            within a tile as well. None: one column a tile.
     """
 
     columns: Tensor
@@ -69,6 +74,7 @@ class TilePlan(NamedTuple):
     tensor_tiles: Tensor
     first: int
     last: int
+    rows: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +83,13 @@ class Layout:
 
     Attributes:
         slots: the tensors in arena order.
-        columns: names of λ's columns; ``L = len(columns)``.
+        columns: names of λ's columns.
+        rows: how many columns each name stands for, one a row (:meth:`by_row`); None: one each.
     """
 
     slots: tuple[Slot, ...]
     columns: tuple[str, ...]
+    rows: tuple[int, ...] | None = None
     _plans: dict[tuple[torch.device, tuple[int, int] | None], TilePlan] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -103,6 +111,11 @@ class Layout:
         return Layout.of({"all": (elements,)})
 
     @property
+    def L(self) -> int:
+        """``L``: number of λ's columns."""
+        return len(self.columns) if self.rows is None else sum(self.rows)
+
+    @property
     def tiles(self) -> int:
         """Number of tiles of the whole arena."""
         return self.slots[-1].tile + self.slots[-1].tiles if self.slots else 0
@@ -122,15 +135,31 @@ class Layout:
         columns = tuple(dict.fromkeys(column_of[slot.name] for slot in self.slots))
         number = {name: i for i, name in enumerate(columns)}
         return Layout(
-            tuple(slot._replace(column=number[column_of[slot.name]]) for slot in self.slots),
+            tuple(
+                slot._replace(column=number[column_of[slot.name]], rows=1) for slot in self.slots
+            ),
             columns,
         )
+
+    def by_row(self) -> Layout:
+        """Returns the same arena with one column for each row of each tensor.
+
+        A row is what lies under one index of a tensor's first dimension: the weights of one
+        output. A tensor of one dimension or none has one column, as have those that are empty.
+        """
+        slots, column = [], 0
+        for slot in self.slots:
+            rows = slot.shape[0] if len(slot.shape) > 1 and slot.numel else 1
+            slots.append(slot._replace(column=column, rows=rows))
+            column += rows
+        names = tuple(slot.name for slot in slots)
+        return Layout(tuple(slots), names, tuple(slot.rows for slot in slots))
 
     def cut(self, tiles: tuple[int, int]) -> Layout:
         """Returns the layout of a range of tiles as an arena of its own; λ's columns stay."""
         first = tiles[0]
         slots = tuple(s._replace(tile=s.tile - first) for s in self.slots_in(tiles))
-        return Layout(slots, self.columns)
+        return Layout(slots, self.columns, self.rows)
 
     def slots_in(self, tiles: tuple[int, int] | None) -> tuple[Slot, ...]:
         """Returns the tensors of a range of tiles, which must begin and end between tensors."""
@@ -158,12 +187,23 @@ class Layout:
         slots = self.slots_in(tiles)
         first, last = tiles or (0, self.tiles)
         counts = torch.tensor([slot.tiles for slot in slots], dtype=torch.int64)
-        column = torch.tensor([slot.column for slot in slots], dtype=torch.int64)
         # Output sizes that follow from shapes, not from data: fakes can make a plan too.
-        columns = column.repeat_interleave(counts, output_size=last - first)
-        owned = torch.zeros(len(self.columns), dtype=torch.int64).index_add(0, column, counts)
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), owned.cumsum(0)])
+        slot_of = torch.arange(len(slots)).repeat_interleave(counts, output_size=last - first)
+        columns = torch.tensor([slot.column for slot in slots], dtype=torch.int64)[slot_of]
         tensor_tiles = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        rows = None
+        if any(slot.rows > 1 for slot in self.slots):
+            starts_at = (torch.arange(last - first) - tensor_tiles[:-1][slot_of]) * TILE
+            lengths = [max(slot.numel // slot.rows, 1) for slot in slots]
+            length = torch.tensor(lengths, dtype=torch.int64)[slot_of]
+            columns = columns + starts_at // length
+            capped = length.clamp(max=TILE)
+            phase = capped - (length - starts_at % length).clamp(max=TILE)
+            rows = torch.stack([capped, phase], -1).int().to(device)
+        owned = torch.zeros(self.L, dtype=torch.int64).index_add(
+            0, columns, torch.ones_like(columns)
+        )
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), owned.cumsum(0)])
         return TilePlan(
             columns.int().to(device),
             columns.argsort(stable=True).int().to(device),
@@ -171,6 +211,7 @@ class Layout:
             tensor_tiles,
             first,
             last,
+            rows,
         )
 
     def pack(self, tensors: Mapping[str, Tensor], *, who: str = "layout") -> Shaped[Tensor, "N"]:
@@ -229,3 +270,16 @@ class Layout:
             start = (slot.tile - first) * TILE
             views.append(arena[start : start + slot.numel].view(slot.shape))
         return views
+
+
+def name_means(coefficients: Tensor, rows: tuple[int, ...] | None) -> Tensor:
+    """Returns λ ``[..., L]`` with one column a name of the layout: of a tensor's rows their mean.
+
+    Args:
+        coefficients: λ.
+        rows: the layout's; None: a column a name already.
+    """
+    if rows is None:
+        return coefficients
+    parts = coefficients.double().split(list(rows), -1)
+    return torch.stack([part.mean(-1) for part in parts], -1).to(coefficients.dtype)

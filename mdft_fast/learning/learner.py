@@ -33,6 +33,11 @@ _CAPTURABLE: dict[str, dict[str, bool]] = {
 }
 
 
+# λ of more numbers than these is kept as it began and as it is, not of every step: half a million
+# over 100 steps would be 200 MB, in memory and in the state that is saved after each.
+PATH_NUMBERS = 1 << 14
+
+
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
     """What a step did. Tensors are on the device: reading them waits for it.
@@ -123,7 +128,10 @@ class Learner:
                 group["lr"] = lr
         losses = update()
         self.step += 1
-        self.path.append(self.meta.coefficients.detach().clone())
+        now = self.meta.coefficients.detach().clone()
+        if now.numel() > PATH_NUMBERS:
+            del self.path[1:]
+        self.path.append(now)
         if self.path[-1].device.type == "cpu":
             self._check_finite()
         return losses, lr
@@ -208,10 +216,13 @@ class RunResult:
 
     Attributes:
         coefficients: the learned λ, float32 ``[K, L]`` on the CPU.
-        path: λ at the start and after every step, float32 ``[steps + 1, K, L]`` on the CPU.
+        path: λ at the start and after every step, float32 ``[steps + 1, K, L]`` on the CPU; of λ of
+            more than ``PATH_NUMBERS`` numbers the start and the end alone, ``[2, K, L]``.
         columns: names of λ's columns; ``tasks``: names of its rows, the pool's vectors.
         seconds: wall time of the stage, what a resumed run had done before not counted.
         warnings: what a user should know, one sentence each.
+        steps: the step after which λ was each of ``path``.
+        rows: how many columns each name stands for, one a row; None: one each.
     """
 
     coefficients: Tensor
@@ -220,12 +231,17 @@ class RunResult:
     tasks: tuple[str, ...]
     seconds: float
     warnings: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
+    rows: tuple[int, ...] | None = None
 
 
 def result_of(learner: Learner, seconds: float, warnings: tuple[str, ...] = ()) -> RunResult:
     """Returns a finished learner's result."""
     meta = learner.meta
     path = learner.state()["path"]
+    every = len(path) == learner.step + 1
+    steps = tuple(range(len(path))) if every else (0, learner.step)
     return RunResult(
-        path[-1].clone(), path, meta.layout.columns, meta.pool.vector_names, seconds, warnings
-    )
+        path[-1].clone(), path, meta.layout.columns, meta.pool.vector_names, seconds, warnings,
+        steps, meta.layout.rows,
+    )  # fmt: skip

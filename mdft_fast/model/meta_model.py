@@ -51,7 +51,7 @@ class MetaModel(nn.Module):
         backbone: the module that the pool's tensors belong to. A private copy is made, without
             its weights, always in eval mode; the caller's module is never changed.
         pool: base, task vectors and heads; read, never changed.
-        granularity: one coefficient a vector and "task" (all of it), "block" or "tensor".
+        granularity: one coefficient a vector and "task" (all of it), "block", "tensor" or "row".
         start: λ's start: one number, one a vector, or a ``[K, L]`` tensor; or a
             :class:`~mdft_fast.Start`, which makes a merge of the pool's vectors and puts it before
             them. None: 1 at the pool's merge, where it holds one, and 0 at the tasks' vectors;
@@ -172,7 +172,7 @@ class MetaModel(nn.Module):
 
     def as_coefficients(self, value: float | Sequence[float] | Tensor) -> Tensor:
         """Returns a new float32 ``[K, L]`` from one number, one a vector, or a whole matrix."""
-        shape = (self.pool.K, len(self.layout.columns))
+        shape = (self.pool.K, self.layout.L)
         matrix = torch.as_tensor(value, dtype=torch.float32).detach().clone()
         if matrix.dim() == 1 and matrix.shape[0] == shape[0]:
             matrix = matrix[:, None].expand(shape).clone()

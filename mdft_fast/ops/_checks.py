@@ -68,9 +68,8 @@ def check_covers(op: str, layout: Layout, elements: int) -> None:
 
 def check_columns(op: str, layout: Layout, coefficients: Tensor) -> None:
     """Refuses λ with other columns than the layout's: those too many would have no gradient."""
-    columns = len(layout.columns)
-    fits = coefficients.dim() != 2 or coefficients.shape[1] == columns
-    require(fits, op, "coefficients", f"[{len(coefficients)}, {columns}]", shape(coefficients))
+    fits = coefficients.dim() != 2 or coefficients.shape[1] == layout.L
+    require(fits, op, "coefficients", f"[{len(coefficients)}, {layout.L}]", shape(coefficients))
 
 
 # ---- what the reference would let pass

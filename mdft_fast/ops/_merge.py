@@ -38,7 +38,8 @@ def merge(
 
         out[n] = base[n] + Σ_k coefficients[k, l(n)] · deltas[k, n]
 
-    where l(n) is the column of λ that element n belongs to.
+    where l(n) is the column of λ that element n belongs to: its tensor's, or, in a layout by row
+    (:meth:`Layout.by_row`), the one of its row, an index of its tensor's first dimension.
 
     Args:
         base: ``[N]`` pre-trained weights. float32, float16, bfloat16 or float64. Contiguous.
@@ -270,10 +271,12 @@ def _merge(
         return merged if out is None else out.copy_(merged)
     if out is None:
         result: Tensor = torch.ops.mdft_fast.merge(
-            base, codes, scales, coefficients, columns, first, last, out_dtype
+            base, codes, scales, coefficients, columns, first, last, out_dtype, plan.rows
         )
         return result
-    torch.ops.mdft_fast.merge_out(base, codes, scales, coefficients, columns, first, last, out)
+    torch.ops.mdft_fast.merge_out(
+        base, codes, scales, coefficients, columns, first, last, out, plan.rows
+    )
     # A kernel's write does not bump the version: without this a stale graph would go unnoticed.
     torch.autograd.graph.increment_version(out)
     return out
@@ -334,8 +337,9 @@ def _merge_fake(
     first: int,
     last: int,
     out_dtype: torch.dtype,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    _merge_out_fake(base, deltas, scales, coefficients, columns)
+    _merge_out_fake(base, deltas, scales, coefficients, columns, first, last, None, rows)
     return base.new_empty(_elements(first, last, base.shape[0]), dtype=out_dtype)
 
 
@@ -345,10 +349,13 @@ def _merge_out_fake(
     scales: Tensor | None,
     coefficients: Tensor,
     columns: Tensor,
-    *_: Any,
+    first: int,
+    last: int,
+    out: Tensor | None,
+    rows: Tensor | None = None,
 ) -> None:
     others = {"base": base, "scales": scales, "coefficients": coefficients, "columns": columns}
-    checks.check_devices("merge", deltas, **others)
+    checks.check_devices("merge", deltas, **others, rows=rows)
 
 
 if LOADED:

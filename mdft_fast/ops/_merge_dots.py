@@ -84,7 +84,7 @@ def dot_gradients(
         return reference.merge_dots(grads, deltas, plan)
     result: Tensor = torch.ops.mdft_fast.merge_dots(
         list(grads), codes, scales, plan.order, plan.starts, plan.tensor_tiles, plan.first,
-        plan.last,
+        plan.last, None if plan.rows is None else plan.columns, plan.rows,
     )  # fmt: skip
     return result
 
@@ -119,8 +119,11 @@ def _merge_dots_fake(
     tensor_tiles: Tensor,
     first: int,
     last: int,
+    columns: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    checks.check_devices("merge_dots", order, deltas=deltas, scales=scales, starts=starts)
+    index = {"deltas": deltas, "scales": scales, "starts": starts, "columns": columns, "rows": rows}
+    checks.check_devices("merge_dots", order, **index)
     acc = accumulator(deltas.dtype)
     return deltas.new_empty(deltas.shape[0], starts.shape[0] - 1, dtype=acc)
 

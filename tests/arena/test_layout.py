@@ -3,25 +3,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from mdft_fast import MdftError
-from mdft_fast.arena import TILE, Layout
-from tests.ops.inputs import layouts
+from mdft_fast.arena import TILE, Layout, name_means
+from tests.ops.inputs import layouts, ranges
 
 LAYOUT = Layout.of({"a": (3,), "none": (0,), "b": (2, 700), "c": ()})
 
 
 def test_tensors_start_at_whole_tiles() -> None:
     assert [tuple(s) for s in LAYOUT.slots] == [
-        ("a", (3,), 0, 0),
-        ("none", (0,), 1, 1),
-        ("b", (2, 700), 1, 2),
-        ("c", (), 3, 3),
+        ("a", (3,), 0, 0, 1),
+        ("none", (0,), 1, 1, 1),
+        ("b", (2, 700), 1, 2, 1),
+        ("c", (), 3, 3, 1),
     ]
     assert [(s.numel, s.tiles) for s in LAYOUT.slots] == [(3, 1), (0, 0), (1400, 2), (1, 1)]
     assert LAYOUT.columns == ("a", "none", "b", "c")
@@ -51,7 +53,38 @@ def test_group_numbers_columns_as_the_arena_meets_them() -> None:
         LAYOUT.group({"a": "x"})
 
 
-@given(layout=layouts())
+def test_by_row_numbers_the_rows_of_each_tensor() -> None:
+    rows = Layout.of({"a": (3,), "b": (2, 700), "none": (4, 0), "c": (3, 2, 5), "d": ()}).by_row()
+    assert rows.columns == ("a", "b", "none", "c", "d")
+    assert rows.rows == (1, 2, 1, 3, 1)
+    assert rows.L == 8
+    assert [(s.column, s.rows) for s in rows.slots] == [(0, 1), (1, 2), (3, 1), (4, 3), (7, 1)]
+    assert rows.cut((1, 3)).L == 8  # λ's columns stay
+    assert rows.group({s.name: "all" for s in rows.slots}).L == 1
+    assert name_means(torch.arange(8.0)[None], rows.rows).tolist() == [[0, 1.5, 3, 5, 7]]
+    assert name_means(torch.arange(4.0), LAYOUT.rows).tolist() == [0, 1, 2, 3]
+
+
+@given(layout=layouts(by_row=True), data=st.data())
+def test_a_plan_by_row_finds_every_element_s_column(layout: Layout, data: st.DataObject) -> None:
+    tiles = data.draw(ranges(layout))
+    plan = layout.plan(torch.device("cpu"), tiles)
+    length, phase = (
+        (x.tolist() for x in plan.rows.unbind(-1)) if plan.rows is not None else ([], [])
+    )
+    for slot in layout.slots_in(tiles):
+        for i in {0, slot.numel // 3, slot.numel // 2, slot.numel - 1} if slot.numel else ():
+            tile, e = slot.tile - tiles[0] + i // TILE, i % TILE
+            row = i // (slot.numel // slot.rows)
+            assert plan.columns[tile] + (phase[tile] + e) // length[tile] == slot.column + row
+    assert all(1 <= n <= TILE and 0 <= p < n for n, p in zip(length, phase, strict=True))
+    own = [plan.order[a:b].tolist() for a, b in itertools.pairwise(plan.starts.tolist())]
+    assert len(own) == layout.L
+    columns = plan.columns.tolist()
+    assert own == [[t for t, c in enumerate(columns) if c == column] for column in range(layout.L)]
+
+
+@given(layout=layouts(by_row=False))
 def test_a_plan_says_the_same_in_three_ways(layout: Layout) -> None:
     plan = layout.plan(torch.device("cpu"))
     owner = [s.column for s in layout.slots for _ in range(s.tiles)]

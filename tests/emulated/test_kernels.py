@@ -207,6 +207,75 @@ def test_dots_of_a_wrong_index_are_nan(grid: Grid) -> None:
     assert torch.equal(got[:, :3], wanted[:, :3])
 
 
+# ---- by row
+
+# Rows that end between packs and within, in every step of a warp, and many in a pack.
+BY_ROW = Layout.of(
+    {"a": (30, 192), "b": (3, 2500), "c": (29, 147), "d": (1500, 2), "e": (5,), "f": (70, 33)}
+).by_row()
+
+
+def merge_by_row(grid: Grid, arena: Any, plan: TilePlan, out: torch.dtype = F32) -> Tensor:
+    args = (*arena.stored(), plan.columns, plan.first, plan.last, out, plan.rows)
+    result: Tensor = grid.ops.merge(*args)
+    return result
+
+
+def dots_by_row(grid: Grid, grads: Any, deltas: Any, plan: TilePlan) -> Tensor:
+    index = plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last
+    args = (grads, *split(deltas), *index, plan.columns, plan.rows)
+    result: Tensor = grid.ops.merge_dots(*args)
+    return result
+
+
+@pytest.mark.parametrize("dtypes", PAIRS, ids=name)
+@pytest.mark.parametrize("K", K_VALUES)
+def test_rows_of_any_number_of_vectors(K: int, dtypes: Any, grid: Grid) -> None:
+    plan = BY_ROW.plan(grid.device)
+    arena = make_arena(K, BY_ROW, grid.device, base=dtypes[0], deltas=dtypes[1])
+    assert_merges(merge_by_row(grid, arena, plan, dtypes[0]), arena, plan)
+    grads = make_grads(BY_ROW, grid.device, dtypes[0])
+    got = dots_by_row(grid, grads, arena.deltas, plan)
+    # Of an element at most a pack's sum, 1 or 2 ends, 5 levels a step, and the steps' carries.
+    assert_dots_by(got, grads, arena.deltas, plan, 32 + 3 + 8 * 7, BY_ROW.tiles)
+
+
+@pytest.mark.parametrize("dtypes", PAIRS, ids=name)
+def test_bits_by_row_do_not_depend_on_alignment(dtypes: Any, grid: Grid) -> None:
+    plan = BY_ROW.plan(grid.device)
+    arena = make_arena(9, BY_ROW, grid.device, base=dtypes[0], deltas=dtypes[1])
+    grads = make_grads(BY_ROW, grid.device, dtypes[0])
+    wanted = merge_by_row(grid, arena, plan), dots_by_row(grid, grads, arena.deltas, plan)
+    if dtypes[0] == F64:
+        wanted = merge_by_row(grid, arena, plan, F64), wanted[1]
+    out = F64 if dtypes[0] == F64 else F32
+    for what in ("base", "deltas"):
+        moved = arena._replace(**{what: displaced(getattr(arena, what))})
+        assert torch.equal(merge_by_row(grid, moved, plan, out), wanted[0])
+    shifted = [displaced(g) for g in grads]
+    assert torch.equal(dots_by_row(grid, shifted, displaced(arena.deltas), plan), wanted[1])
+
+
+def test_wrong_rows_are_nan_and_write_nowhere_else(grid: Grid) -> None:
+    plan = BY_ROW.plan(grid.device)
+    arena = make_arena(3, BY_ROW, grid.device)
+    grads = make_grads(BY_ROW, grid.device)
+    merged, dots = merge_by_row(grid, arena, plan), dots_by_row(grid, grads, arena.deltas, plan)
+    for length, phase in ((0, 0), (-3, 0), (TILE + 1, 0), (5, 5), (5, -1)):
+        rows = plan.rows.clone()
+        rows[2] = rows.new_tensor([length, phase])
+        wrong = plan._replace(rows=rows)
+        got = merge_by_row(grid, arena, wrong)
+        assert got[2 * TILE : 3 * TILE].isnan().all()
+        assert torch.equal(got[3 * TILE :], merged[3 * TILE :])
+        got = dots_by_row(grid, grads, arena.deltas, wrong)
+        assert got[:, plan.columns[2]].isnan().all()
+        assert torch.equal(got[:, 30:], dots[:, 30:])
+    beyond = plan._replace(columns=plan.columns + 1)  # the last tile's rows reach beyond lambda
+    dots_by_row(grid, grads, arena.deltas, beyond)
+    assert merge_by_row(grid, arena, beyond).isfinite().all()
+
+
 # ---- debiased_entropy
 
 SWITCHES = {

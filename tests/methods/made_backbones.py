@@ -30,7 +30,9 @@ class Tensors:
     tensors: Batch
 
     def __len__(self) -> int:
-        first = self.tensors if isinstance(self.tensors, Tensor) else [*self.tensors.values()][0]
+        first = (
+            self.tensors if isinstance(self.tensors, Tensor) else next(iter(self.tensors.values()))
+        )
         return len(first)
 
     def batch(self, indices: Tensor, device: torch.device) -> Batch:

@@ -24,20 +24,22 @@ def images(n: int = 6) -> torch.Tensor:
 
 
 def merged_by_hand(world: World, meta: MetaModel) -> dict[str, torch.Tensor]:
-    """Equation (1) tensor by tensor in float64."""
-    columns = {slot.name: slot.column for slot in meta.layout.slots}
-    matrix = meta.coefficients.detach().double()
+    """Equation (1) tensor by tensor in float64, λ of each row beside its elements."""
+    columns = {}
+    for slot in meta.layout.slots:
+        rows = meta.coefficients.detach().double()[:, slot.column : slot.column + slot.rows]
+        columns[slot.name] = rows.reshape(len(rows), -1, *[1] * max(0, len(slot.shape) - 1))
     return {
         name: world.base[name].double()
         + sum(
-            matrix[k, columns[name]] * (state[name].double() - world.base[name].double())
+            columns[name][k] * (state[name].double() - world.base[name].double())
             for k, state in enumerate(world.models)
         )
         for name in columns
     }
 
 
-@pytest.mark.parametrize("granularity", ["task", "block", "tensor"])
+@pytest.mark.parametrize("granularity", ["task", "block", "tensor", "row"])
 def test_merges_what_the_equation_says(world: World, granularity: str) -> None:
     meta = world.meta(granularity=granularity)
     start = torch.randn(meta.coefficients.shape, generator=torch.Generator().manual_seed(2))
@@ -53,6 +55,9 @@ def test_granularity_sets_the_number_of_coefficients(world: World) -> None:
     block = world.meta(granularity="block")
     assert block.layout.columns == ("stem", "blocks.0", "blocks.1", "tail")
     assert list(world.meta().coefficients.shape) == [3, 10]
+    rows = world.meta(granularity="row")
+    assert list(rows.coefficients.shape) == [3, 8 + 1 + 2 * (8 + 1) + 1 + 1 + 16 + 1]
+    assert rows.layout.columns == world.pool.layout.columns  # a name once, however many its rows
 
 
 def test_oracle_1_unit_coefficients_give_each_model_bit_for_bit(world: World) -> None:

@@ -132,6 +132,27 @@ def test_every_mode_gives_the_same_bits(
     assert all(torch.equal(a, b) for a, b in zip(gradient(meta), (again, other), strict=True))
 
 
+@pytest.mark.parametrize("name", ["timm", "cnn"])
+@pytest.mark.parametrize("codec", ["fp32", "int4"])
+def test_every_mode_gives_the_same_bits_by_row(made: Made, name: str, codec: str) -> None:
+    backbone = made[name][0]
+    pool = made[name][1] if codec == "fp32" else make_pool(backbone, codec=codec)
+    drawn: Tensor | float = 0.3
+    features: list[Tensor] = []
+    for mode, checkpointing in itertools.product(MODES, (False, True)):
+        meta = MetaModel(
+            backbone, pool, granularity="row", start=drawn, mode=mode, checkpointing=checkpointing
+        )
+        if isinstance(drawn, float):
+            drawn = torch.rand(meta.coefficients.shape, generator=torch.Generator().manual_seed(4))
+            meta.set_coefficients(drawn)
+        got = gradient(meta)
+        features = features or list(got)
+        assert all(map(torch.equal, got, features))
+    staged = StagedFeed(pool.base, pool.vectors, meta.layout, (), torch.device("cpu"))
+    assert staged._layouts == {}
+
+
 @pytest.mark.parametrize("granularity", ["task", "block"])
 def test_coarse_columns_differ_by_the_order_of_sums_alone(made: Made, granularity: str) -> None:
     options = {"granularity": granularity}

@@ -88,7 +88,7 @@ def make_arena(
         make_packed(K, N, deltas, random).to(device)
         if isinstance(deltas, str)
         else draw(K, N).to(device, deltas),
-        draw(K, len(layout.columns)).to(device, accumulator(base)).requires_grad_(learns),
+        draw(K, layout.L).to(device, accumulator(base)).requires_grad_(learns),
     )
 
 
@@ -151,6 +151,7 @@ shapes = st.lists(
         st.just((0,)),
         st.tuples(st.integers(1, 3 * TILE)),
         st.tuples(st.integers(1, 40), st.integers(1, 60)),
+        st.tuples(st.integers(1, 4), st.integers(300, 1500)),
     ),
     min_size=1,
     max_size=6,
@@ -158,15 +159,17 @@ shapes = st.lists(
 
 
 @st.composite
-def layouts(draw: Callable[..., Any]) -> Layout:
-    """Random layouts, each with a random grouping of its tensors under columns."""
+def layouts(draw: Callable[..., Any], by_row: bool | None = None) -> Layout:
+    """Random layouts, each with a random grouping of its tensors under columns, or one a row."""
     layout = Layout.of({f"t{i}": shape for i, shape in enumerate(draw(shapes))})
+    if by_row or (by_row is None and draw(st.booleans())):
+        return layout.by_row()
     group = {slot.name: f"c{draw(st.integers(0, 2))}" for slot in layout.slots}
     return layout.group(group) if draw(st.booleans()) else layout
 
 
 def raw_merge(arena: Arena, layout: Layout, tiles: Any = None) -> tuple[Any, ...]:
-    """Returns the arguments of the operators ``merge`` and ``merge_out`` but for the last."""
+    """Returns the arguments of the operators ``merge`` and ``merge_out`` up to the tiles."""
     plan = layout.plan(arena.base.device, tiles)
     return (*arena.stored(), plan.columns, plan.first, plan.last)
 
@@ -178,7 +181,8 @@ def raw_dots(
     codes, scales = split(deltas)
     plan = layout.plan(codes.device)
     index = (plan.order, plan.starts, plan.tensor_tiles, plan.first, plan.last)
-    return (list(grads), codes, scales, *index)
+    by_row = () if plan.rows is None else (plan.columns, plan.rows)
+    return (list(grads), codes, scales, *index, *by_row)
 
 
 def poison_padding(deltas: Any, layout: Layout) -> Any:

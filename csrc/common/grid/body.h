@@ -8,6 +8,8 @@
 //   each_lane(f)           f(lane) in every lane of the warp
 //   Lanes<T> x             a T in every lane, x[lane]: registers on the device, an array here
 //   warp_sum(x)            the sum over the lanes, in a fixed tree five additions deep
+//   from_lane(x, lane)     x of one lane, in all
+//   from_beyond(x, n)      in each lane x of the lane n further on; in the last n their own
 //
 // Code between these runs once a warp with the same numbers in all lanes. The emulation runs
 // blocks, warps and threads last to first, one after another: within a phase none may need
@@ -87,6 +89,28 @@ MDFT_DEVICE T warp_sum(const Lanes<T>& x) {
 template <typename T>
 MDFT_DEVICE T warp_max(const Lanes<T>& x) {
   return warp_reduce(x, [](T a, T b) { return a < b ? b : a; });
+}
+
+template <typename T>
+MDFT_DEVICE T from_lane(const Lanes<T>& x, int lane) {
+#if defined(__CUDACC__)
+  return __shfl_sync(0xffffffffu, x.value, lane);
+#else
+  return x[lane];
+#endif
+}
+
+template <typename T>
+MDFT_DEVICE Lanes<T> from_beyond(const Lanes<T>& x, int distance) {
+  Lanes<T> result;
+#if defined(__CUDACC__)
+  result.value = __shfl_down_sync(0xffffffffu, x.value, distance);
+#else
+  for (int lane = 0; lane < kWarp; ++lane) {
+    result[lane] = x[lane + distance < kWarp ? lane + distance : lane];
+  }
+#endif
+  return result;
 }
 
 template <int kThreads>

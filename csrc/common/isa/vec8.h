@@ -34,6 +34,11 @@ struct Vec8 {
     for (int i = 0; i < 8; ++i) r.v[i] = x;
     return r;
   }
+  static Vec8 gather(const acc_t* p, const int32_t* index) {
+    Vec8 r;
+    for (int i = 0; i < 8; ++i) r.v[i] = p[index[i]];
+    return r;
+  }
   template <typename scalar_t>
   static Vec8 load(const scalar_t* p) {
     Vec8 r;
@@ -101,6 +106,10 @@ struct Vec8<float> {
   __m256 v;
 
   static Vec8 all(float x) { return {_mm256_set1_ps(x)}; }
+  static Vec8 gather(const float* p, const int32_t* index) {  // the instruction is no faster
+    return {_mm256_setr_ps(p[index[0]], p[index[1]], p[index[2]], p[index[3]], p[index[4]],
+                           p[index[5]], p[index[6]], p[index[7]])};
+  }
   static Vec8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static Vec8 load(const BFloat16Bits* p) {
     const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

@@ -114,6 +114,7 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
         gpu=device.type == "cuda",
         # A pool that is changed or encoded anew on opening is not read from its files any more.
         mapped=() if packed is None or changes else (packed,),
+        granularity=recipe.granularity,
     )
     budget = memory.budget if memory.budget is not None else int(_SHARE * _available_memory(device))
     codec = memory.codec if packed is None or memory.codec != "fp32" else packed

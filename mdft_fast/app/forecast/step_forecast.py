@@ -20,9 +20,20 @@ from mdft_fast.app.forecast.live_bytes import LiveBytes
 from mdft_fast.arena import CODECS, Codec, Layout, TaskVectors, empty_vectors
 from mdft_fast.checkpoints import as_preprocess
 from mdft_fast.errors import MdftError
-from mdft_fast.model import DTYPE_OF_PRECISION, MODES, MetaModel, Mode, Precision
+from mdft_fast.model import (
+    DTYPE_OF_PRECISION,
+    MODES,
+    Granularity,
+    MetaModel,
+    Mode,
+    Precision,
+)
 from mdft_fast.ops import debiased_entropy_loss
 from mdft_fast.pool import Pool, take_inventory
+
+# Of λ outside of a step: itself, the two moments of Adam, its start and its last value, and the one
+# that the merged weights hold.
+_COPIES = 6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +71,8 @@ class Forecast:
         base: bytes of the pre-trained arena, and ``vectors``: of the task vectors.
         away: whether these two stay in the pool's files, or on a GPU's host: not in ``peak``.
         weights: bytes of merged weights alive at once.
-        rest: bytes at the peak that are none of these: gradients, activations, workspace.
+        rest: bytes at the peak that are none of these: gradients, activations, workspace, λ and
+            what is kept of it.
         moved: bytes that merge and merge_dots read and write in a step.
     """
 
@@ -88,6 +100,7 @@ def forecast(
     passes: int = 1,
     gpu: bool = False,
     mapped: Collection[Codec] = (),
+    granularity: Granularity = "tensor",
 ) -> Iterator[Forecast]:
     """Yields the forecast of every mode and codec, first without, then with checkpointing.
 
@@ -100,6 +113,8 @@ def forecast(
             vectors on the device.
         mapped: codecs in which base and task vectors are read where they lie in a pool's files
             (CPU).
+        granularity: what shares a coefficient: by row, λ and what its optimizer keeps are no
+            longer small.
 
     Raises:
         MdftError: if the backbone does not run on tensors without data.
@@ -112,10 +127,10 @@ def forecast(
     pool = _fake_pool(subject, fakes)
     base, out = 4 * pool.N, pool.N * DTYPE_OF_PRECISION[precision].itemsize
     for checkpointing, mode in itertools.product((False, True), MODES):
-        step = _simulate(subject, pool, fakes, mode, samples, precision, checkpointing)
+        step = _simulate(subject, pool, fakes, mode, samples, precision, checkpointing, granularity)
         if step is None:
             continue
-        peak, elements = step
+        peak, elements, coefficients = step
         weights, staged = out * elements // pool.N, gpu and mode == "streamed"
         merges = 1 if mode == "resident" else 2 * passes
         for codec in CODECS:
@@ -127,7 +142,7 @@ def forecast(
                 mode, codec, checkpointing, base, vectors,
                 away=staged or (codec in mapped and not gpu),
                 weights=weights,
-                rest=peak - weights + buffers,
+                rest=peak - weights + buffers + _COPIES * coefficients,
                 moved=merges * (base + vectors + out) + passes * (out + vectors),
             )  # fmt: skip
 
@@ -161,18 +176,18 @@ def _simulate(
     samples: int,
     precision: Precision,
     checkpointing: bool,
-) -> tuple[int, int] | None:
+    granularity: Granularity,
+) -> tuple[int, int, int] | None:
     """Runs one step of stage 1 on fakes.
 
     Returns:
-        Bytes that the step made, at its peak, and elements merged at once; None where the mode
-        needs blocks and there are none.
+        Bytes that the step made, at its peak, elements merged at once, and bytes of λ; None where
+        the mode needs blocks and there are none.
     """
-    shape = subject.K, len(pool.layout.columns)
     try:
         meta = MetaModel(
-            subject.backbone, pool, mode=mode, start=torch.zeros(shape), blocks=subject.blocks,
-            precision=precision, checkpointing=checkpointing,
+            subject.backbone, pool, mode=mode, start=0.0, blocks=subject.blocks,
+            precision=precision, checkpointing=checkpointing, granularity=granularity,
         )  # fmt: skip
     except MdftError:
         if subject.blocks is None and (mode != "resident" or checkpointing):
@@ -180,7 +195,7 @@ def _simulate(
         raise
     try:
         with fakes:
-            meta.coefficients = nn.Parameter(torch.empty(shape))
+            meta.coefficients = nn.Parameter(torch.empty(meta.coefficients.shape))
             with LiveBytes() as live:
                 _step(meta, subject, samples)
     except MdftError:
@@ -190,7 +205,7 @@ def _simulate(
             f"plan: the backbone must run on tensors without data, got {type(error).__name__}: "
             f"{error}"
         ) from error
-    return live.peak, meta.merged_elements
+    return live.peak, meta.merged_elements, 4 * meta.coefficients.numel()
 
 
 @torch.enable_grad()

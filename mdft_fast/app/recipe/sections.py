@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval
 from pydantic import BeforeValidator, Field, PlainSerializer, SkipValidation, ValidationInfo
@@ -25,7 +25,6 @@ from mdft_fast.app.recipe.value_types import (
     Texts,
     WhichTasks,
     located,
-    not_yet,
     problem,
 )
 from mdft_fast.arena import Codec
@@ -242,7 +241,7 @@ class Specialize(DataclassSection):
     control: bool = True
 
 
-Granularity = Annotated[model.Granularity, not_yet("row", get_args(model.Granularity))]
+Granularity = model.Granularity
 
 
 def _transform(entry: Any, info: ValidationInfo) -> Transform:

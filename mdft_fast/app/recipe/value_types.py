@@ -110,17 +110,6 @@ def choice(*choices: str) -> Wanted:
     )
 
 
-def not_yet(later: str, now: tuple[str, ...]) -> BeforeValidator:
-    """Returns a check that names a choice to come as such."""
-
-    def check(value: Any) -> Any:
-        if value == later:
-            raise problem(f"{value!r} isn't there yet, only {list(now)} so far")
-        return value
-
-    return BeforeValidator(check)
-
-
 def _one_or_many(
     words: str, count: int | None = None, kinds: tuple[type, ...] = (int, float)
 ) -> Wanted:

@@ -36,6 +36,7 @@ def coefficients_section(result: Result) -> dict[str, Any]:
         "width": 130 + cell * len(columns),
         "numbered": cell >= NUMBERED,
         "note": note,
+        "means": result["trainable"] > len(matrix) * len(columns),
         "scale": _scale(centers[0] if len(set(centers)) == 1 else 0.0, reach),
         "mixture": _mixture(result, vectors),
     }

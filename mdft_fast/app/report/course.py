@@ -34,7 +34,8 @@ def stage_1_section(result: Result, metrics: Sequence[Metric]) -> dict[str, Any]
     for name in names:
         losses[name] = _column(lines, [line["losses"].get(name) for line in lines])
     kept = {name: _column(lines, [line["kept"].get(name) for line in lines]) for name in names}
-    columns, steps = len(result["columns"]), len(lines)
+    columns = result["trainable"] // max(1, len(result["coefficients"]["construct"]))
+    steps = len(lines)
     return {
         "title": "Stage 1: the meta-model",
         "lead": f"{result['trainable']:,} numbers were learned: {_vectors(result)} × "
@@ -164,7 +165,9 @@ def _paths(result: Result, paths: dict[str, list[SpecializePoint]]) -> Table:
         gain = (points(known["difference"]), ends(known["low"], known["high"])) if known else (
             ABSENT, ABSENT)  # fmt: skip
         others = ABSENT if last["others"] is None else percent(last["others"])
-        rows.append((name, *gain, f"{path[0]['distance']:.2f} → {last['distance']:.2f}", others))
+        distances = [point["distance"] for point in (path[0], last)]
+        moved = " → ".join(ABSENT if d is None else f"{d:.2f}" for d in distances)
+        rows.append((name, *gain, moved, others))
     header = ["task", "against individual", "95 % interval", "distance to e_k", "others, %"]
     return Table(header, rows)
 

@@ -70,7 +70,11 @@ class PoolFacts(TypedDict):
 
 
 class Coefficients(TypedDict):
-    """λ at the start, after stage 1 ([K][L]) and, by task, after stage 2 ([K][L])."""
+    """λ at the start, after stage 1 ([K][L]) and, by task, after stage 2 ([K][L]).
+
+    With λ per row, which are many, each tensor's mean over its rows: one number a name in
+    ``columns``; the cards hold all of them.
+    """
 
     start: float | list[list[float]]
     construct: list[list[float]]
@@ -106,7 +110,7 @@ class SpecializePoint(TypedDict):
     step: int
     loss: float | None  # equation (7); None where it was not measured
     accuracy: float | None  # on the target task; None without labels
-    distance: float  # L2 distance of λ to e_k
+    distance: float | None  # L2 distance of λ to e_k; None where λ of that step was not kept
     others: float | None  # mean accuracy on the other tasks; None where not measured
 
 
@@ -140,7 +144,7 @@ class Result(TypedDict):
     preset: str
     pool: PoolFacts
     trainable: int  # numbers learned, K · L
-    columns: list[str]
+    columns: list[str]  # names of λ's columns; with λ per row the tensors' alone
     coefficients: Coefficients
     compared: NotRequired[list[ComparedModel]]  # what ``accuracy`` holds, in the order shown
     accuracy: dict[str, dict[str, float]]  # model -> task -> share correct

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -93,13 +93,15 @@ def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
     }
     curve: dict[str, dict[int, float]] = {}
     others: dict[str, dict[int, float]] = {}
-    for name, path in ((name, result.path) for name, result in learned.specialize.items()):
+    for name, result in learned.specialize.items():
+        path = dict(zip(result.steps, result.path, strict=True))
         target = [test for test in tests if test.task.name == name]
         rest = [test for test in tests if test.task.name != name]
         if target:
-            curve[name] = _along(meta, check, target, path, range(len(path)))
+            curve[name] = _along(meta, check, target, path)
         if rest:
-            others[name] = _along(meta, check, rest, path, (0, len(path) - 1))
+            ends = {step: path[step] for step in (result.steps[0], result.steps[-1])}
+            others[name] = _along(meta, check, rest, ends)
     models = rows_of_table(built.pool.start is not None)
     return Measured(
         [dataclasses.asdict(model) for model in models if model.name in accuracy], accuracy,
@@ -139,13 +141,12 @@ def _along(
     meta: MetaModel,
     check: Check,
     tests: list[TestSet],
-    path: Tensor,
-    steps: Iterable[int],
+    path: Mapping[int, Tensor],
 ) -> dict[int, float]:
-    """Returns some steps' average accuracy on some tests."""
+    """Returns the average accuracy on some tests at each step of a path."""
     accuracies = {}
-    for step in steps:
-        with meta.using(path[step]):
+    for step, coefficients in path.items():
+        with meta.using(coefficients):
             accuracies[step] = check(tests).average
     return accuracies
 

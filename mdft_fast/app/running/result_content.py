@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from mdft_fast.app.opening import Built, LoadedData
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running.measurement import Measured, worse_than_base
@@ -15,7 +17,8 @@ from mdft_fast.app.running.phases import Phases
 from mdft_fast.app.running.provenance import environment
 from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.app.running.stages import Learned
-from mdft_fast.learning import TaughtTask
+from mdft_fast.arena import name_means
+from mdft_fast.learning import RunResult, TaughtTask
 
 BINS = 40  # of the histogram: a bin is 0.025 of log C wide, so that common μ lie on an edge
 
@@ -58,10 +61,11 @@ def result_of(
         "trainable": first.coefficients.numel(),
         "columns": list(first.columns),
         "coefficients": {
-            "start": first.path[0].tolist(),
-            "construct": first.coefficients.tolist(),
+            "start": _means(first, first.path[0]),
+            "construct": _means(first, first.coefficients),
             "specialize": {
-                name: result.coefficients.tolist() for name, result in learned.specialize.items()
+                name: _means(result, result.coefficients)
+                for name, result in learned.specialize.items()
             },
         },
         "compared": measured.compared,
@@ -83,6 +87,12 @@ def result_of(
         "confusion": measured.confusion,
         "recipe": recipe.dump(),
     }
+
+
+def _means(result: RunResult, coefficients: Tensor) -> list[list[float]]:
+    """Returns λ with a column a name: of a tensor's rows the mean, all is in the card."""
+    means: list[list[float]] = name_means(coefficients, result.rows).tolist()
+    return means
 
 
 def _sample_counts(
@@ -145,14 +155,17 @@ def _curves(
     for name, result in learned.specialize.items():
         individual = 0 * result.path[0]
         individual[built.pool.vector_names.index(name)] = 1
+        path = dict(zip(result.steps, result.path, strict=True))
         curves[name] = [
             {
                 "step": step,
                 "loss": losses.get((name, step)),
                 "accuracy": measured.curve.get(name, {}).get(step),
-                "distance": math.sqrt(float((at - individual).square().sum())),
+                "distance": math.sqrt(float((path[step] - individual).square().sum()))
+                if step in path
+                else None,
                 "others": measured.others.get(name, {}).get(step),
             }
-            for step, at in enumerate(result.path)
+            for step in range(result.steps[-1] + 1)
         ]
     return curves

@@ -15,6 +15,7 @@ from benchmarks import bench_memory
 from benchmarks.shapes import CLASSES, ENCODERS, Encoder
 from mdft_fast import MdftError, Pool, plan
 from mdft_fast.app.forecast import LiveBytes, Subject, explained, forecast
+from mdft_fast.app.opening import build
 from mdft_fast.app.running import run
 from mdft_fast.model import build_backbone
 from tests.app.conftest import Make, call
@@ -90,6 +91,16 @@ def test_the_forecast_is_near_what_a_process_takes(
     assert off <= max(200, 0.1 * seen["anonymous_mb"]), (seen, wanted)
     if mode != "resident":
         assert off <= 100, (seen, wanted)
+
+
+def test_lambda_by_row_and_its_optimizer_are_in_the_plan(make_recipe: Make) -> None:
+    by_tensor, by_row = (plan(make_recipe(f"granularity={g}")) for g in ("tensor", "row"))
+    recipe = make_recipe("granularity=row")
+    numbers = build(recipe).meta_model().coefficients.numel()
+    for one, other in zip(by_tensor.rows, by_row.rows, strict=True):
+        # λ, two moments of Adam, start, last, the merged one; in a step at least its gradient.
+        assert other.peak - one.peak > 0.9 * 6 * 4 * numbers
+        assert other.peak - one.peak < 60 * 4 * numbers  # a gradient a block, at the worst
 
 
 def test_rows_say_what_they_are_made_of(make_recipe: Make) -> None:

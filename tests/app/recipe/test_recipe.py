@@ -253,12 +253,6 @@ def test_a_wrong_value_says_what_was_wanted_and_what_came(
     assert found[0].startswith(message)
 
 
-def test_what_is_coming_is_named_as_not_yet(file: Path) -> None:
-    (found,) = problems(file, "granularity=row")
-    assert found.startswith("granularity: ")
-    assert "there yet, only" in found
-
-
 BUDGETS = {"4GB": 4 * 10**9, "1.5 GiB": 3 * 2**29, "500mb": 5 * 10**8, "12345": 12345,
            "4G": 4 * 10**9, "4": 4}  # fmt: skip
 

@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mdft_fast import CoefficientCard, MdftError, load, run
+from mdft_fast.app.cli import export_model
 from mdft_fast.app.opening import build
+from mdft_fast.app.report import read_result
+from mdft_fast.arena import name_means
 from tests.app.conftest import Make, card
 
 
@@ -47,6 +50,44 @@ def test_a_card_of_another_pool_is_refused(make_recipe: Make, files: Path, tmp_p
         load(folder / "meta" / "card.json", pool=other)
     with pytest.raises(MdftError, match="needs its pool"):
         load(folder / "meta" / "card.json")
+
+
+def test_a_run_by_row_is_small_and_read_again(make_recipe: Make, tmp_path: Path) -> None:
+    recipe = make_recipe(
+        "granularity=row", "specialize.tasks=[letters]", "specialize.control=false"
+    )
+    folder = run(recipe, progress=False).folder
+    built = build(recipe)
+    meta = built.meta_model()
+    written = CoefficientCard.load(folder / "specialized" / "letters" / "card.json")
+    assert (written.columns, written.rows) == (meta.layout.columns, meta.layout.rows)
+    assert json.loads((folder / "meta" / "card.json").read_text())["version"] == 2
+    assert written.coefficients.shape == (2, meta.layout.L)
+    assert len(written.columns) < meta.layout.L / 10
+    assert written.coefficients.unique().numel() > len(written.columns) * 2
+    meta.set_coefficients(written.coefficients)
+    read = load(folder / "specialized" / "letters" / "card.json", pool=built.pool).state_dict()
+    for key, value in meta.materialize().state_dict().items():
+        assert torch.equal(read[key], value)
+    export_model(folder, tmp_path / "letters.safetensors", "letters", None)
+    exported = load_file(tmp_path / "letters.safetensors")
+    assert all(torch.equal(read[key], exported[key]) for key in exported)
+    result = read_result(folder)
+    assert result["trainable"] == 2 * meta.layout.L
+    means = torch.tensor(result["coefficients"]["specialize"]["letters"])
+    torch.testing.assert_close(means, name_means(written.coefficients, written.rows))
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"2 task vectors × {meta.layout.L:,} columns of λ" in report
+    assert "mean over its rows" in report
+    card = json.loads((folder / "meta" / "card.json").read_text())
+    for key, value in {"rows": [1], "coefficients": {"shapes": "!", "letters": "!"}}.items():
+        (tmp_path / "card.json").write_text(json.dumps({**card, key: value}))
+        with pytest.raises(MdftError, match=r"card.json: damaged"):
+            CoefficientCard.load(tmp_path / "card.json")
+    finer = {**card, "granularity": "tensor"}
+    (tmp_path / "card.json").write_text(json.dumps(finer))
+    with pytest.raises(MdftError, match="tasks and columns must be the pool's"):
+        load(tmp_path / "card.json", pool=built.pool)
 
 
 def test_damaged_cards_and_models(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.report import COMPARED
 from mdft_fast.app.running import check_finished
 from mdft_fast.app.running.measurement import worse_than_base
+from mdft_fast.learning import learner
 from tests.app.conftest import Make, card, metrics, run_until
 from tests.conftest import contents
 
@@ -89,6 +90,27 @@ def test_the_same_command_twice_gives_equal_bits(make_recipe: Make, tmp_path: Pa
     first = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
     second = run(make_recipe(f"output={tmp_path / 'b'}"), progress=False)
     assert_same_cards(first.folder, second.folder)
+
+
+@pytest.mark.parametrize("after", [3, 6])
+def test_a_stopped_run_by_row_goes_on_bit_for_bit(
+    make_recipe: Make, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "PATH_NUMBERS", 100)  # as λ by row of a real model
+    whole = run(make_recipe("granularity=row", f"output={tmp_path / 'whole'}"), progress=False)
+    recipe = make_recipe("granularity=row", f"output={tmp_path / 'stopped'}")
+    run_until(after, recipe)
+    resumed = run(Recipe.load(recipe.output / "recipe.yaml"), resume=True, progress=False)
+    assert_same_cards(resumed.folder, whole.folder)
+    assert resumed.result["accuracy"] == whole.result["accuracy"]
+    assert resumed.result["specialize"] == whole.result["specialize"]
+    curve = whole.result["specialize"]["shapes"]
+    assert [point["step"] for point in curve] == [0, 1, 2, 3]
+    assert [point["distance"] is None for point in curve] == [False, True, True, False]
+    assert [point["accuracy"] is None for point in curve] == [False, True, True, False]
+    assert curve[-1]["accuracy"] == whole.result["accuracy"]["specialized"]["shapes"]
+    state = torch.load(recipe.output / "state" / "construct.pt", weights_only=True)
+    assert len(state["path"]) == 2  # not a λ a step
 
 
 @pytest.mark.parametrize(
