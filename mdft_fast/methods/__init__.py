@@ -29,6 +29,7 @@ from mdft_fast.methods.method import (
     Site,
     Transform,
     Vectors,
+    Watch,
     mean_of,
     sum_of,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "Transform",
     "TsvM",
     "Vectors",
+    "Watch",
     "Wudi",
     "apply",
     "describe_field",

@@ -49,8 +49,8 @@ class TaskInputs:
             yield self.samples.batch(indices, self.device)
         if self.copies and isinstance(self.samples, VariedSamples):
             for copy in range(self.copies):
+                seed = generator_of(f"{self.seed}/{self.name}/{copy}").initial_seed()
                 for indices in self.indices.split(size):
-                    seed = self.seed + 1 + copy
                     yield self.samples.varied(indices, self.device, seed=seed)
 
 

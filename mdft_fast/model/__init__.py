@@ -18,7 +18,7 @@ from mdft_fast.model.meta_model import (
 )
 from mdft_fast.model.partition import find_blocks, find_owners, names_of, replaced_forward
 from mdft_fast.model.placeholders import check_shapes
-from mdft_fast.model.samples import (
+from mdft_fast.model.unlabelled import (
     HOLDOUT,
     Samples,
     UnlabelledTask,

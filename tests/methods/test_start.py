@@ -23,7 +23,7 @@ from mdft_fast import (
     specialize,
 )
 from mdft_fast.learning import teach
-from mdft_fast.methods import METHODS, InputMerge, Merge, Site, TaskInputs, Ties, apply
+from mdft_fast.methods import METHODS, InputMerge, Merge, Site, TaskInputs, Ties, Watch, apply
 from mdft_fast.model import MODES, TASK_ARITHMETIC, Mode, split
 from tests.world import World, make_world
 
@@ -54,7 +54,7 @@ class Loudest(InputMerge):
     seen = {}  # noqa: RUF012 - what a test asks for
 
     def merge_model(
-        self, pool: Pool, backbone: nn.Module, inputs: Sequence[TaskInputs]
+        self, pool: Pool, backbone: nn.Module, inputs: Sequence[TaskInputs], watch: Watch
     ) -> Mapping[str, Tensor]:
         means = []
         for one in inputs:

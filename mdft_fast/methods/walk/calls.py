@@ -6,16 +6,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+
+Side = Literal["in", "out"]
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 class Point(NamedTuple):
     """The first tensor that goes into a module, or comes out of it."""
 
-    side: Literal["in", "out"]
+    side: Side
     module: str
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mdft_fast.methods.walk.attention import IN_PROJ
-from mdft_fast.methods.walk.calls import Call, Point, observed
+from mdft_fast.methods.walk.calls import SIDES, Call, Point, observed
 from mdft_fast.model import LinearLayer
 
 _SAME = 1e-4  # relative error up to which a sum is taken for one
@@ -207,7 +207,7 @@ def _record(module: nn.Module, block: str, call: Call) -> tuple[Seen, frozenset[
 
     prefix = f"{block}." if block else ""
     names = [block, *(prefix + name for name, _ in part.named_modules() if name)]
-    points = [Point(side, name) for name in names for side in ("in", "out")]
+    points = [Point(side, name) for name in names for side in SIDES]
     call = call.of(call.stream.clone())
     with observed(module, points, see):
         part(*call.args, **call.kwargs)

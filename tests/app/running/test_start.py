@@ -19,7 +19,7 @@ from mdft_fast.app.cli.actions import measure_model, specialize_run
 from mdft_fast.app.opening import build, pack
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running.run_folder import RunFolder
-from mdft_fast.methods import METHODS, InputMerge, Merge, Site, TaskInputs
+from mdft_fast.methods import METHODS, InputMerge, Merge, Site, TaskInputs, Watch
 from mdft_fast.model import split
 from tests.app.conftest import Make, card, in_pool, metrics, run_until
 
@@ -54,7 +54,7 @@ class Counted(InputMerge):
     seen = {}  # noqa: RUF012 - what a test asks for
 
     def merge_model(
-        self, pool: Pool, backbone: nn.Module, inputs: Sequence[TaskInputs]
+        self, pool: Pool, backbone: nn.Module, inputs: Sequence[TaskInputs], watch: Watch
     ) -> Mapping[str, Tensor]:
         self.seen |= {one.name: (len(one.samples), one.samples.digests()) for one in inputs}
         row = pool.vectors.decode()[0]
