@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from mdft_fast.errors import MdftError
-from mdft_fast.model import Batch, Samples, UnlabelledTask, VariedSamples, permutation, split
+from mdft_fast.model import (
+    Batch,
+    Samples,
+    UnlabelledTask,
+    VariedSamples,
+    generator_of,
+    permutation,
+    split,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
