@@ -83,6 +83,59 @@ def compiled(a: Arena) -> Callable[[], Tensor]:
     return call
 
 
+def addcmul_by_row(a: Arena) -> Callable[[], Tensor]:
+    """K addcmul a tensor, λ broadcast along the rows."""
+    bases, outs = a.matrices(a.base), a.matrices(a.out)
+    vectors = [a.matrices(row) for row in a.deltas]
+    layout, coefficients = a.by_row
+
+    def call() -> Tensor:
+        columns = coefficients.to(a.base.dtype)[..., None].split(list(layout.rows), 1)
+        for i, (base, out) in enumerate(zip(bases, outs, strict=True)):
+            torch.addcmul(base, vectors[0][i], columns[i][0], out=out)
+            for k in range(1, K):
+                out.addcmul_(vectors[k][i], columns[i][k])
+        return a.out
+
+    return call
+
+
+def baddbmm_by_row(a: Arena) -> Callable[[], Tensor]:
+    """One baddbmm a tensor, a product ``[1, K] x [K, length]`` for each of its rows."""
+    bases, outs = a.matrices(a.base), a.matrices(a.out)
+    blocks = [block.transpose(0, 1) for block in a.matrices(a.deltas)]
+    layout, coefficients = a.by_row
+
+    def call() -> Tensor:
+        columns = coefficients.to(a.base.dtype).T.split(list(layout.rows))
+        for base, out, block, of_rows in zip(bases, outs, blocks, columns, strict=True):
+            torch.baddbmm(base[:, None], of_rows[:, None], block, out=out[:, None])
+        return a.out
+
+    return call
+
+
+def compiled_by_row(a: Arena) -> Callable[[], Tensor]:
+    """The sum with λ broadcast along rows, tensor by tensor, fused by inductor."""
+    bases, outs, blocks = (a.matrices(x) for x in (a.base, a.out, a.deltas))
+    layout, coefficients = a.by_row
+
+    @torch.compile(dynamic=True)
+    def merge(base: Tensor, deltas: Tensor, columns: Tensor, out: Tensor) -> None:
+        total = base.float()
+        for k in range(K):
+            total = total + columns[k][:, None] * deltas[k]
+        out.copy_(total)
+
+    def call() -> Tensor:
+        columns = coefficients.split(list(layout.rows), 1)
+        for base, block, of_rows, out in zip(bases, blocks, columns, outs, strict=True):
+            merge(base, block, of_rows, out)
+        return a.out
+
+    return call
+
+
 def same(dtype: torch.dtype) -> Callable[[Any, Any], None]:
     """Returns a check of two arenas."""
     return lambda ours, theirs: agree(ours, theirs, tolerance(dtype))
@@ -114,7 +167,23 @@ def forward_cases(a: Arena, name: str) -> Iterator[Case]:
         {"addmv of the arena": lambda: torch.addmv(a.base, a.deltas.T, a.per_task.to(dtype))},
         check, moved,
     )  # fmt: skip
+    yield from row_cases(a, name)
     yield from codec_cases(a, name)
+
+
+def row_cases(a: Arena, name: str) -> Iterator[Case]:
+    """λ per row, equal in all rows of a tensor, so that λ per tensor may run beside."""
+    check, (layout, coefficients) = same(a.base.dtype), a.by_row
+    moved = (K + 2) * a.layout.elements * a.base.element_size() + coefficients.nbytes
+    mine = functools.partial(mdft_fast.merge, a.base, a.deltas, out=a.out)
+    rivals = {
+        "λ per tensor, ours": functools.partial(mine, a.coefficients, a.layout),
+        "addcmul by tensor": addcmul_by_row(a),
+        "baddbmm by tensor": baddbmm_by_row(a),
+        "torch.compile by tensor": compiled_by_row(a),
+    }
+    ours = functools.partial(mine, coefficients, layout)
+    yield Case("merge", f"{name}, λ per row", ours, rivals, check, moved)
 
 
 def codec_cases(a: Arena, name: str) -> Iterator[Case]:

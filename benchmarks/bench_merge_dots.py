@@ -56,6 +56,53 @@ def compiled(a: Arena) -> Callable[[], Tensor]:
     return lambda: merge_dots(a.grad, a.deltas)
 
 
+def products_by_row(a: Arena) -> Callable[[], Tensor]:
+    """Products of gradient and task vectors, summed along rows, tensor by tensor."""
+    grads, blocks = a.matrices(a.grad), a.matrices(a.deltas)
+    pairs = list(zip(grads, blocks, strict=True))
+    return lambda: torch.cat([(block * grad).sum(-1).float() for grad, block in pairs], 1)
+
+
+def bmm_by_row(a: Arena) -> Callable[[], Tensor]:
+    """One bmm a tensor, a product ``[K, length] x [length, 1]`` for each of its rows."""
+    blocks = [block.transpose(0, 1) for block in a.matrices(a.deltas)]
+    pairs = list(zip(a.matrices(a.grad), blocks, strict=True))
+    return lambda: torch.cat([(block @ g[..., None])[..., 0].float() for g, block in pairs]).T
+
+
+def compiled_by_row(a: Arena) -> Callable[[], Tensor]:
+    """Products summed along rows, tensor by tensor, fused by inductor."""
+    pairs = list(zip(a.matrices(a.grad), a.matrices(a.deltas), strict=True))
+
+    @torch.compile(dynamic=True)
+    def merge_dots(grad: Tensor, deltas: Tensor) -> Tensor:
+        return (deltas * grad.float()).sum(-1)
+
+    return lambda: torch.cat([merge_dots(*pair) for pair in pairs], 1)
+
+
+def row_case(a: Arena, name: str) -> Case:
+    """λ's gradient per row; that per tensor is its sum over the rows."""
+    grads = [g.view(s.shape) for g, s in zip(a.each(a.grad), a.layout.slots, strict=True)]
+    layout, coefficients = a.by_row
+    tolerance = dots_tolerance(a.base.dtype)
+
+    def check(ours: Tensor, theirs: Tensor) -> None:
+        if theirs.shape != ours.shape:
+            ours = torch.stack([x.double().sum(1) for x in ours.split(list(layout.rows), 1)], 1)
+        agree(ours, theirs, tolerance)
+
+    rivals = {
+        "λ per tensor, ours": lambda: mdft_fast.merge_dots(grads, a.deltas, a.layout),
+        "products by tensor": products_by_row(a),
+        "bmm by tensor": bmm_by_row(a),
+        "torch.compile by tensor": compiled_by_row(a),
+    }
+    moved = (K + 1) * a.layout.elements * a.base.element_size() + coefficients.nbytes
+    ours = functools.partial(mdft_fast.merge_dots, grads, a.deltas, layout)
+    return Case("merge_dots", f"{name}, λ per row", ours, rivals, check, moved)
+
+
 def cases(a: Arena, name: str) -> Iterator[Case]:
     """λ's gradient per tensor, and per task where the gradients are flat already."""
     grads = [g.view(s.shape) for g, s in zip(a.each(a.grad), a.layout.slots, strict=True)]
@@ -78,6 +125,7 @@ def cases(a: Arena, name: str) -> Iterator[Case]:
         {"mv of the arena": lambda: (a.deltas @ a.grad).float()},
         check, moved,
     )  # fmt: skip
+    yield row_case(a, name)
     for codec in CODECS:
         packed = a.packed(codec)
         moved = a.grad.nbytes + packed.bytes

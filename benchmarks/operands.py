@@ -56,6 +56,21 @@ class Arena:
                 place.copy_(whole if half == 1 else (whole[::2] & 15) | (whole[1::2] << 4))
         return TaskVectors(codes, codec, scales)
 
+    @functools.cached_property
+    def by_row(self) -> tuple[Layout, Tensor]:
+        """The layout with one column a row, and λ ``[K, L]``: a tensor's in each of its rows."""
+        layout = self.layout.by_row()
+        counts = torch.tensor(layout.rows, device=self.coefficients.device)
+        return layout, self.coefficients.repeat_interleave(counts, 1)
+
+    def matrices(self, flat: Tensor) -> list[Tensor]:
+        """Returns every tensor of an arena ``[N]``, or of all of ``[K, N]``, as rows of λ have it.
+
+        Views ``[..., rows, length]``.
+        """
+        parts = zip(self.each(flat), self.by_row[0].slots, strict=True)
+        return [part.unflatten(-1, (slot.rows, -1)) for part, slot in parts]
+
     @property
     def per_task(self) -> Tensor:
         """``[K]``: one coefficient a task, where a rival knows no more."""

@@ -102,18 +102,11 @@ struct MergeKernel {
       inside = inside && in.valid();
       const int e = static_cast<int>(i % kTile);
       if (inside && in.row_of(e) != in.row_of(e + kPack - 1)) {
-        MDFT_UNROLL
-        for (int n = 0; n < kPack; ++n) {
-          if constexpr (kFirst) sums[n] = widen(base.v[n]);
-          const auto* from = static_cast<const acc_t*>(a.coefficients) + k * a.L +
-                             column_of(a, column, in.row_of(e + n));
+        if constexpr (kFirst) {
           MDFT_UNROLL
-          for (int j = 0; j < kRows; ++j) {
-            factor[j] = from[j * a.L];
-            if constexpr (codec::kScaled) factor[j] *= scale[j];
-            sums[n] = fused(factor[j], element(rows[j], n), sums[n]);
-          }
+          for (int n = 0; n < kPack; ++n) sums[n] = widen(base.v[n]);
         }
+        add_elements<kRows>(a, k, column, in, e, rows, scale, sums);
         return;
       }
       if (inside) at = column_of(a, column, in.row_of(e));
@@ -130,6 +123,29 @@ struct MergeKernel {
       if constexpr (kFirst) sums[e] = widen(base.v[e]);
       MDFT_UNROLL
       for (int j = 0; j < kRows; ++j) sums[e] = fused(factor[j], element(rows[j], e), sums[e]);
+    }
+  }
+
+  // The same for a pack in which rows end, element by element. Row by row it spilled: the widened
+  // elements of all task vectors were kept for the next row; the fence keeps the lambdas few.
+  template <int kRows>
+  static MDFT_DEVICE void add_elements(const Args& a, int64_t k, int64_t column, const TileRows& in,
+                                       int first, const pack_t* rows, const acc_t* scale,
+                                       acc_t* sums) {
+    MDFT_UNROLL
+    for (int e = 0; e < kPack; ++e) {
+      const auto* lambda = static_cast<const acc_t*>(a.coefficients) + k * a.L +
+                           column_of(a, column, in.row_of(first + e));
+      acc_t factor[kRows + 1];
+      MDFT_UNROLL
+      for (int j = 0; j < kRows; ++j) factor[j] = lambda[j * a.L];
+      if constexpr (codec::kScaled) {
+        MDFT_UNROLL
+        for (int j = 0; j < kRows; ++j) factor[j] *= scale[j];
+      }
+      MDFT_UNROLL
+      for (int j = 0; j < kRows; ++j) sums[e] = fused(factor[j], element(rows[j], e), sums[e]);
+      issue_fence();
     }
   }
 

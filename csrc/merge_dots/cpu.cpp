@@ -56,9 +56,9 @@ void check_rows_inside(const int32_t* columns, const int32_t* rows, const Gradie
 template <typename acc_t>
 void add_columns(const acc_t* partials, const int32_t* order, const int32_t* starts, int64_t K,
                  int64_t L, int64_t tiles, bool by_row, acc_t* dots) {
-  for (int64_t k = 0; k < K; ++k) {
-    for (int64_t l = 0; l < L; ++l) {
-      if (by_row && starts[l] == starts[l + 1]) continue;
+  for (int64_t l = 0; l < L; ++l) {
+    if (by_row && starts[l] == starts[l + 1]) continue;
+    for (int64_t k = 0; k < K; ++k) {
       double sum = by_row ? dots[k * L + l] : 0;
       for (int32_t i = starts[l]; i < starts[l + 1]; ++i) sum += partials[k * tiles + order[i]];
       dots[k * L + l] = static_cast<acc_t>(sum);

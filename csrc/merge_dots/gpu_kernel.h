@@ -56,7 +56,8 @@ struct DotsKernel {
   struct Shared {};
   static constexpr int kThreads = 128;
   // No spills.
-  static constexpr int kMinBlocks = sizeof(scalar_t) == sizeof(double) ? 2 : kByRow ? 3 : 4;
+  static constexpr bool kFew = sizeof(scalar_t) == sizeof(double) || (kByRow && codec::kScaled);
+  static constexpr int kMinBlocks = kFew ? 2 : kByRow ? 3 : 4;
   static constexpr int kPack = kWidestLoad / sizeof(scalar_t) * codec::kPerStored;
   static constexpr int kSteps = static_cast<int>(kTile) / (kWarp * kPack);
   static constexpr int kInLane = kSteps * kPack;             // elements of a tile in one lane

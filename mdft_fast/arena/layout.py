@@ -90,7 +90,7 @@ class Layout:
     slots: tuple[Slot, ...]
     columns: tuple[str, ...]
     rows: tuple[int, ...] | None = None
-    _plans: dict[tuple[torch.device, tuple[int, int] | None], TilePlan] = dataclasses.field(
+    _plans: dict[tuple[torch.device, tuple[int, int] | None, bool], TilePlan] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -174,16 +174,31 @@ class Layout:
             )
         return inside
 
-    def plan(self, device: torch.device, tiles: tuple[int, int] | None = None) -> TilePlan:
-        """Returns the index tensors that the operators read, made once per device and range."""
+    def plan(
+        self,
+        device: torch.device,
+        tiles: tuple[int, int] | None = None,
+        *,
+        merge_alone: bool = False,
+    ) -> TilePlan:
+        """Returns the index tensors that the operators read, made once per device and range.
+
+        Args:
+            device: where the arena lies.
+            tiles: a range that begins and ends between tensors; None: all.
+            merge_alone: leaves ``order`` and ``starts`` empty, which ``merge_dots`` reads: with λ
+                per row they are long, and each tensor of an export has a range of its own.
+        """
         if makes_fakes():
-            return self._make_plan(device, tiles)
-        key = (device, tiles)
+            return self._make_plan(device, tiles, merge_alone)
+        key = (device, tiles, merge_alone)
         if key not in self._plans:
-            self._plans[key] = self._make_plan(device, tiles)
+            self._plans[key] = self._make_plan(device, tiles, merge_alone)
         return self._plans[key]
 
-    def _make_plan(self, device: torch.device, tiles: tuple[int, int] | None) -> TilePlan:
+    def _make_plan(
+        self, device: torch.device, tiles: tuple[int, int] | None, merge_alone: bool
+    ) -> TilePlan:
         slots = self.slots_in(tiles)
         first, last = tiles or (0, self.tiles)
         counts = torch.tensor([slot.tiles for slot in slots], dtype=torch.int64)
@@ -192,27 +207,22 @@ class Layout:
         columns = torch.tensor([slot.column for slot in slots], dtype=torch.int64)[slot_of]
         tensor_tiles = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         rows = None
-        if any(slot.rows > 1 for slot in self.slots):
-            starts_at = (torch.arange(last - first) - tensor_tiles[:-1][slot_of]) * TILE
+        if self.rows is not None:
+            begins = (torch.arange(last - first) - tensor_tiles[:-1][slot_of]) * TILE
             lengths = [max(slot.numel // slot.rows, 1) for slot in slots]
             length = torch.tensor(lengths, dtype=torch.int64)[slot_of]
-            columns = columns + starts_at // length
+            columns = columns + begins // length
             capped = length.clamp(max=TILE)
-            phase = capped - (length - starts_at % length).clamp(max=TILE)
+            phase = capped - (length - begins % length).clamp(max=TILE)
             rows = torch.stack([capped, phase], -1).int().to(device)
-        owned = torch.zeros(self.L, dtype=torch.int64).index_add(
-            0, columns, torch.ones_like(columns)
-        )
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), owned.cumsum(0)])
-        return TilePlan(
-            columns.int().to(device),
-            columns.argsort(stable=True).int().to(device),
-            starts.int().to(device),
-            tensor_tiles,
-            first,
-            last,
-            rows,
-        )
+        order = starts = torch.zeros(0, dtype=torch.int64)
+        if not merge_alone:
+            order = columns.argsort(stable=True)
+            owned = torch.zeros(self.L, dtype=torch.int64)
+            owned = owned.index_add(0, columns, torch.ones_like(columns))
+            starts = torch.cat([torch.zeros(1, dtype=torch.int64), owned.cumsum(0)])
+        index = (x.int().to(device) for x in (columns, order, starts))
+        return TilePlan(*index, tensor_tiles, first, last, rows)
 
     def pack(self, tensors: Mapping[str, Tensor], *, who: str = "layout") -> Shaped[Tensor, "N"]:
         """Lays tensors out as an arena; :meth:`views` gives them back.

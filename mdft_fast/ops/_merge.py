@@ -208,7 +208,7 @@ class MergeFunction(torch.autograd.Function):
         if current and out is not None:
             merged = out
         else:
-            plan = layout.plan(base.device, tiles)
+            plan = layout.plan(base.device, tiles, merge_alone=True)
             merged = _merge(base, codes, scales, coefficients, plan, out, out_dtype)
         return (merged,) if flat else tuple(layout.views(merged, tiles))
 
@@ -228,11 +228,14 @@ class MergeFunction(torch.autograd.Function):
         needs_base, _, _, needs_coefficients = ctx.needs_input_grad[:4]
         with torch.no_grad():
             plan = ctx.layout.plan(codes.device, ctx.tiles)
-            if ctx.flat:
+            contiguous = [None if g is None else g.contiguous() for g in grads]
+            parts = contiguous
+            if ctx.flat and plan.rows is None:
                 count = torch.tensor([0, plan.last - plan.first])
                 plan = plan._replace(tensor_tiles=count)
-            contiguous = [None if g is None else g.contiguous() for g in grads]
-            dots = dot_gradients(contiguous, codes, scales, plan) if needs_coefficients else None
+            elif ctx.flat and contiguous[0] is not None:  # padding must not count as rows
+                parts = list(ctx.layout.views(contiguous[0], ctx.tiles))
+            dots = dot_gradients(parts, codes, scales, plan) if needs_coefficients else None
             base = _base_gradient(ctx, contiguous, codes.device) if needs_base else None
         base = differentiable_once("merge", base, *grads)
         dots = differentiable_once("merge", dots, *grads)

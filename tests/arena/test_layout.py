@@ -69,15 +69,17 @@ def test_by_row_numbers_the_rows_of_each_tensor() -> None:
 def test_a_plan_by_row_finds_every_element_s_column(layout: Layout, data: st.DataObject) -> None:
     tiles = data.draw(ranges(layout))
     plan = layout.plan(torch.device("cpu"), tiles)
-    length, phase = (
-        (x.tolist() for x in plan.rows.unbind(-1)) if plan.rows is not None else ([], [])
-    )
+    length, phase = (x.tolist() for x in plan.rows.unbind(-1))
     for slot in layout.slots_in(tiles):
         for i in {0, slot.numel // 3, slot.numel // 2, slot.numel - 1} if slot.numel else ():
             tile, e = slot.tile - tiles[0] + i // TILE, i % TILE
             row = i // (slot.numel // slot.rows)
             assert plan.columns[tile] + (phase[tile] + e) // length[tile] == slot.column + row
     assert all(1 <= n <= TILE and 0 <= p < n for n, p in zip(length, phase, strict=True))
+    merge = layout.plan(torch.device("cpu"), tiles, merge_alone=True)
+    assert torch.equal(merge.columns, plan.columns)
+    assert torch.equal(merge.rows, plan.rows)
+    assert (merge.order.numel(), merge.starts.numel()) == (0, 0)
     own = [plan.order[a:b].tolist() for a, b in itertools.pairwise(plan.starts.tolist())]
     assert len(own) == layout.L
     columns = plan.columns.tolist()

@@ -245,10 +245,8 @@ def test_bits_by_row_do_not_depend_on_alignment(dtypes: Any, grid: Grid) -> None
     plan = BY_ROW.plan(grid.device)
     arena = make_arena(9, BY_ROW, grid.device, base=dtypes[0], deltas=dtypes[1])
     grads = make_grads(BY_ROW, grid.device, dtypes[0])
-    wanted = merge_by_row(grid, arena, plan), dots_by_row(grid, grads, arena.deltas, plan)
-    if dtypes[0] == F64:
-        wanted = merge_by_row(grid, arena, plan, F64), wanted[1]
     out = F64 if dtypes[0] == F64 else F32
+    wanted = merge_by_row(grid, arena, plan, out), dots_by_row(grid, grads, arena.deltas, plan)
     for what in ("base", "deltas"):
         moved = arena._replace(**{what: displaced(getattr(arena, what))})
         assert torch.equal(merge_by_row(grid, moved, plan, out), wanted[0])

@@ -95,13 +95,14 @@ def test_is_the_formula_row_by_row(deltas: Any, device: torch.device) -> None:
     merged = mdft_fast.merge_tensors(*arena, ROWS, out_dtype=base)
     dots = mdft_fast.merge_dots(grads, arena.deltas, ROWS).double()
     found = zip(by_hand(arena), merged, grads, ROWS.slots, strict=True)
-    close: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12} if base == F64 else {}
+    # float64's round-off; of int4 float32's, over rows of 3000 products at the most.
+    close = {"rtol": 1e-12, "atol": 1e-12} if base == F64 else {"rtol": 1e-5, "atol": 1e-4}
     for (weight, vectors, lam), tensor, grad, slot in found:
         wanted = weight + torch.einsum("kr,krn->rn", lam, vectors)
         torch.testing.assert_close(tensor.double().reshape(wanted.shape), wanted, **close)
         of_rows = torch.einsum("rn,krn->kr", grad.double().reshape(weight.shape), vectors)
         some = dots[:, slot.column : slot.column + slot.rows]
-        torch.testing.assert_close(some, of_rows, **(close or {"rtol": 1e-4, "atol": 1e-4}))
+        torch.testing.assert_close(some, of_rows, **close)
 
 
 # ---- 2. gradients
@@ -118,21 +119,22 @@ def test_gradients(device: torch.device) -> None:
     assert torch.autograd.gradcheck(merged, (coefficients,))
 
 
-@pytest.mark.parametrize("tiles", [None, (1, 3)])
+@pytest.mark.parametrize("tiles", [None, (4, 18)])
 def test_gradients_are_the_dots(tiles: Any, device: torch.device) -> None:
-    arena = make_arena(9, SMALL, device, deltas=BF16)
+    arena = make_arena(9, ROWS, device, deltas=BF16)
     lam = arena.coefficients.requires_grad_()
-    tensors = mdft_fast.merge_tensors(arena.base, arena.deltas, lam, SMALL, tiles=tiles)
-    slots = SMALL.slots_in(tiles)
-    grads = [make_grads(SMALL, device)[SMALL.slots.index(slot)] for slot in slots]
+    tensors = mdft_fast.merge_tensors(arena.base, arena.deltas, lam, ROWS, tiles=tiles)
+    slots = ROWS.slots_in(tiles)
+    grads = [make_grads(ROWS, device)[ROWS.slots.index(slot)] for slot in slots]
     (got,) = torch.autograd.grad(tensors, lam, grads)
-    assert torch.equal(got, mdft_fast.merge_dots(grads, arena.deltas, SMALL, tiles=tiles))
-    flat = mdft_fast.merge(arena.base, arena.deltas, lam, SMALL, tiles=tiles)
-    grad = torch.zeros_like(flat)
-    for view, g in zip(SMALL.views(grad, tiles), grads, strict=True):
+    assert torch.equal(got, mdft_fast.merge_dots(grads, arena.deltas, ROWS, tiles=tiles))
+    # A flat gradient has numbers for padding, where rows seem to go on into other tensors'.
+    flat = mdft_fast.merge(arena.base, arena.deltas, lam, ROWS, tiles=tiles)
+    grad = torch.ones_like(flat)
+    for view, g in zip(ROWS.views(grad, tiles), grads, strict=True):
         view.copy_(g)
     (alone,) = torch.autograd.grad(flat, lam, grad)
-    torch.testing.assert_close(alone, got)
+    assert torch.equal(alone, got)
 
 
 # ---- 3. registration
@@ -260,7 +262,8 @@ def test_bits_do_not_depend_on_the_range_of_tiles(deltas: Any, device: torch.dev
         tiles = (slot.tile, slot.tile + slot.tiles)
         part = mdft_fast.merge(*arena, ROWS, tiles=tiles)
         assert torch.equal(part, whole[tiles[0] * TILE : tiles[1] * TILE])
-        part = mdft_fast.merge_dots([grad], arena.deltas, ROWS, tiles=tiles)
+        own_grad = [grad if s is slot else None for s in ROWS.slots_in(tiles)]
+        part = mdft_fast.merge_dots(own_grad, arena.deltas, ROWS, tiles=tiles)
         own = slice(slot.column, slot.column + slot.rows)
         assert torch.equal(part[:, own], dots[:, own])
         part[:, own] = 0
@@ -277,8 +280,9 @@ def test_bits_of_equal_rows_are_those_of_a_column_a_tensor(
     rows = torch.tensor(ROWS.rows, device=device)
     repeated = arena._replace(coefficients=arena.coefficients.repeat_interleave(rows, 1))
     for out in (F32, BF16):
-        one = mdft_fast.merge(*arena, by_tensor, out_dtype=out)
-        assert torch.equal(mdft_fast.merge(*repeated, ROWS, out_dtype=out), one)
+        one = mdft_fast.merge_tensors(*arena, by_tensor, out_dtype=out)
+        each = mdft_fast.merge_tensors(*repeated, ROWS, out_dtype=out)
+        assert all(map(torch.equal, each, one))
 
 
 def test_large_outputs_are_written_past_the_cache(device: torch.device) -> None:
@@ -334,7 +338,8 @@ def test_degenerate_one_hot_gradients_read_one_element(device: torch.device) -> 
         grad[-1 if last else slot.numel // 2] = 1
         at = slot.numel - 1 if last else slot.numel // 2
         tiles = (slot.tile, slot.tile + slot.tiles)
-        got = mdft_fast.merge_dots([grad.view(slot.shape)], deltas, ROWS, tiles=tiles)
+        grads = [grad.view(slot.shape) if s is slot else None for s in ROWS.slots_in(tiles)]
+        got = mdft_fast.merge_dots(grads, deltas, ROWS, tiles=tiles)
         wanted = torch.zeros_like(got)
         wanted[:, slot.column + at * slot.rows // slot.numel] = deltas[:, slot.tile * TILE + at]
         assert torch.equal(got, wanted)
