@@ -66,3 +66,10 @@ def test_without_a_backbone_there_are_no_layers() -> None:
 def test_rank_is_a_whole_number(rank: float) -> None:
     with pytest.raises(MdftError, match=r"lowrank.rank: must be a whole number above 0, got"):
         Lowrank(rank=rank)  # type: ignore[arg-type]
+
+
+def test_all_energy_is_the_matrix_itself() -> None:
+    matrix = torch.zeros(1, 7, 200)
+    matrix[0, 0, 0], matrix[0, 1, 1] = 1, 1e-9  # whose square is beyond float64 beside 1
+    pool = make_pool({"blocks.0.weight": matrix})
+    assert apply(pool, [Lowrank(energy=1.0)], backbone=backbone()).checksum == pool.checksum

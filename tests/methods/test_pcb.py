@@ -53,8 +53,17 @@ def test_against_the_sum_nothing_stays() -> None:
 
 
 def test_many_tasks_do_not_overflow() -> None:
-    made = apply(make_pool(draw(95, shapes={"w": (4, 5)})), [Pcb(0.5)])
-    assert made.vectors.decode().any()
+    deltas = draw(95, shapes={"w": (4, 5)})  # e^95 is beyond float32
+    made = tensors(apply(make_pool(deltas), [Pcb(0.5)]))["w"].double()
+    wanted = parts(pcb(whole(deltas), 0.5), deltas)["w"]
+    assert wanted.any()
+    assert torch.allclose(made, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_where_all_sizes_are_equal_agreement_counts_alone() -> None:
+    rows = torch.tensor([[1.0, -1, 1, 1], [1, 1, 1, -1]])
+    (made,) = tensors(apply(make_pool({"w": rows}), [Pcb(0.5)])).values()
+    assert made.tolist() == [[0.5, 0, 0.5, 0]] * 2
 
 
 def test_equal_vectors_share_an_element() -> None:
