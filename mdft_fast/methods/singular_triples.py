@@ -34,8 +34,8 @@ class Triples(NamedTuple):
     right: Tensor
 
     def leading(self, count: int) -> Triples:
-        """Returns those with the largest values, at most ``count``."""
-        return Triples(self.left[:, :count], self.values[:count], self.right[:, :count])
+        """Returns those with the largest values, at most ``count``; a copy, so the rest may go."""
+        return Triples(*(part[..., :count].clone() for part in self))
 
 
 def round_off(matrix: Tensor) -> float:

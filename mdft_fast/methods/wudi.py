@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast.methods.interference import ThinEquations, equations_of
-from mdft_fast.methods.method import MatrixMerge, Site
+from mdft_fast.methods.method import MatrixMerge, Scale, Site
 from mdft_fast.options import Interval, check
 
 
@@ -19,16 +19,19 @@ class Wudi(MatrixMerge):
     """Solves for the matrix that disturbs the tasks least, near their sum.
 
         C = Σ w_k τ_kᵀ τ_k,  D = Σ w_k τ_k τ_kᵀ τ_k,  w_k = 1 / ‖τ_k‖²,  S = Σ τ_k
-        θ = (D + e S) (C + e I)^-1,   e = ridge · mean of C's diagonal
+        θ = (D + e · anchor · S) (C + e I)^-1,   e = ridge · mean of C's diagonal
 
     The published method takes 300 steps of Adam from S on the same least-squares problem, which
-    end somewhere on the way; the ridge says how near to S this stays.
+    end somewhere on the way; the ridge says how near to S this stays. One model is given back
+    where anchor is 1.
 
     Attributes:
         ridge: pull toward the sum, as a share of C's mean diagonal.
+        anchor: what multiplies the sum there. It shows where the tasks' rows are weak.
     """
 
     ridge: Annotated[float, Interval(gt=0)] = 0.1  # ours
+    anchor: Scale = 1.0
 
     name = "wudi"
     source = "arXiv:2503.08099"
@@ -43,9 +46,9 @@ class Wudi(MatrixMerge):
             rows, target, total = equations
             ridge = self.ridge * rows.square().sum() / rows.shape[1]
             inner = _solve(rows @ rows.mT, ridge, rows)
-            return ((target + ridge * total) @ inner).float()
+            return ((target + ridge * self.anchor * total) @ inner).float()
         ridge = self.ridge * equations.gram.diagonal().mean()
-        right = (equations.target + ridge * equations.total).mT
+        right = (equations.target + ridge * self.anchor * equations.total).mT
         return _solve(equations.gram, ridge, right).mT.float()
 
 

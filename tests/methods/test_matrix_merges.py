@@ -104,13 +104,15 @@ def iso_cts(deltas: Tensor, common: float = 0.8) -> Tensor:
     return torch.cat(levels).mean() * polar(torch.cat(lefts, 1)) @ polar(torch.cat(rights))
 
 
-def wudi(deltas: Tensor, ridge: float = 0.1) -> Tensor:
-    """By rows of least squares: ‖(θ − τ_k) τ_kᵀ‖ / ‖τ_k‖, and √e ‖θ − S‖."""
+def wudi(deltas: Tensor, ridge: float = 0.1, anchor: float = 1.0) -> Tensor:
+    """By rows of least squares: ‖(θ − τ_k) τ_kᵀ‖ / ‖τ_k‖, and √e ‖θ − anchor S‖."""
     unit = torch.cat([delta / delta.norm() for delta in deltas])
     goals = torch.cat([delta @ delta.mT / delta.norm() for delta in deltas])
     root = (ridge * unit.square().sum() / unit.shape[1]).sqrt()
     rows = torch.cat([unit, root * torch.eye(unit.shape[1], dtype=torch.float64)])
-    return torch.linalg.lstsq(rows, torch.cat([goals, root * deltas.sum(0).mT])).solution.mT
+    return torch.linalg.lstsq(
+        rows, torch.cat([goals, root * anchor * deltas.sum(0).mT])
+    ).solution.mT
 
 
 def aswudi(deltas: Tensor) -> Tensor:
@@ -133,6 +135,7 @@ RULES: list[tuple[MatrixMerge, Callable[[Tensor], Tensor]]] = [
     (IsoCts(common=1.0), iso_c),
     (Wudi(), wudi),
     (Wudi(ridge=0.001), lambda deltas: wudi(deltas, 0.001)),
+    (Wudi(ridge=0.3, anchor=3.0), lambda deltas: wudi(deltas, 0.3, 3.0)),
     (Aswudi(), aswudi),
 ]
 
