@@ -25,12 +25,14 @@ def vector_shares(meta: MetaModel, learned: Learned) -> dict[str, Any]:
     norms = _norms(meta)
     columns = torch.cat([_columns(slot) for slot in slots])
     counts = torch.tensor([len(_columns(slot)) for slot in slots])
-    places = torch.tensor([names.index(block[slot.name]) for slot in slots])
-    places = places.repeat_interleave(counts)
+    block_of_column = torch.tensor([names.index(block[slot.name]) for slot in slots])
+    block_of_column = block_of_column.repeat_interleave(counts)
 
     def mixture(coefficients: Tensor) -> dict[str, Any]:
         squares = (coefficients.double()[:, columns] * norms).square()
-        by_block = squares.new_zeros(len(squares), len(names)).index_add(1, places, squares)
+        by_block = squares.new_zeros(len(squares), len(names)).index_add(
+            1, block_of_column, squares
+        )
         return {
             "whole": _shares(squares.sum(1)).tolist(),
             "blocks": _shares(by_block).T.tolist(),
