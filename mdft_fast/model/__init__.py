@@ -6,7 +6,7 @@ from mdft_fast.model.backbones.builders import build_backbone, without_alarm
 from mdft_fast.model.backbones.recognition import Recognized, recognize
 from mdft_fast.model.batches import each, joined, tensors_of
 from mdft_fast.model.granularity import Granularity, block_of
-from mdft_fast.model.initial_coefficients import TASK_ARITHMETIC, MakesStart
+from mdft_fast.model.initial_coefficients import TASK_ARITHMETIC, StartLike
 from mdft_fast.model.linear_layers import LinearLayer, find_linear_layers
 from mdft_fast.model.memory_advice import return_freed_memory
 from mdft_fast.model.meta_model import (
@@ -30,7 +30,7 @@ from mdft_fast.model.unlabelled import (
 
 __all__ = [
     "DTYPE_OF_PRECISION", "HOLDOUT", "MODES", "TASK_ARITHMETIC", "Batch", "Granularity",
-    "LinearLayer", "MakesStart", "MetaModel", "Mode", "Precision", "Recognized", "Samples",
+    "LinearLayer", "MetaModel", "Mode", "Precision", "Recognized", "Samples", "StartLike",
     "UnlabelledTask", "VariedSamples", "block_of", "build_backbone", "check_shapes", "each",
     "find_blocks", "find_linear_layers", "find_owners", "generator_of", "joined", "names_of",
     "permutation", "recognize", "replaced_forward", "return_freed_memory", "split", "tensors_of",

@@ -15,7 +15,7 @@ TASK_ARITHMETIC = 0.3
 
 
 @runtime_checkable
-class MakesStart(Protocol):
+class StartLike(Protocol):
     """Gives a pool a start; :class:`mdft_fast.Start` does."""
 
     def pool_of(self, pool: Pool, backbone: nn.Module) -> Pool:

@@ -18,7 +18,7 @@ from mdft_fast.errors import MdftError, nearest
 from mdft_fast.model.batches import in_dtype
 from mdft_fast.model.feeds import ArenaFeed, Feed, StagedFeed
 from mdft_fast.model.granularity import Granularity, group_columns
-from mdft_fast.model.initial_coefficients import MakesStart, initial_coefficients, on_tasks
+from mdft_fast.model.initial_coefficients import StartLike, initial_coefficients, on_tasks
 from mdft_fast.model.layerwise import Layerwise
 from mdft_fast.model.memory_advice import return_freed_memory
 from mdft_fast.model.partition import cut, find_blocks, find_owners, names_of
@@ -86,7 +86,7 @@ class MetaModel(nn.Module):
         pool: Pool,
         *,
         granularity: Granularity = "tensor",
-        start: float | Sequence[float] | Tensor | MakesStart | None = None,
+        start: float | Sequence[float] | Tensor | StartLike | None = None,
         mode: Mode = "resident",
         precision: Precision = "fp32",
         checkpointing: bool = False,
@@ -96,7 +96,7 @@ class MetaModel(nn.Module):
         super().__init__()
         _check_option("mode", mode, MODES)
         _check_option("precision", precision, get_args(Precision))
-        if isinstance(start, MakesStart):
+        if isinstance(start, StartLike):
             pool, start = start.pool_of(pool, backbone), None
         self.pool, self.mode, self.granularity = pool, mode, granularity
         self.precision, self.checkpointing = precision, checkpointing

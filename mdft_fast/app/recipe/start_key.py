@@ -37,8 +37,8 @@ def _merge(value: str | Mapping[str, Any]) -> Method:
         raise problem(f"{_METHOD}: is missing, got {sorted(map(str, fields))}{hint}")
     if name not in METHODS:
         merges = [known for known, method in METHODS.items() if method.kind == "merge"]
-        wanted = f"must be numbers or a merge's name, of {merges}, got {quoted(name)}"
-        raise problem(f"{wanted}{nearest(str(name), merges)}")
+        hint = nearest(str(name), merges)
+        raise problem(f"must be numbers or a merge's name, of {merges}, got {quoted(name)}{hint}")
     try:
         return merge_of({name: fields}, METHODS)
     except MdftError as error:

@@ -56,8 +56,8 @@ def pool_of_card(recipe: Recipe, pool: Pool, card: CoefficientCard, file: Path) 
     start = start_of(recipe)
     if start is None or pool.start is not None or pool.checksum == card.pool_checksum:
         return pool
-    places = [*file.absolute().parents, recipe.output]
-    folder = next((place for place in places if (place / START).is_file()), recipe.output)
+    folders = [*file.absolute().parents, recipe.output]
+    folder = next((one for one in folders if (one / START).is_file()), recipe.output)
     return pool.with_start(read_start(folder / START, start, pool))
 
 
@@ -96,8 +96,8 @@ def read_start(path: Path, start: Start, pool: Pool, samples: str | None = None)
             "again could differ by round-off"
         )
     tensors, about = _content(path)
-    wanted = _about(start, pool, about.get("samples", "") if samples is None else samples)
-    for key, value in wanted.items():
+    expected = _about(start, pool, about.get("samples", "") if samples is None else samples)
+    for key, value in expected.items():
         if about.get(key) != value:
             raise MdftError(
                 f"{path}: {key} must be what the run was started with, {about.get(key)!r}, got "

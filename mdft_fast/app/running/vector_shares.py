@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast.app.running.stages import Learned
+from mdft_fast.arena import Slot
 from mdft_fast.model import MetaModel, block_of
 
 
@@ -22,12 +23,16 @@ def vector_shares(meta: MetaModel, learned: Learned) -> dict[str, Any]:
     block = block_of([slot.name for slot in slots])
     names = list(dict.fromkeys(block.values()))
     norms = _norms(meta)
-    columns = torch.tensor([slot.column for slot in slots])
-    places = torch.tensor([names.index(block[slot.name]) for slot in slots])
+    columns = torch.cat([_columns(slot) for slot in slots])
+    counts = torch.tensor([len(_columns(slot)) for slot in slots])
+    block_of_column = torch.tensor([names.index(block[slot.name]) for slot in slots])
+    block_of_column = block_of_column.repeat_interleave(counts)
 
     def mixture(coefficients: Tensor) -> dict[str, Any]:
         squares = (coefficients.double()[:, columns] * norms).square()
-        by_block = squares.new_zeros(len(squares), len(names)).index_add(1, places, squares)
+        by_block = squares.new_zeros(len(squares), len(names)).index_add(
+            1, block_of_column, squares
+        )
         return {
             "whole": _shares(squares.sum(1)).tolist(),
             "blocks": _shares(by_block).T.tolist(),
@@ -42,14 +47,24 @@ def vector_shares(meta: MetaModel, learned: Learned) -> dict[str, Any]:
     }
 
 
+def _columns(slot: Slot) -> Tensor:
+    """Returns the columns of λ that a tensor reads: one, or one a row of it."""
+    return slot.column + torch.arange(getattr(slot, "rows", 1))
+
+
 @torch.no_grad()
 def _norms(meta: MetaModel) -> Tensor:
-    """Returns each vector's length in each tensor, float64 ``[K, tensors]``; a tensor at a time."""
-    lengths = [
-        torch.linalg.vector_norm(meta.vectors.of_slot(slot).decode(), dim=1, dtype=torch.float64)
-        for slot in meta.layout.slots
-    ]
-    return torch.stack(lengths, 1).cpu()
+    """Returns each vector's length in each tensor, or row of it, that has a λ of its own.
+
+    It is float64 ``[K, parts]``. A tensor is decoded at a time.
+    """
+    lengths = []
+    for slot in meta.layout.slots:
+        rows = len(_columns(slot))
+        part = meta.vectors.of_slot(slot).decode()[:, : slot.numel]
+        part = part.reshape(len(part), rows, slot.numel // rows)
+        lengths.append(torch.linalg.vector_norm(part, dim=2, dtype=torch.float64))
+    return torch.cat(lengths, 1).cpu()
 
 
 def _shares(squares: Tensor) -> Tensor:

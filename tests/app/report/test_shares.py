@@ -66,8 +66,8 @@ def test_rows_of_lambda_are_vectors(started: Result) -> None:
     assert section["note"].startswith("where λ started, 1 at average, 0 at the tasks")
     (style, told), *_ = section["lines"][0][1]
     assert told == "1.250"
-    assert section["lines"][5][1][0] == ("d40", "1.000"), "a task's λ is far from 0"
-    assert style == "d25", "0.25 of 1.2 on the way up"
+    assert section["lines"][5][1][0] == ("d37", "1.000"), "1 of 1.2 on the way up"
+    assert style == "d24", "0.25 of 1.2"
     assert section["mixture"]["vectors"] == ["average", *TASKS]
     assert "(8 task vectors + the start's) × 152 columns" in page(started, [])  # type: ignore[arg-type]
 
