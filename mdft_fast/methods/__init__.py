@@ -18,6 +18,7 @@ from mdft_fast.methods.method import (
 )
 from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
 from mdft_fast.methods.ties import Ties
+from mdft_fast.methods.walk import explain_walk
 
 # The table: recipes, `mdft methods` and docs know what stands here, in this order.
 METHODS: dict[str, type[Method]] = {
@@ -46,6 +47,7 @@ __all__ = [
     "apply",
     "describe_field",
     "entry_of",
+    "explain_walk",
     "kth_largest",
     "mean_of",
     "method_of",

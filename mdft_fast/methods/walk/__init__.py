@@ -2,6 +2,7 @@
 """One walk over a model, block by block, with each task's streams of activations."""
 
 from mdft_fast.methods.walk.calls import Call, Point
+from mdft_fast.methods.walk.explanation import explain_walk
 from mdft_fast.methods.walk.sensitivity import Sensitivities
 from mdft_fast.methods.walk.streams import LayerPass, walk_layers
 from mdft_fast.methods.walk.structure import LayerSite, Structure, Writer
@@ -16,5 +17,6 @@ __all__ = [
     "Structure",
     "Walk",
     "Writer",
+    "explain_walk",
     "walk_layers",
 ]
