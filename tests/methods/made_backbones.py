@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mdft_fast import Pool
 from mdft_fast.checkpoints import Batch
 from mdft_fast.methods import InputMerge, TaskInputs, apply
-from mdft_fast.model import MetaModel, build_backbone
+from mdft_fast.model import MetaModel, build_backbone, tensors_of
 from mdft_fast.pool import Head
 from tests.methods.made_pools import tensors
 
@@ -31,8 +31,7 @@ class Tensors:
     tensors: Batch
 
     def __len__(self) -> int:
-        first = self.tensors if isinstance(self.tensors, Tensor) else [*self.tensors.values()][0]
-        return len(first)
+        return len(next(tensors_of(self.tensors)))
 
     def batch(self, indices: Tensor, device: torch.device) -> Batch:
         if isinstance(self.tensors, Tensor):

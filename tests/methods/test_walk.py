@@ -22,8 +22,9 @@ from tests.methods.made_backbones import (
 )
 
 FOUND = Path(__file__).with_name("found_layers.txt")
-ROUNDED = {"open_clip", "open_clip layer scale", "old CLIP", "torch, norm first",
-           "torch, norm behind"}  # attention in another form; all others keep their bits  # fmt: skip
+# Attention in another form; all others keep their bits.
+ROUNDED = ("open_clip", "open_clip layer scale", "old CLIP", "torch, norm first",
+           "torch, norm behind")  # fmt: skip
 
 
 @pytest.fixture(params=BACKBONES)

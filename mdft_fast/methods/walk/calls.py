@@ -6,17 +6,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 
+Side = Literal["in", "out"]
+
+
 class Point(NamedTuple):
     """The first tensor that goes into a module, or comes out of it."""
 
-    side: Literal["in", "out"]
+    side: Side
     module: str
+
+
+def both_sides(modules: Iterable[str]) -> list[Point]:
+    """Returns what goes in and what comes out of modules, one after the other."""
+    return [Point(side, module) for module in modules for side in get_args(Side)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

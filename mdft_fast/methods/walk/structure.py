@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mdft_fast.methods.walk.attention import IN_PROJ
-from mdft_fast.methods.walk.calls import Call, Point, observed
+from mdft_fast.methods.walk.calls import Call, Point, both_sides, observed
 from mdft_fast.model import LinearLayer
 
 _EQUAL = 1e-6  # relative error of sums in float32, and
@@ -210,9 +210,8 @@ def _record(module: nn.Module, block: str, call: Call) -> tuple[Seen, frozenset[
 
     prefix = f"{block}." if block else ""
     names = [block, *(prefix + name for name, _ in part.named_modules() if name)]
-    points = [Point(side, name) for name in names for side in ("in", "out")]
     call = call.of(call.stream.clone())
-    with observed(module, points, see):
+    with observed(module, both_sides(names), see):
         part(*call.args, **call.kwargs)
     overwritten = {point for point, tensor, version in originals if tensor._version != version}
     return seen, frozenset(overwritten)
