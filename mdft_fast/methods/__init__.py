@@ -45,6 +45,7 @@ from mdft_fast.methods.task_arithmetic import TaskArithmetic
 from mdft_fast.methods.ties import Ties
 from mdft_fast.methods.ties_merge import TiesMerge
 from mdft_fast.methods.tsv_m import TsvM
+from mdft_fast.methods.walk import explain_walk
 from mdft_fast.methods.wudi import Wudi
 
 # The table: recipes, `mdft methods` and docs know what stands here, in this order.
@@ -128,6 +129,7 @@ __all__ = [
     "apply",
     "describe_field",
     "entry_of",
+    "explain_walk",
     "kth_largest",
     "mean_of",
     "merge_of",

@@ -128,9 +128,9 @@ def solve_weighted(
     for _ in range(steps):
         if not size > least:
             break
-        product_of = product(direction)
-        length = size / (direction * product_of).sum()
-        x, rest = x + length * direction, rest - length * product_of
+        mapped = product(direction)
+        length = size / (direction * mapped).sum()
+        x, rest = x + length * direction, rest - length * mapped
         better = preconditioned(rest)
         before, size = size, (rest * better).sum()
         direction = better + size / before * direction

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from mdft_fast import Pool
 from mdft_fast.checkpoints import Batch
-from mdft_fast.methods import TaskInputs
-from mdft_fast.model import build_backbone
+from mdft_fast.methods import InputMerge, TaskInputs, apply
+from mdft_fast.model import MetaModel, build_backbone, tensors_of
 from mdft_fast.pool import Head
+from tests.methods.made_pools import tensors
 
 IMAGE = 16
 CPU = torch.device("cpu")
@@ -30,10 +31,7 @@ class Tensors:
     tensors: Batch
 
     def __len__(self) -> int:
-        first = (
-            self.tensors if isinstance(self.tensors, Tensor) else next(iter(self.tensors.values()))
-        )
-        return len(first)
+        return len(next(tensors_of(self.tensors)))
 
     def batch(self, indices: Tensor, device: torch.device) -> Batch:
         if isinstance(self.tensors, Tensor):
@@ -74,7 +72,23 @@ class Case:
 
     def model(self, k: int) -> nn.Module:
         """Returns task k's own model."""
-        return self.with_weights(dict(zip(self.names, self.pool.vectors.decode(), strict=False)), k)
+        ones = [float(i == k) for i in range(self.pool.K)]
+        return MetaModel(self.backbone, self.pool, granularity="task", start=ones).materialize()
+
+    def merged(self, method: InputMerge, **options: Any) -> dict[str, Tensor]:
+        """Returns the vector that a method makes, by tensor name."""
+        made = apply(self.pool, [method], backbone=self.backbone, tasks=self.tasks, **options)
+        return tensors(made)
+
+    def made(self, vector: Mapping[str, Tensor]) -> nn.Module:
+        """Returns the model that base and one vector make."""
+        module = self.model(0)
+        parameters = dict(module.named_parameters())
+        base = dict(zip(self.names, self.pool.layout.views(self.pool.base), strict=True))
+        with torch.no_grad():
+            for name, delta in vector.items():
+                parameters[name].copy_(base[name] + delta[0])
+        return module
 
     @property
     def names(self) -> list[str]:
@@ -106,8 +120,10 @@ def make_case(
     """Returns K models that differ from a base by noise, ``size`` times each tensor's spread."""
     backbone.eval()
     base = {name: tensor.detach().clone() for name, tensor in backbone.state_dict().items()}
-    parameters = dict(backbone.named_parameters())
+    parameters = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
     generator = torch.Generator().manual_seed(1)
+    for name, tensor in parameters.items():  # no norm of fresh weights, which would do nothing
+        base[name] += 0.1 * torch.randn(tensor.shape, generator=generator)
     models: list[dict[str, Tensor]] = []
     for _ in range(K):
         model = dict(base)
@@ -334,7 +350,8 @@ class OldBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.ln_1(x)
-        mask = torch.full((len(x), len(x)), float("-inf")).triu(1)
+        mask = 0.3 * torch.arange(float(len(x)))
+        mask = mask[:, None] - mask
         x = x + self.attn(normed, normed, normed, attn_mask=mask)[0]
         return x + self.mlp(self.ln_2(x))
 

@@ -25,7 +25,7 @@ from mdft_fast.errors import MdftError, nearest
 from mdft_fast.evaluation import evaluate
 from mdft_fast.files import write_text
 from mdft_fast.learning import specialize
-from mdft_fast.methods import METHODS, describe_field, needs, summary
+from mdft_fast.methods import METHODS, describe_field, explain_walk, needs, summary
 from mdft_fast.model import build_backbone
 from mdft_fast.options import options
 from mdft_fast.pool import Pool
@@ -81,6 +81,13 @@ def show_methods() -> None:
             say(f"{'':<12} {describe_field(option)}")
         extra = f"; needs {needs(method)}" if method.needs else ""
         say(f"{'':<12} {method.source}{extra}")
+
+
+def explain_recipe(path: Path, assignments: Sequence[str]) -> str:
+    """Returns how methods that look at inputs go through a recipe's backbone; reads no sample."""
+    # The base is run alone: what transforms make of the task vectors does not matter.
+    backbone, pool = open_pool(load_recipe(path, [*assignments, "transform=[]"]))
+    return explain_walk(pool, backbone)
 
 
 def _warn_of_rounding(old: Pool, codec: str | None) -> None:

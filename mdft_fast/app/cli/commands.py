@@ -200,15 +200,37 @@ def convert(
 
 
 @app.command()
-def methods() -> None:
+def methods(
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            "--explain",
+            metavar="RECIPE",
+            callback=lambda path: path and readable(path),
+            help="Shows what methods that look at inputs find in this recipe's backbone.",
+        ),
+    ] = None,
+    assignments: Overrides = None,
+) -> None:
     """Lists what can be made of a pool without learning.
 
     For each method its kind, what it does, what it needs, where it is from, and its fields with
     their defaults. A recipe names transforms, which act in this order, before λ is learned:
 
     transform: [{ties: {density: 0.2}}, lines]
+
+    With --explain, what a walk finds in a recipe's backbone: its linear layers in the order of
+    execution, which of them write to the residual stream, which positions count, and what gets the
+    mean, with why. Equal blocks are described once. Measured on random inputs in the base.
+
+    Example: mdft methods --explain recipe.yaml
     """
-    actions.show_methods()
+    if explain is None and assignments:
+        raise MdftError("--set: is for --explain RECIPE, got no recipe")
+    if explain is None:
+        actions.show_methods()
+    else:
+        say(actions.explain_recipe(explain, assignments or ()))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 
 from mdft_fast.methods.walk.calls import Call, Point
 from mdft_fast.methods.walk.candidates import BlockInputs, walk_blocks
+from mdft_fast.methods.walk.explanation import explain_walk
 from mdft_fast.methods.walk.sensitivity import Sensitivities
 from mdft_fast.methods.walk.streams import LayerPass, walk_layers
 from mdft_fast.methods.walk.structure import LayerSite, Structure, Writer
@@ -18,6 +19,7 @@ __all__ = [
     "Structure",
     "Walk",
     "Writer",
+    "explain_walk",
     "walk_blocks",
     "walk_layers",
 ]

@@ -83,7 +83,7 @@ def _allowed(mask: Tensor | None, samples: int, heads: int) -> Tensor | None:
 
 def _weights(q: Tensor, k: Tensor, allowed: Tensor | None) -> Tensor:
     """Returns what each position takes of each other, ``[B, heads, T, T]``."""
-    scores = q @ k.mT / q.shape[-1] ** 0.5
+    scores: Tensor = q @ k.mT / q.shape[-1] ** 0.5
     if allowed is not None and allowed.dtype == torch.bool:
         scores = scores.masked_fill(~allowed, float("-inf"))
     elif allowed is not None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 Side = Literal["in", "out"]
-SIDES: tuple[Side, ...] = get_args(Side)
 
 
 class Point(NamedTuple):
@@ -20,6 +19,11 @@ class Point(NamedTuple):
 
     side: Side
     module: str
+
+
+def both_sides(modules: Iterable[str]) -> list[Point]:
+    """Returns what goes in and what comes out of modules, one after the other."""
+    return [Point(side, module) for module in modules for side in get_args(Side)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

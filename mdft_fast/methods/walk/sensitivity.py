@@ -143,16 +143,17 @@ def _in_block(
     added: dict[str, Tensor] = {}
     outputs: list[Tensor] = []
 
-    def see(point: Point, tensor: Tensor) -> Tensor | None:
-        if point == end:
+    def see(point: Point, tensor: Tensor) -> Tensor:
+        if point in layers:
+            added[point.module] = torch.zeros_like(tensor, requires_grad=True)
+            tensor = tensor + added[point.module]
+        if point == end:  # the block may be a layer itself
             outputs.append(tensor)
-            return None
-        added[point.module] = torch.zeros_like(tensor, requires_grad=True)
-        return tensor + added[point.module]
+        return tensor
 
     end = Point("out", structure.block)
-    points = [*(Point("out", site.module) for site in structure.layers), end]
-    with observed(walk.module, points, see):
+    layers = [Point("out", site.module) for site in structure.layers]
+    with observed(walk.module, dict.fromkeys([*layers, end]), see):
         walk.run(structure.block, call, [])
     made = list(added.values())
     gradients = torch.autograd.grad(outputs, made, [behind.float()], allow_unused=True)

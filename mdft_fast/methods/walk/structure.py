@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mdft_fast.methods.walk.attention import IN_PROJ
-from mdft_fast.methods.walk.calls import SIDES, Call, Point, observed
+from mdft_fast.methods.walk.calls import Call, Point, both_sides, observed
 from mdft_fast.model import LinearLayer
 
-_SAME = 1e-4  # relative error up to which a sum is taken for one
+_EQUAL = 1e-6  # relative error of sums in float32, and
+_SAME = 1e-4  # up to which a sum is taken for one at all
+_LOST = 1e-2  # relative error by rounding above which a sum cannot be told
+_FAINT = 1e-3  # of the largest channel's scale: a channel below it writes nothing to correct
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -207,9 +210,8 @@ def _record(module: nn.Module, block: str, call: Call) -> tuple[Seen, frozenset[
 
     prefix = f"{block}." if block else ""
     names = [block, *(prefix + name for name, _ in part.named_modules() if name)]
-    points = [Point(side, name) for name in names for side in SIDES]
     call = call.of(call.stream.clone())
-    with observed(module, points, see):
+    with observed(module, both_sides(names), see):
         part(*call.args, **call.kwargs)
     overwritten = {point for point, tensor, version in originals if tensor._version != version}
     return seen, frozenset(overwritten)
@@ -225,34 +227,43 @@ def _writer(seen: Seen, at: int, y: Tensor, channels: int) -> Writer | None:
             (before if when < at else after).append((when, point, tensor))
     before.sort(key=lambda entry: -entry[0])
     after.sort(key=lambda entry: entry[0])
-    for _, late, u in after:
-        for _, early, s in before:
-            fit = _affine(u - s, y, channels)
-            if fit is not None:
-                return Writer(early, late, *fit)
+    # Close fits first: a norm of what is normed already gives nearly the same tensor again.
+    for error in (_EQUAL, _SAME):
+        for _, late, u in after:
+            for _, early, s in before:
+                fit = _affine(u - s, y, channels, error, _rms(u))
+                if fit is not None:
+                    return Writer(early, late, *fit)
     return None
 
 
 def _affine(
-    difference: Tensor, y: Tensor, channels: int
+    difference: Tensor, y: Tensor, channels: int, error: float, magnitude: float
 ) -> tuple[Tensor | None, Tensor | None] | None:
     """Returns each channel's scale and shift that bring y to a difference; None: none do.
 
     A scale of 1 and a shift of 0 are None. A channel whose scale is next to nothing writes
     nothing that could be corrected, so such a layer is not taken for one that writes.
     """
+    # What a sum loses by rounding counts where little is added to much.
+    size, rounding = _rms(difference), 4 * torch.finfo(y.dtype).eps * magnitude
+    tolerance = error * size + rounding
+    if not size > 0 or rounding > _LOST * size:
+        return None
+    if _rms(difference - y) <= tolerance:
+        return None, None
     axes = [axis for axis in range(y.dim()) if axis != channels]
     center, mean = y.mean(axes, keepdim=True), difference.mean(axes, keepdim=True)
     spread = (y - center).square().mean(axes, keepdim=True)
     scale = ((y - center) * (difference - mean)).mean(axes, keepdim=True)
     scale = torch.where(spread > 0, scale / spread.clamp_min(1e-30), 1.0)
     shift = mean - scale * center
-    size = difference.square().mean().sqrt()
-    error = (difference - (scale * y + shift)).square().mean().sqrt()
-    if not size > 0 or error > _SAME * size:
+    if _rms(difference - (scale * y + shift)) > tolerance:
         return None
-    if (difference - y).square().mean().sqrt() <= _SAME * size:
-        return None, None
-    if float(scale.abs().min()) < 1e-3 * float(scale.abs().max()):
+    if float(scale.abs().min()) < _FAINT * float(scale.abs().max()):
         return None
     return scale.flatten(), shift.flatten()
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.square().mean().sqrt())

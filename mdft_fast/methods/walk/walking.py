@@ -15,7 +15,7 @@ from mdft_fast.checkpoints import arguments_of
 from mdft_fast.errors import MdftError
 from mdft_fast.methods.inputs import TaskInputs
 from mdft_fast.methods.walk.attention import make_observable
-from mdft_fast.methods.walk.calls import SIDES, Call, Point, Stopped, observed
+from mdft_fast.methods.walk.calls import Call, Point, Stopped, both_sides, observed
 from mdft_fast.methods.walk.structure import Structure, explore, hindrance, module_of
 from mdft_fast.model import (
     Batch,
@@ -293,12 +293,12 @@ class Walk:
             return [""], str(error) if numbered else "it has no numbered blocks"
         order: list[tuple[Point, Tensor]] = []
         args, kwargs = arguments_of(self._probes[0])
-        points = [Point(side, block) for block in blocks for side in SIDES]
-        with observed(self.module, points, lambda point, seen: order.append((point, seen))):
+        with observed(
+            self.module, both_sides(blocks), lambda point, seen: order.append((point, seen))
+        ):
             self.module(*args, **kwargs)
         blocks = list(dict.fromkeys(point.module for point, _ in order))
-        wanted = [Point(side, block) for block in blocks for side in SIDES]
-        if not blocks or [point for point, _ in order] != wanted:
+        if not blocks or [point for point, _ in order] != both_sides(blocks):
             return [""], "its blocks do not run once each"
         for (_, out), (_, into) in zip(order[1::2], order[2::2], strict=False):
             if out.shape != into.shape or not torch.equal(out, into):
