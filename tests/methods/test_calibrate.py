@@ -50,14 +50,15 @@ def models_of(case: Case) -> list[Tensor]:
 
 
 def sensitivity(case: Case, k: int, matrix: Tensor, seed: int) -> Tensor:
-    """The Fisher matrix by its definition, with the same classes drawn."""
+    """The Fisher matrix by its definition, with the same numbers drawn."""
     head = case.tasks[k].head
     x = case.tasks[k].samples.tensors.double()
     y = F.linear(x, matrix[:, :-1], matrix[:, -1]).requires_grad_()
     logits = head.scale * F.normalize(y, dim=1) @ head.weight.double().T
-    likely = logits.detach().float().softmax(1)
-    drawn = torch.multinomial(likely, 1, generator=torch.Generator().manual_seed(seed))[:, 0]
-    (g,) = torch.autograd.grad(F.cross_entropy(logits, drawn, reduction="sum"), y)
+    p = logits.detach().softmax(1)
+    v = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)).double()
+    factor = torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None]  # C: C Cᵀ = diag p - ppᵀ
+    (g,) = torch.autograd.grad(logits, y, (factor @ v[:, :, None])[:, :, 0])
     fisher = g.T @ g
     return fisher / fisher.diagonal().mean()
 

@@ -167,7 +167,7 @@ def test_a_merge_never_sees_what_is_held_out(world: World) -> None:
     assert (start.holdout, start.seed) == (ConstructConfig.holdout, ConstructConfig.seed)
     pool = start.pool_of(world.pool, world.backbone)
     assert pool.methods == (
-        "start by loudest(samples=10000, seed=0, batch=128) without the held-out samples "
+        "start by loudest(samples=10000, copies=0, seed=0, batch=128) without the held-out samples "
         "(holdout=0.2, seed=0)",
     )
     for task in world.tasks:
