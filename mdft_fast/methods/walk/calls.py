@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-
 Side = Literal["in", "out"]
 
 

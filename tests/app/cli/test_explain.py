@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mdft methods --explain``: a recipe in, what a walk finds in its backbone out; no sample read."""
+"""``mdft methods --explain``: a recipe in, what a walk finds in its backbone out."""
 
 from __future__ import annotations
 
