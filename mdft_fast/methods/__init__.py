@@ -3,6 +3,7 @@
 
 from mdft_fast.methods.applying import apply
 from mdft_fast.methods.calibrate import Calibrate
+from mdft_fast.methods.fisher import Fisher
 from mdft_fast.methods.inputs import SamplesToLearn, TaskInputs
 from mdft_fast.methods.largest import kth_largest
 from mdft_fast.methods.lines import Lines
@@ -16,6 +17,8 @@ from mdft_fast.methods.method import (
     Vectors,
     mean_of,
 )
+from mdft_fast.methods.regmean import RegMean
+from mdft_fast.methods.regmean_pp import RegMeanPP
 from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
 from mdft_fast.methods.ties import Ties
 from mdft_fast.methods.walk import explain_walk
@@ -26,6 +29,9 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         Ties,
         Lines,
+        Fisher,
+        RegMean,
+        RegMeanPP,
         Calibrate,
     )
 }
@@ -33,11 +39,14 @@ METHODS: dict[str, type[Method]] = {
 __all__ = [
     "METHODS",
     "Calibrate",
+    "Fisher",
     "InputMerge",
     "Lines",
     "MatrixMerge",
     "Merge",
     "Method",
+    "RegMean",
+    "RegMeanPP",
     "SamplesToLearn",
     "Site",
     "TaskInputs",

@@ -2,6 +2,7 @@
 """One walk over a model, block by block, with each task's streams of activations."""
 
 from mdft_fast.methods.walk.calls import Call, Point
+from mdft_fast.methods.walk.candidates import BlockInputs, walk_blocks
 from mdft_fast.methods.walk.explanation import explain_walk
 from mdft_fast.methods.walk.sensitivity import Sensitivities
 from mdft_fast.methods.walk.streams import LayerPass, walk_layers
@@ -9,6 +10,7 @@ from mdft_fast.methods.walk.structure import LayerSite, Structure, Writer
 from mdft_fast.methods.walk.walking import Walk
 
 __all__ = [
+    "BlockInputs",
     "Call",
     "LayerPass",
     "LayerSite",
@@ -18,5 +20,6 @@ __all__ = [
     "Walk",
     "Writer",
     "explain_walk",
+    "walk_blocks",
     "walk_layers",
 ]

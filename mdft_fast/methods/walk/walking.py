@@ -126,6 +126,11 @@ class Walk:
             name: held[leaf].detach() for name in names for held, leaf in self._owners[name][:1]
         }
 
+    def parameters(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
+        """Returns the module's parameters as they are, to differentiate by."""
+        held = ((name, *self._owners[name][0]) for name in names)
+        return {name: parameters[leaf] for name, parameters, leaf in held}
+
     def install(self, weights: Mapping[str, Tensor]) -> None:
         """Puts weights into the module."""
         for name, weight in weights.items():
