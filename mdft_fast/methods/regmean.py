@@ -36,7 +36,7 @@ class RegMean(InputMerge):
     Attributes:
         off_diagonal: factor of a Gram matrix off its diagonal.
         normalize: whether each Gram is divided by its trace, so that all tasks weigh the same.
-        free: weight of the data-free Grams, at the trace of the others; 0: the paper's method.
+        free: weight of the data-free Grams, at the trace of the others.
         ridge: as a share of the mean diagonal of the sum.
     """
 
@@ -68,23 +68,19 @@ class RegMean(InputMerge):
 
     def _solved(self, walk: Walk, block: BlockInputs) -> dict[LinearLayer, Tensor]:
         """Returns each layer's one vector as a matrix, bias last, float64 ``[out, in (+ 1)]``."""
-        deltas = {site.module: augmented(site.layer, walk.deltas) for site in block.layers}
-        sums = {module: _Sums(rows) for module, rows in deltas.items()}
+        sums = {site: _Sums(augmented(site.layer, walk.deltas)) for site in block.layers}
         for k in range(walk.pool.K):
-            counts = dict.fromkeys(deltas, 0.0)
-            moments = {
-                module: Moments(rows.shape[2], 0, rows.device) for module, rows in deltas.items()
-            }
+            self._add(walk, block, k, sums)
+        return {site.layer: sums[site].solution(self.ridge) for site in block.layers}
 
-            def see(site: LayerSite, x: Tensor) -> None:
-                moments[site.module].add(x, None, site.positions)  # noqa: B023
-                counts[site.module] += len(x) * float(site.positions.sum())  # noqa: B023
-
-            block.look(k, see)
-            for module, moment in moments.items():
-                gram = moment.gram.double() / max(counts[module], 1)
-                sums[module].add(self._weighed(gram, deltas[module][k]), deltas[module][k])
-        return {site.layer: sums[site.module].solution(self.ridge) for site in block.layers}
+    def _add(self, walk: Walk, block: BlockInputs, k: int, sums: Mapping[LayerSite, _Sums]) -> None:
+        """Adds a task to each layer's sums."""
+        rows = {site: _Rows(site, total.mean) for site, total in sums.items()}
+        block.look(k, lambda site, x: rows[site].add(x))
+        for site, total in sums.items():
+            # Decoded anew: K tensors are in memory, not K blocks.
+            delta = augmented(site.layer, lambda name: walk.deltas(name)[k : k + 1])[0]
+            total.add(self._weighed(rows[site].mean_gram(), delta), delta)
 
     def _weighed(self, gram: Tensor, delta: Tensor) -> Tensor:
         """Returns G'_k of X'X/n, float64 ``[in, in]``."""
@@ -96,21 +92,43 @@ class RegMean(InputMerge):
         return gram
 
 
+class _Rows:
+    """What reaches a layer in one task's model."""
+
+    def __init__(self, site: LayerSite, matrix: Tensor) -> None:
+        """Begins with nothing, for a layer whose matrix has this shape."""
+        self._moments = Moments(matrix.shape[1], 0, matrix.device)
+        self._positions, self._count = site.positions, 0.0
+
+    def add(self, x: Tensor) -> None:
+        """Adds ``[B, T, in]``, at the positions that anything reads."""
+        self._moments.add(x, None, self._positions)
+        self._count += len(x) * float(self._positions.sum())
+
+    def mean_gram(self) -> Tensor:
+        """Returns the mean of x xᵀ, float64 ``[in (+ 1), in (+ 1)]``."""
+        return self._moments.gram.double() / max(self._count, 1)
+
+
 class _Sums:
-    """Sums over tasks of Grams, and of Grams times what a task differs from the mean."""
+    """Sums over tasks of Grams, and of Grams times what a task differs from the mean.
+
+    Attributes:
+        mean: of the tasks' matrices, float64 ``[out, in (+ 1)]``.
+    """
 
     def __init__(self, deltas: Tensor) -> None:
-        """Begins with none of the tasks whose matrices ``[K, out, in]`` these are."""
-        self._mean = sum(deltas[1:], deltas[0]) / len(deltas)
+        """Begins with none of the tasks whose matrices ``[K, out, in (+ 1)]`` these are."""
+        self.mean = sum(deltas[1:], deltas[0]) / len(deltas)
         self._gram = deltas.new_zeros(deltas.shape[2], deltas.shape[2])
         self._cross = deltas.new_zeros(deltas.shape[2], deltas.shape[1])
 
     def add(self, gram: Tensor, delta: Tensor) -> None:
         """Adds a task's."""
         self._gram += gram
-        self._cross += gram @ (delta - self._mean).T
+        self._cross += gram @ (delta - self.mean).T
 
     def solution(self, ridge: float) -> Tensor:
-        """Returns the mean and what is added to it, ``[out, in]``."""
+        """Returns the mean and what is added to it, ``[out, in (+ 1)]``."""
         self._gram.diagonal().add_(ridge * self._gram.diagonal().mean())
-        return self._mean + solve(self._gram, self._cross).T
+        return self.mean + solve(self._gram, self._cross).T
