@@ -94,29 +94,35 @@ class Calibrate(InputMerge):
         deltas = augmented(layer, walk.deltas)
         base = augmented(layer, lambda name: walk.base(name)[None])[0]
         grams, crosses, reference = [], [], _Reference(deltas)
+        total, right = torch.zeros_like(reference.gram), torch.zeros_like(reference.cross)
         for k, delta in enumerate(deltas):
-            gram, cross = (total.double() for total in turn.moments(k, self._weights(turn, k)))
+            gram, cross = (sums.double() for sums in turn.moments(k, self._weights(turn, k)))
             size = gram.diagonal().sum()
             if float(size) > 0:  # else no input has ever a value: what is free of data decides
                 gram, cross = gram / size, cross / size
             cross -= gram @ base.T  # what is solved for is the difference to the base
             free = normalized(delta.T @ delta)
             reference.add(gram + free, delta)
-            grams.append(gram + self.rho * free)
-            crosses.append(cross + self.rho * free @ delta.T)
-        total = sum(grams[1:], grams[0])
+            gram.add_(free, alpha=self.rho)
+            cross.add_(free @ delta.T, alpha=self.rho)
+            total, right = total + gram, right + cross
+            if turn.sensitivities:  # all K at once; else only their sums
+                grams.append(gram.float())
+                crosses.append(cross)
         ridge = self.epsilon * total.diagonal().mean()
         pull = ridge * reference.solution()
         total.diagonal().add_(ridge)
-        made = solve(total, sum(crosses[1:], crosses[0]) + pull)
+        made = solve(total, right + pull)
         if turn.sensitivities:
-            eye = torch.eye(made.shape[1], dtype=made.dtype, device=made.device)
-            measured = [turn.sensitivities[k].metric.double() for k in range(len(deltas))]
+            eye = torch.eye(made.shape[1], device=made.device)
+            measured = [turn.sensitivities[k].metric for k in range(len(deltas))]
             metrics = [self.fisher * metric + (1 - self.fisher) * eye for metric in measured]
-            cross = pull
+            cross = pull.float()
             for one, metric in zip(crosses, metrics, strict=True):
-                cross = cross + one @ metric
-            made = solve_weighted(grams, metrics, ridge, cross, made, steps=_STEPS)
+                cross.addmm_(one.float(), metric)
+            made = solve_weighted(
+                grams, metrics, float(ridge), cross, made.float(), steps=_STEPS
+            ).double()
         return parts(layer, base + made.T, walk)
 
     def _weights(self, turn: LayerPass, k: int) -> Tensor:
@@ -136,18 +142,18 @@ class _Reference:
 
     def __init__(self, deltas: Tensor) -> None:
         _, out, width = deltas.shape
-        self._gram = deltas.new_zeros(width, width)
-        self._cross = deltas.new_zeros(width, out)
+        self.gram = deltas.new_zeros(width, width)
+        self.cross = deltas.new_zeros(width, out)
 
     def add(self, gram: Tensor, delta: Tensor) -> None:
         """Adds a task's."""
-        self._gram += gram
-        self._cross += gram @ delta.T
+        self.gram += gram
+        self.cross += gram @ delta.T
 
     def solution(self) -> Tensor:
         """Returns it, ``[in, out]``."""
-        self._gram.diagonal().add_(_LEAST * self._gram.diagonal().mean())
-        return solve(self._gram, self._cross)
+        self.gram.diagonal().add_(_LEAST * self.gram.diagonal().mean())
+        return solve(self.gram, self.cross)
 
 
 def augmented(layer: LinearLayer, read: Callable[[str], Tensor]) -> Tensor:

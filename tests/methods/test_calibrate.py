@@ -57,7 +57,9 @@ def sensitivity(case: Case, k: int, matrix: Tensor, seed: int) -> Tensor:
     logits = head.scale * F.normalize(y, dim=1) @ head.weight.double().T
     p = logits.detach().softmax(1)
     v = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)).double()
-    factor = torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None]  # C: C Cᵀ = diag p - ppᵀ
+    factor = (
+        torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None]
+    )  # C: C Cᵀ = diag p - ppᵀ
     (g,) = torch.autograd.grad(logits, y, (factor @ v[:, :, None])[:, :, 0])
     fisher = g.T @ g
     return fisher / fisher.diagonal().mean()
