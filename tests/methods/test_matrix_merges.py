@@ -237,7 +237,6 @@ def test_other_kinds_of_layers_are_the_same_matrices(method: MatrixMerge) -> Non
     assert torch.equal(made["2.weight"].mT, made["0.weight"])
 
 
-# Thin factors: pools of LoRA.
 WIDE = {"blocks.0.weight": (40, 64), "blocks.1.weight": (64, 40), "blocks.2.weight": (48, 48)}
 
 
