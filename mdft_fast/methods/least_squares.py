@@ -83,6 +83,7 @@ def _factor(gram: Tensor) -> Tensor:
     # Where nothing was ever seen, all is 0, and so is the solution for any ridge.
     size = gram.diagonal().mean()
     size = torch.where(size > 0, size, 1.0)
+    factor: Tensor
     for ridge in (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4):
         shifted = gram.clone()
         shifted.diagonal().add_(ridge * size)
