@@ -221,8 +221,8 @@ class Layout:
             owned = torch.zeros(self.L, dtype=torch.int64)
             owned = owned.index_add(0, columns, torch.ones_like(columns))
             starts = torch.cat([torch.zeros(1, dtype=torch.int64), owned.cumsum(0)])
-        index = (x.int().to(device) for x in (columns, order, starts))
-        return TilePlan(*index, tensor_tiles, first, last, rows)
+        columns, order, starts = (x.int().to(device) for x in (columns, order, starts))
+        return TilePlan(columns, order, starts, tensor_tiles, first, last, rows)
 
     def pack(self, tensors: Mapping[str, Tensor], *, who: str = "layout") -> Shaped[Tensor, "N"]:
         """Lays tensors out as an arena; :meth:`views` gives them back.
