@@ -10,14 +10,14 @@ from torch import Tensor
 
 from mdft_fast.errors import MdftError
 
-_BLOCK = 256  # columns of a Gram matrix that are computed at once: its lower half is a copy
+_BLOCK = 128  # columns of a Gram matrix that are computed at once: its lower half is a copy
 
 
 class Moments:
     """Sums over rows, XᵀX and XᵀY, in float32 and in the order in which the rows came.
 
     Args:
-        inputs: width of X; one more than the rows' where a column of ones stands for the bias.
+        inputs: width of X; one more than the rows' where a 1 behind them stands for the bias.
         outputs: width of Y, likewise; 0: XᵀX alone.
         device: where.
     """
@@ -38,13 +38,30 @@ class Moments:
         if len(at) < len(weights):
             x, weights = x[:, at], weights[at]
             y = None if y is None else y[:, at]
-        root = None if bool((weights == 1).all()) else weights.sqrt()[:, None]
-        rows = _rows(x, root, len(self._gram))
-        for first in range(0, len(self._gram), _BLOCK):
-            last = first + _BLOCK
-            self._gram[first:last, first:].addmm_(rows[:, first:last].T, rows[:, first:])
+        root = weights.sqrt()
+        weighted = not bool((weights == 1).all())
+        rows = _rows(x, root if weighted else None)
+        # The column of ones is summed apart: with it rows would have to be copied once more.
+        ones = root.expand(len(x), -1).reshape(-1)
+        inputs = rows.shape[1]
+        for first in range(0, inputs, _BLOCK):
+            last = min(first + _BLOCK, inputs)
+            self._gram[first:last, first:inputs].addmm_(rows[:, first:last].T, rows[:, first:])
+        if len(self._gram) > inputs:
+            self._gram[:inputs, inputs].addmv_(rows.T, ones)
+            self._gram[inputs, inputs] += ones @ ones
         if y is not None:
-            self.cross.addmm_(rows.T, _rows(y, root, self.cross.shape[1]))
+            self._add_cross(rows, _rows(y, root if weighted else None), ones)
+
+    def _add_cross(self, rows: Tensor, targets: Tensor, ones: Tensor) -> None:
+        (inputs, outputs), cross = (rows.shape[1], targets.shape[1]), self.cross
+        cross[:inputs, :outputs].addmm_(rows.T, targets)
+        if len(cross) > inputs:
+            cross[inputs, :outputs].addmv_(targets.T, ones)
+        if cross.shape[1] > outputs:
+            cross[:inputs, outputs].addmv_(rows.T, ones)
+            if len(cross) > inputs:
+                cross[inputs, outputs] += ones @ ones
 
     @property
     def gram(self) -> Tensor:
@@ -53,15 +70,8 @@ class Moments:
         return upper + upper.triu(1).T
 
 
-def _rows(x: Tensor, root: Tensor | None, width: int) -> Tensor:
-    """Returns rows times the roots of their weights, with a 1 behind where they are too narrow."""
-    narrow = x.shape[-1]
-    if width == narrow:
-        return (x if root is None else x * root).reshape(-1, width)
-    rows = x.new_empty(*x.shape[:-1], width)
-    rows[..., :narrow] = x if root is None else x * root
-    rows[..., narrow:] = 1.0 if root is None else root
-    return rows.view(-1, width)
+def _rows(x: Tensor, root: Tensor | None) -> Tensor:
+    return (x if root is None else x * root[:, None]).reshape(-1, x.shape[-1])
 
 
 def solve(gram: Tensor, cross: Tensor) -> Tensor:
