@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mdft_fast.methods.inputs import TaskInputs
 from mdft_fast.methods.least_squares import solve, solve_weighted
 from mdft_fast.methods.method import InputMerge, Watch, mean_of
-from mdft_fast.methods.walk import LayerPass, Sensitivities, Walk, walk_layers
-from mdft_fast.model import LinearLayer
+from mdft_fast.methods.walk import LayerPass, Sensitivities, Walk, forecast_walk, walk_layers
+from mdft_fast.model import Batch, LinearLayer
 from mdft_fast.options import Interval, Share, Weight, check
 from mdft_fast.pool import Pool
 
@@ -87,6 +87,19 @@ class Calibrate(InputMerge):
             walk.install(self._fitted(walk, turn))
         weights = walk.weights(walk.names)
         return {name: weights[name] - walk.base(name) for name in walk.names}
+
+    def memory(self, pool: Pool, backbone: nn.Module, example: Batch) -> int:
+        """See :class:`InputMerge`."""
+        samples = self.samples * (1 + self.copies)
+        return forecast_walk(
+            pool,
+            backbone,
+            example,
+            samples=samples,
+            batch=self.batch,
+            keep=self.keep,
+            measured=samples if self.fisher else 0,
+        ).total
 
     def _fitted(self, walk: Walk, turn: LayerPass) -> dict[str, Tensor]:
         """Returns a layer's new weight and bias."""

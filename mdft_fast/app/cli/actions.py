@@ -111,7 +111,8 @@ def plan_recipe(path: Path, assignments: Sequence[str], every_codec: bool) -> No
     budget = f"{'budget' if planned.given else 'free for a run'}: {size(planned.budget)}"
     say(f"{planned.samples} images a forward pass; {budget}")
     if planned.start:
-        say(f"start: {planned.start}, one vector more; what making it takes is not counted")
+        making = "is not counted" if planned.making is None else f"is {size(planned.making)}"
+        say(f"start: {planned.start}, one vector more; what making it takes {making}")
     say("again: memory.checkpointing; rest: gradients, activations, workspace; moved: a step's")
     say("traffic of merge and merge_dots; in brackets: not in memory, but in files or on the host")
     if not planned.fits:
