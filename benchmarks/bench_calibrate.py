@@ -28,12 +28,11 @@ sys.path.append(str(Path(__file__).parent.parent))  # an installed mdft_fast win
 
 from benchmarks.harness import origin
 from benchmarks.machine import status_bytes
-from mdft_fast import Head, Pool, TaskVectors
+from mdft_fast import Head, Pool, TaskVectors, methods
 from mdft_fast.arena import Layout, digest, rows_of
 from mdft_fast.checkpoints import as_preprocess, example_input
 from mdft_fast.files import write_json
 from mdft_fast.methods import Calibrate, apply
-from mdft_fast.methods.walk import block_pass, sensitivity, streams
 from mdft_fast.model import build_backbone
 from mdft_fast.pool import TaskInfo, take_inventory
 
@@ -124,12 +123,13 @@ class OpTimes(TorchDispatchMode):
 @contextlib.contextmanager
 def timed(phases: dict[str, float]) -> Iterator[None]:
     """Adds up what each part of a calibration takes, for the length of a ``with``."""
+    walk = methods.walk
     places: list[tuple[Any, str, str]] = [
-        (sensitivity.Sensitivities, "__init__", "sensitivities, pass ahead"),
-        (sensitivity.Sensitivities, "of_block", "sensitivities, in blocks"),
-        (block_pass.BlockPass, "__init__", "the tasks' own streams"),
-        (streams.LayerPass, "moments", "merged stream and its sums"),
-        (block_pass.BlockPass, "move_on", "streams behind the block"),
+        (walk.sensitivity.Sensitivities, "__init__", "sensitivities, pass ahead"),
+        (walk.sensitivity.Sensitivities, "of_block", "sensitivities, in blocks"),
+        (walk.block_pass.BlockPass, "__init__", "the tasks' own streams"),
+        (walk.streams.LayerPass, "moments", "merged stream and its sums"),
+        (walk.block_pass.BlockPass, "move_on", "streams behind the block"),
         (Calibrate, "_fitted", "all of a layer's turn"),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
