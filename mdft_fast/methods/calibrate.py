@@ -14,11 +14,12 @@ from mdft_fast.methods.inputs import TaskInputs
 from mdft_fast.methods.least_squares import solve, solve_weighted
 from mdft_fast.methods.method import InputMerge, Watch, mean_of
 from mdft_fast.methods.walk import LayerPass, Sensitivities, Walk, forecast_walk, walk_layers
-from mdft_fast.model import Batch, LinearLayer
+from mdft_fast.model import Batch, LinearLayer, available_memory
 from mdft_fast.options import Interval, Share, Weight, check
 from mdft_fast.pool import Pool
 
 _STEPS = 8  # of conjugate gradients from the solution for a metric of 1: more gain nothing
+_FREE = 0.5  # share of the memory that is free up to which outputs are kept
 _LEAST = 1e-6  # ridge of the regmean solution towards the base, as a share of the mean diagonal
 
 
@@ -46,8 +47,9 @@ class Calibrate(InputMerge):
         repair: whether layers that write to the residual stream make up for earlier ones.
         fisher: share of what is measured, by one backward pass through each task's own model, in
             the weights of outputs and positions; 0: all count alike, and nothing is measured.
-        keep: whether a block's outputs are kept while it is fitted; else it runs again and again,
-            which takes less memory and more time.
+        keep: whether a block's outputs are kept while it is fitted; else it runs again for each of
+            its layers, which takes less memory and more time, and gives the same bits. null: where
+            all that a calibration takes is at most half of the memory that is free.
     """
 
     rho: Weight = 0.1
@@ -55,7 +57,7 @@ class Calibrate(InputMerge):
     class_token: Annotated[float, Interval(gt=0)] = 1.0
     repair: bool = True
     fisher: Share = 0.9
-    keep: bool = True
+    keep: bool | None = None
 
     name = "calibrate"
     source = "ours"
@@ -79,7 +81,7 @@ class Calibrate(InputMerge):
         for turn in walk_layers(
             walk,
             batch=self.batch,
-            keep=self.keep,
+            keep=self._keeps(pool, backbone, walk.probe),
             repair=self.repair,
             watch=watch,
             sensitivities=measured,
@@ -90,6 +92,15 @@ class Calibrate(InputMerge):
 
     def memory(self, pool: Pool, backbone: nn.Module, example: Batch) -> int:
         """See :class:`InputMerge`."""
+        return self._forecast(pool, backbone, example, keep=self._keeps(pool, backbone, example))
+
+    def _keeps(self, pool: Pool, backbone: nn.Module, example: Batch) -> bool:
+        if self.keep is not None:
+            return self.keep
+        free = available_memory(pool.base.device)
+        return self._forecast(pool, backbone, example, keep=True) <= _FREE * free
+
+    def _forecast(self, pool: Pool, backbone: nn.Module, example: Batch, *, keep: bool) -> int:
         samples = self.samples * (1 + self.copies)
         return forecast_walk(
             pool,
@@ -97,7 +108,7 @@ class Calibrate(InputMerge):
             example,
             samples=samples,
             batch=self.batch,
-            keep=self.keep,
+            keep=keep,
             measured=samples if self.fisher else 0,
         ).total
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -16,6 +14,7 @@ from mdft_fast.app.forecast.verification import verify
 from mdft_fast.app.opening import choose_device, images_at_once, start_of
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.errors import MdftError
+from mdft_fast.model import available_memory
 from mdft_fast.pool import Manifest, read_manifest
 
 _SHARE = 0.9  # of the memory that is free, where no budget is given
@@ -123,7 +122,7 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
         mapped=() if packed is None or changes else (packed,),
         granularity=recipe.granularity,
     )
-    budget = memory.budget if memory.budget is not None else int(_SHARE * _available_memory(device))
+    budget = memory.budget if memory.budget is not None else int(_SHARE * available_memory(device))
     codec = memory.codec if packed is None or memory.codec != "fp32" else packed
     rows: list[Forecast] = []
     allowed: list[Forecast] = []
@@ -177,20 +176,3 @@ def recipe_keys(row: Forecast) -> str:
 def size(count: int) -> str:
     """Returns a number of bytes as people write it."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def _available_memory(device: torch.device) -> int:
-    """Returns the bytes that are free: on the GPU, or for the process without swapping."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = []
-    with contextlib.suppress(OSError, StopIteration):
-        rows = Path("/proc/meminfo").read_text().splitlines()
-        free.append(1024 * int(next(r for r in rows if r.startswith("MemAvailable")).split()[1]))
-    with contextlib.suppress(OSError, ValueError, KeyError):  # a container's: "max", or bytes
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free.append(limit - used + int(kept["inactive_file"]))  # files' pages: given back at need
-    return min(free) if free else sys.maxsize
