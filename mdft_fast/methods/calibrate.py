@@ -20,7 +20,7 @@ from mdft_fast.options import Interval, Share, Weight, check
 from mdft_fast.pool import Pool
 
 FS = int(os.environ.get("FS", "96"))
-_STEPS = int(os.environ.get("STEPS", "20"))  # of conjugate gradients
+_STEPS = int(os.environ.get("STEPS", "5"))  # of conjugate gradients
 _LEAST = 1e-6  # ridge of the regmean solution towards the base, as a share of the mean diagonal
 
 
