@@ -18,7 +18,7 @@ from mdft_fast.model import Batch, LinearLayer, available_memory
 from mdft_fast.options import Interval, Share, Weight, check
 from mdft_fast.pool import Pool
 
-_STEPS = 8  # of conjugate gradients from the solution for a metric of 1: more gain nothing
+_STEPS = 5  # of conjugate gradients from the solution for a metric of 1: more gain nothing
 _FREE = 0.5  # share of the memory that is free up to which outputs are kept
 _LEAST = 1e-6  # ridge of the regmean solution towards the base, as a share of the mean diagonal
 
