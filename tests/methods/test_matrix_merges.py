@@ -102,14 +102,17 @@ def iso_cts(deltas: Tensor, common: float = 0.8) -> Tensor:
     return torch.cat(levels).mean() * polar(torch.cat(lefts, 1)) @ polar(torch.cat(rights))
 
 
-def wudi(deltas: Tensor, ridge: float = 0.1, anchor: float = 1.0) -> Tensor:
+def wudi(deltas: Tensor, ridge: float = 0.1, anchor: float | None = None) -> Tensor:
     """By rows of least squares: ‖(θ − τ_k) τ_kᵀ‖ / ‖τ_k‖, and √e ‖θ − anchor S‖."""
     unit = torch.cat([delta / delta.norm() for delta in deltas])
     goals = torch.cat([delta @ delta.mT / delta.norm() for delta in deltas])
     root = (ridge * unit.square().sum() / unit.shape[1]).sqrt()
     rows = torch.cat([unit, root * torch.eye(unit.shape[1], dtype=torch.float64)])
     return torch.linalg.lstsq(
-        rows, torch.cat([goals, root * anchor * deltas.sum(0).mT])
+        rows,
+        torch.cat(
+            [goals, root * (len(deltas) ** 0.5 if anchor is None else anchor) * deltas.sum(0).mT]
+        ),
     ).solution.mT
 
 
