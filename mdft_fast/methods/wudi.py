@@ -28,7 +28,7 @@ class Wudi(MatrixMerge):
 
     Attributes:
         ridge: pull toward the sum, as a share of C's mean diagonal.
-        anchor: what multiplies the sum there; null: √K.
+        anchor: what multiplies the sum there; null: √K, vectors of zeros not counted.
     """
 
     ridge: Annotated[float, Interval(gt=0)] = 0.1  # ours
@@ -42,7 +42,8 @@ class Wudi(MatrixMerge):
 
     def merge_matrices(self, deltas: Tensor, site: Site) -> Tensor:
         """See the class; of thin rows X, (C + e I)^-1 behind X is (X Xᵀ + e I)^-1 before it."""
-        anchor = len(deltas) ** 0.5 if self.anchor is None else self.anchor
+        changed = float(deltas.flatten(1).any(1).sum())  # a vector of zeros counts for nothing
+        anchor = changed**0.5 if self.anchor is None else self.anchor
         equations = equations_of(deltas)
         if isinstance(equations, ThinEquations):
             rows, target, total = equations

@@ -107,6 +107,7 @@ def wudi(deltas: Tensor, ridge: float = 0.1, anchor: float | None = None) -> Ten
     unit = torch.cat([delta / delta.norm() for delta in deltas])
     goals = torch.cat([delta @ delta.mT / delta.norm() for delta in deltas])
     root = (ridge * unit.square().sum() / unit.shape[1]).sqrt()
+    times = len(deltas) ** 0.5 if anchor is None else anchor
     rows = torch.cat([unit, root * torch.eye(unit.shape[1], dtype=torch.float64)])
     return torch.linalg.lstsq(
         rows,
