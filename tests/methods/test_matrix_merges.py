@@ -111,9 +111,7 @@ def wudi(deltas: Tensor, ridge: float = 0.1, anchor: float | None = None) -> Ten
     rows = torch.cat([unit, root * torch.eye(unit.shape[1], dtype=torch.float64)])
     return torch.linalg.lstsq(
         rows,
-        torch.cat(
-            [goals, root * (len(deltas) ** 0.5 if anchor is None else anchor) * deltas.sum(0).mT]
-        ),
+        torch.cat([goals, root * times * deltas.sum(0).mT]),
     ).solution.mT
 
 
