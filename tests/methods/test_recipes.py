@@ -101,7 +101,7 @@ def test_a_start_goes_over_a_presets_whole(file: Path, monkeypatch: pytest.Monke
         namespace={"name": "other", "source": "a test", "merge": Mean.merge},
     ))  # fmt: skip
     monkeypatch.setitem(PRESETS["default"], "start", {"method": "other", "depth": 3})
-    assert str(Recipe.load(file).start) == "other(depth=3)"
+    assert str(Recipe.load(file, ["start=null"]).start) == "other(depth=3)"
     assert str(Recipe.load(file, ["start={depth: 4}"]).start) == "other(depth=4)"
     assert Recipe.load(file, ["start={method: mean}"]).start == Mean()
     assert Recipe.load(file, ["start=0.5"]).start == 0.5

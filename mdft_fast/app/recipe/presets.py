@@ -11,8 +11,6 @@ import inspect
 from typing import Any
 
 from mdft_fast.app.recipe.sections import Construct, Specialize
-from mdft_fast.app.recipe.start_key import start_value
-from mdft_fast.methods import Calibrate
 from mdft_fast.model import TASK_ARITHMETIC, MetaModel
 
 
@@ -41,7 +39,7 @@ _PAPER: dict[str, Any] = {
 }
 # Chosen by benchmarks/select_defaults.py, without a label: tests/test_defaults.py holds it.
 _MEASURED: dict[str, Any] = {
-    "start": start_value(Calibrate(copies=1)),
+    "start": {"method": "calibrate", "copies": 1},
     "construct": {
         "objective": {"entropy": False, "reweight": "off"},
         "filter": {"enabled": False},
