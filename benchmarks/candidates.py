@@ -111,6 +111,7 @@ def candidates() -> Iterator[Candidate]:
         yield Candidate(TRANSFORMED, entries)
     yield Candidate(INPUTS, ("calibrate",))
     yield Candidate(LEARNED, ("calibrate",), Learning())
+    yield Candidate(LEARNED, ("calibrate",), Learning("row"))
     yield Candidate(LEARNED, (), Learning())
     yield Candidate(LEARNED, (), Learning(lr=0.2))
     yield Candidate(LEARNED, ("wudi",), Learning())
@@ -119,5 +120,4 @@ def candidates() -> Iterator[Candidate]:
     for name in merges:
         if name != "calibrate" and not issubclass(merges[name], Merge):
             yield Candidate(INPUTS, (name,))
-    yield Candidate(LEARNED, ("calibrate",), Learning("row"))
     yield Candidate(TRANSFORMED, ("lines", "calibrate"))

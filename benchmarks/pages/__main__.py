@@ -9,6 +9,7 @@ import sys
 from benchmarks import pages
 from benchmarks.pages import methods, scaling
 from benchmarks.pages.results import RESULTS, read
+from benchmarks.pictures import RC
 
 
 def main(argv: list[str]) -> int:
@@ -24,8 +25,11 @@ def main(argv: list[str]) -> int:
             path.write_text(text, encoding="utf-8")
             sys.stdout.write(f"wrote {path.name}\n")
     if options.draw:
+        import matplotlib  # an extra
+
         scaling.draw(read(RESULTS, "scaling_cpu"), RESULTS / "scaling_cpu.png")
-        methods.draw(read(RESULTS, "methods"), RESULTS / methods.PICTURE)
+        with matplotlib.rc_context(RC):
+            methods.draw(read(RESULTS, "methods"), RESULTS / methods.PICTURE)
     return int(options.check and bool(pages.outdated()))
 
 
