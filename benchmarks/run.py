@@ -3,6 +3,7 @@
 
 python benchmarks/run.py kernels step --json benchmarks/results/FILE.json
 python benchmarks/run.py table2 fig3 --recipe RECIPE --out FOLDER
+python benchmarks/run.py methods RECIPE --json benchmarks/results/methods.json
 python benchmarks/run.py compare OLD.json NEW.json
 """
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # an installed mdft_fast wins
 os.environ["MDFT_STRICT"] = "1"  # the reference must not race in the kernels' place
 
-from benchmarks import bench_memory, bench_step, compare  # noqa: E402
+from benchmarks import bench_memory, bench_methods, bench_step, compare  # noqa: E402
 from benchmarks.harness import Busy, origin  # noqa: E402
 from benchmarks.machine import Machine, limit_memory, load  # noqa: E402
 from benchmarks.operands import DTYPES  # noqa: E402
@@ -31,7 +32,9 @@ from benchmarks.suites import SUITES  # noqa: E402
 from mdft_fast.arena import CODECS  # noqa: E402
 from mdft_fast.files import write_json  # noqa: E402
 
-COMMANDS = {"compare": compare.main} | dict.fromkeys([*ITEMS, "paper"], command.main)
+COMMANDS = {"compare": compare.main, "methods": bench_methods.main} | dict.fromkeys(
+    [*ITEMS, "paper"], command.main
+)
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -39,6 +42,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog=f"The paper's: {', '.join(ITEMS)}, or all of them: paper. See `run.py paper -h`. "
+        "Methods on a recipe's pool: `run.py methods -h`. "
         "Two results: `run.py compare OLD.json NEW.json`.",
     )
     add = parser.add_argument

@@ -7,15 +7,16 @@ import argparse
 import sys
 
 from benchmarks import pages
-from benchmarks.pages import scaling
+from benchmarks.pages import methods, scaling
 from benchmarks.pages.results import RESULTS, read
+from benchmarks.pictures import RC
 
 
 def main(argv: list[str]) -> int:
     """Rewrites the pages, or says which one is out of date; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pages", description=pages.__doc__)
     parser.add_argument("--check", action="store_true", help="changes nothing")
-    parser.add_argument("--draw", action="store_true", help="draws scaling_cpu.png again, too")
+    parser.add_argument("--draw", action="store_true", help="draws the pictures again, too")
     options = parser.parse_args(argv)
     for path, text in pages.outdated():
         if options.check:
@@ -24,7 +25,11 @@ def main(argv: list[str]) -> int:
             path.write_text(text, encoding="utf-8")
             sys.stdout.write(f"wrote {path.name}\n")
     if options.draw:
+        import matplotlib  # an extra
+
         scaling.draw(read(RESULTS, "scaling_cpu"), RESULTS / "scaling_cpu.png")
+        with matplotlib.rc_context(RC):
+            methods.draw(read(RESULTS, "methods"), RESULTS / methods.PICTURE)
     return int(options.check and bool(pages.outdated()))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import accuracy, files, memory, races, scaling
+from benchmarks.pages import accuracy, files, memory, methods, races, scaling
 from benchmarks.pages.results import RESULTS, ROOT, read
 from benchmarks.paper import ITEMS
 from benchmarks.paper.command import page
@@ -81,6 +81,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {  # name -> text, from a folder of r
     "losses": _of("kernels_cpu", races.losses),
     "step": _of("step_cpu", races.step_table),
     "memory": _of("memory_cpu", memory.peak_table),
+    "methods": _of("methods", methods.block),
 }
 
 
