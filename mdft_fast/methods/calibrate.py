@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from mdft_fast.methods.affine import augmented, normalized, parts
 from mdft_fast.methods.inputs import TaskInputs
 from mdft_fast.methods.least_squares import solve, solve_weighted
 from mdft_fast.methods.method import InputMerge, Watch, mean_of
 from mdft_fast.methods.walk import LayerPass, Sensitivities, Walk, forecast_walk, walk_layers
-from mdft_fast.model import Batch, LinearLayer, available_memory
+from mdft_fast.model import Batch, available_memory
 from mdft_fast.options import Interval, Share, Weight, check
 from mdft_fast.pool import Pool
 
@@ -178,26 +179,3 @@ class _Reference:
         """Returns it, ``[in, out]``."""
         self.gram.diagonal().add_(_LEAST * self.gram.diagonal().mean())
         return solve(self.gram, self.cross)
-
-
-def augmented(layer: LinearLayer, read: Callable[[str], Tensor]) -> Tensor:
-    """Returns K matrices with the bias as one more column, float64 ``[K, out, in (+ 1)]``."""
-    matrices = layer.matrix(read(layer.weight)).double()
-    if layer.bias is None:
-        return matrices
-    return torch.cat([matrices, read(layer.bias).double()[:, :, None]], 2)
-
-
-def parts(layer: LinearLayer, matrix: Tensor, walk: Walk) -> dict[str, Tensor]:
-    """Returns weight and bias, float32, from the matrix that holds both."""
-    shape = tuple(walk.base(layer.weight).shape)
-    if layer.bias is None:
-        return {layer.weight: layer.weights(matrix.float(), shape).contiguous()}
-    weight, bias = matrix[:, :-1].float(), matrix[:, -1].float()
-    return {layer.weight: layer.weights(weight, shape).contiguous(), layer.bias: bias.contiguous()}
-
-
-def normalized(gram: Tensor) -> Tensor:
-    """Returns a matrix of trace 1; zeros stay zeros."""
-    trace = gram.diagonal().sum()
-    return gram / trace if float(trace) > 0 else gram

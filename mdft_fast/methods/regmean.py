@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.methods.calibrate import augmented, normalized, parts
+from mdft_fast.methods.affine import augmented, normalized, parts
 from mdft_fast.methods.inputs import TaskInputs
 from mdft_fast.methods.least_squares import Moments, solve
 from mdft_fast.methods.method import InputMerge, Watch, mean_of
