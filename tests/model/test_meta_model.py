@@ -309,7 +309,7 @@ def test_the_real_pool_reproduces_its_accuracies(real_pool: Path) -> None:
     from mdft_fast.app.opening import build
     from mdft_fast.app.recipe import Recipe
 
-    recipe = Recipe.load(Path(__file__).parents[2] / "examples" / "real_pool.yaml")
+    recipe = Recipe.load(Path(__file__).parents[2] / "examples" / "real_pool.yaml", ["start=0.3"])
     built = build(recipe)
     from mdft_fast import evaluate
 

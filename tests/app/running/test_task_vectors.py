@@ -35,6 +35,7 @@ def content(tmp_path: Path) -> dict[str, Any]:
     kwargs = {"vision_cfg": VISION, "embed_dim": 12}
     return {
         "version": 1,
+        "start": 0.3,
         "pool": {"base": "ViT-B-32/zeroshot.pt", "models": "ViT-B-32"},
         "backbone": {"library": "open_clip", "name": "ViT-B-32-quickgelu", "kwargs": kwargs},
         "tasks": tasks,
