@@ -107,6 +107,8 @@ def _of_presets(key: str) -> Iterator[str]:
 def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_shown(held)}' for key, held in value.items())}}}"
     return "[]" if value == () else str(value)
 
 

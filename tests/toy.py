@@ -62,7 +62,7 @@ def write_toy(folder: Path, out: str = "out") -> Path:
             "evaluate": {"npz": f"{name}.npz", "x": "x_test", "y": "y_test"},
         })  # fmt: skip
     content = {
-        "version": 1, "pool": {"base": "base.safetensors", "models": f"{out}/models"},
+        "version": 1, "start": 0.3, "pool": {"base": "base.safetensors", "models": f"{out}/models"},
         "backbone": SPEC, "preprocess": {"size": 32, "mean": 0.5, "std": 0.5}, "tasks": tasks,
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content))

@@ -36,8 +36,8 @@ from mdft_fast.methods.method import (
 from mdft_fast.methods.model_stock import ModelStock
 from mdft_fast.methods.negmerge import Negmerge
 from mdft_fast.methods.pcb import Pcb
-from mdft_fast.methods.regmean import RegMean
-from mdft_fast.methods.regmean_pp import RegMeanPP
+from mdft_fast.methods.regmean import Regmean
+from mdft_fast.methods.regmean_pp import RegmeanPp
 from mdft_fast.methods.sign import Sign
 from mdft_fast.methods.start import Start, merge_of
 from mdft_fast.methods.table import describe_field, entry_of, method_of, needs, page, summary
@@ -55,8 +55,8 @@ METHODS: dict[str, type[Method]] = {
         Ties,
         Lines,
         Fisher,
-        RegMean,
-        RegMeanPP,
+        Regmean,
+        RegmeanPp,
         Calibrate,
         Average,
         TaskArithmetic,
@@ -111,8 +111,8 @@ __all__ = [
     "ModelStock",
     "Negmerge",
     "Pcb",
-    "RegMean",
-    "RegMeanPP",
+    "Regmean",
+    "RegmeanPp",
     "SamplesToLearn",
     "Sign",
     "Site",

@@ -80,7 +80,8 @@ def apply(
     for method in methods:
         if isinstance(method, InputMerge):
             assert module is not None
-            plain = _stored(stream, "fp32")
+            # As it is stored where nothing changed: K vectors in float32 may not fit.
+            plain = _stored(stream, "fp32") if stream.changes else stream.pool
             stream = _begin(_merged(plain, method, module, tasks, device, watch), module)
         else:
             stream = stream.then(method)

@@ -52,6 +52,5 @@ def _strongest(gram: Tensor, share: float) -> tuple[Tensor, Tensor]:
     values, axes = values[real].flip(0), axes[:, real].flip(1)
     if not len(values):
         return values, axes
-    number = float(values.sqrt().sum() ** 2 / values.sum())
-    count = math.ceil(number * (1 - share))  # k equal values give k, whatever was rounded
+    count = math.ceil(float(values.sqrt().sum() ** 2 / values.sum()))  # at most all but rounding
     return values[:count], axes[:, :count]

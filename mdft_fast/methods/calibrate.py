@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from mdft_fast.methods.inputs import TaskInputs
 from mdft_fast.methods.least_squares import solve, solve_weighted
 from mdft_fast.methods.method import InputMerge, Watch, mean_of
-from mdft_fast.methods.walk import LayerPass, Sensitivities, Walk, walk_layers
-from mdft_fast.model import LinearLayer
+from mdft_fast.methods.walk import LayerPass, Sensitivities, Walk, forecast_walk, walk_layers
+from mdft_fast.model import Batch, LinearLayer, available_memory
 from mdft_fast.options import Interval, Share, Weight, check
 from mdft_fast.pool import Pool
 
-_STEPS = 8  # of conjugate gradients from the solution for a metric of 1: more gain nothing
+_STEPS = 5  # of conjugate gradients from the solution for a metric of 1: more gain nothing
+_FREE = 0.5  # share of the memory that is free up to which outputs are kept
 _LEAST = 1e-6  # ridge of the regmean solution towards the base, as a share of the mean diagonal
 
 
@@ -46,8 +47,9 @@ class Calibrate(InputMerge):
         repair: whether layers that write to the residual stream make up for earlier ones.
         fisher: share of what is measured, by one backward pass through each task's own model, in
             the weights of outputs and positions; 0: all count alike, and nothing is measured.
-        keep: whether a block's outputs are kept while it is fitted; else it runs again and again,
-            which takes less memory and more time.
+        keep: whether a block's outputs are kept while it is fitted; else it runs again for each of
+            its layers, which takes less memory and more time, and gives the same bits. null: where
+            all that a calibration takes is at most half of the memory that is free.
     """
 
     rho: Weight = 0.1
@@ -55,7 +57,7 @@ class Calibrate(InputMerge):
     class_token: Annotated[float, Interval(gt=0)] = 1.0
     repair: bool = True
     fisher: Share = 0.9
-    keep: bool = True
+    keep: bool | None = None
 
     name = "calibrate"
     source = "ours"
@@ -79,7 +81,7 @@ class Calibrate(InputMerge):
         for turn in walk_layers(
             walk,
             batch=self.batch,
-            keep=self.keep,
+            keep=self._keeps(pool, backbone, walk.probe),
             repair=self.repair,
             watch=watch,
             sensitivities=measured,
@@ -88,35 +90,63 @@ class Calibrate(InputMerge):
         weights = walk.weights(walk.names)
         return {name: weights[name] - walk.base(name) for name in walk.names}
 
+    def memory(self, pool: Pool, backbone: nn.Module, example: Batch) -> int:
+        """See :class:`InputMerge`."""
+        return self._forecast(pool, backbone, example, keep=self._keeps(pool, backbone, example))
+
+    def _keeps(self, pool: Pool, backbone: nn.Module, example: Batch) -> bool:
+        if self.keep is not None:
+            return self.keep
+        free = available_memory(pool.base.device)
+        return self._forecast(pool, backbone, example, keep=True) <= _FREE * free
+
+    def _forecast(self, pool: Pool, backbone: nn.Module, example: Batch, *, keep: bool) -> int:
+        samples = self.samples * (1 + self.copies)
+        return forecast_walk(
+            pool,
+            backbone,
+            example,
+            samples=samples,
+            batch=self.batch,
+            keep=keep,
+            measured=samples if self.fisher else 0,
+        ).total
+
     def _fitted(self, walk: Walk, turn: LayerPass) -> dict[str, Tensor]:
         """Returns a layer's new weight and bias."""
         layer = turn.site.layer
         deltas = augmented(layer, walk.deltas)
         base = augmented(layer, lambda name: walk.base(name)[None])[0]
         grams, crosses, reference = [], [], _Reference(deltas)
+        total, right = torch.zeros_like(reference.gram), torch.zeros_like(reference.cross)
         for k, delta in enumerate(deltas):
-            gram, cross = (total.double() for total in turn.moments(k, self._weights(turn, k)))
+            gram, cross = (sums.double() for sums in turn.moments(k, self._weights(turn, k)))
             size = gram.diagonal().sum()
             if float(size) > 0:  # else no input has ever a value: what is free of data decides
                 gram, cross = gram / size, cross / size
             cross -= gram @ base.T  # what is solved for is the difference to the base
             free = normalized(delta.T @ delta)
             reference.add(gram + free, delta)
-            grams.append(gram + self.rho * free)
-            crosses.append(cross + self.rho * free @ delta.T)
-        total = sum(grams[1:], grams[0])
+            gram.add_(free, alpha=self.rho)
+            cross.add_(free @ delta.T, alpha=self.rho)
+            total, right = total + gram, right + cross
+            if turn.sensitivities:  # all K at once; else only their sums
+                grams.append(gram.float())
+                crosses.append(cross)
         ridge = self.epsilon * total.diagonal().mean()
         pull = ridge * reference.solution()
         total.diagonal().add_(ridge)
-        made = solve(total, sum(crosses[1:], crosses[0]) + pull)
+        made = solve(total, right + pull)
         if turn.sensitivities:
-            eye = torch.eye(made.shape[1], dtype=made.dtype, device=made.device)
-            measured = [turn.sensitivities[k].metric.double() for k in range(len(deltas))]
+            eye = torch.eye(made.shape[1], device=made.device)
+            measured = [turn.sensitivities[k].metric for k in range(len(deltas))]
             metrics = [self.fisher * metric + (1 - self.fisher) * eye for metric in measured]
-            cross = pull
+            cross = pull.float()
             for one, metric in zip(crosses, metrics, strict=True):
-                cross = cross + one @ metric
-            made = solve_weighted(grams, metrics, ridge, cross, made, steps=_STEPS)
+                cross.addmm_(one.float(), metric)
+            made = solve_weighted(
+                grams, metrics, float(ridge), cross, made.float(), steps=_STEPS
+            ).double()
         return parts(layer, base + made.T, walk)
 
     def _weights(self, turn: LayerPass, k: int) -> Tensor:
@@ -136,18 +166,18 @@ class _Reference:
 
     def __init__(self, deltas: Tensor) -> None:
         _, out, width = deltas.shape
-        self._gram = deltas.new_zeros(width, width)
-        self._cross = deltas.new_zeros(width, out)
+        self.gram = deltas.new_zeros(width, width)
+        self.cross = deltas.new_zeros(width, out)
 
     def add(self, gram: Tensor, delta: Tensor) -> None:
         """Adds a task's."""
-        self._gram += gram
-        self._cross += gram @ delta.T
+        self.gram += gram
+        self.cross += gram @ delta.T
 
     def solution(self) -> Tensor:
         """Returns it, ``[in, out]``."""
-        self._gram.diagonal().add_(_LEAST * self._gram.diagonal().mean())
-        return solve(self._gram, self._cross)
+        self.gram.diagonal().add_(_LEAST * self.gram.diagonal().mean())
+        return solve(self.gram, self.cross)
 
 
 def augmented(layer: LinearLayer, read: Callable[[str], Tensor]) -> Tensor:

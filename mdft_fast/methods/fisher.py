@@ -79,6 +79,7 @@ class Fisher(InputMerge):
         """Returns a task's F_k, by tensor; float32 ``[*shape]``."""
         squares = {name: torch.zeros_like(walk.base(name)) for name in walk.names}
         generator = torch.Generator().manual_seed(self.seed)
+        walk.module.requires_grad_(False)  # what is not merged has no gradient to keep
         with walk.as_teacher(k, walk.names), torch.enable_grad():
             for name, parameter in walk.parameters(walk.names).items():
                 parameter.requires_grad_()
@@ -107,7 +108,11 @@ def _singly(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Yields batches of one sample each."""
     for batch in batches:
         for at in range(len(next(tensors_of(batch)))):
-            yield each(lambda tensor: tensor[at : at + 1], batch)  # noqa: B023
+            yield _sample(batch, at)
+
+
+def _sample(batch: Batch, at: int) -> Batch:
+    return each(lambda tensor: tensor[at : at + 1], batch)
 
 
 def _mean(diagonal: Mapping[str, Tensor]) -> float:

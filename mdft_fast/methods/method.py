@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mdft_fast.arena import Slot
 from mdft_fast.methods.inputs import TaskInputs
-from mdft_fast.model import LinearLayer
+from mdft_fast.model import Batch, LinearLayer
 from mdft_fast.options import Interval, Positive
 from mdft_fast.pool import Pool
 
@@ -193,6 +193,16 @@ class InputMerge(Method):
 
     kind = "merge"
     needs = ("layers", "inputs")
+
+    def memory(self, pool: Pool, backbone: nn.Module, example: Batch) -> int | None:
+        """Forecasts the bytes that it takes beyond the pool, by shapes alone; None: not known.
+
+        Args:
+            pool: K vectors, one a task; may hold no data.
+            backbone: the module that they belong to, on any device.
+            example: what the encoder takes for one sample, on the meta device.
+        """
+        return None
 
     @abc.abstractmethod
     def merge_model(

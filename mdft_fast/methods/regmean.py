@@ -21,7 +21,7 @@ from mdft_fast.pool import Pool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RegMean(InputMerge):
+class Regmean(InputMerge):
     """Takes the least-squares mean of each linear layer, on what reaches it in the tasks' models.
 
         G_k = mean_t x_t x_tᵀ, off its diagonal · off_diagonal, then / its trace

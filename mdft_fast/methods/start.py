@@ -13,7 +13,7 @@ from torch import nn
 from mdft_fast.errors import MdftError
 from mdft_fast.methods.applying import apply
 from mdft_fast.methods.inputs import SamplesToLearn
-from mdft_fast.methods.method import Method
+from mdft_fast.methods.method import Method, Watch
 from mdft_fast.methods.table import method_of
 from mdft_fast.model import HOLDOUT, UnlabelledTask
 from mdft_fast.pool import Pool, start_entry
@@ -78,12 +78,20 @@ class Start:
         """
         return pool.with_start(self.merged(pool, backbone))
 
-    def merged(self, pool: Pool, backbone: nn.Module) -> Pool:
-        """Returns the merge alone: a pool of one vector, in the pool's codec."""
+    def merged(self, pool: Pool, backbone: nn.Module, watch: Watch | None = None) -> Pool:
+        """Returns the merge alone: a pool of one vector, in the pool's codec.
+
+        Args:
+            pool: see :meth:`pool_of`.
+            backbone: likewise.
+            watch: told how many of how many parts are done.
+        """
         if pool.start is not None:
             raise MdftError(f"start: the pool must have none yet, got {pool.start!r}")
         some = [SamplesToLearn(task, self.holdout, self.seed) for task in self.tasks]
-        merged = apply(pool, [self.method], backbone=backbone, tasks=some, device=self.device)
+        merged = apply(
+            pool, [self.method], backbone=backbone, tasks=some, device=self.device, watch=watch
+        )
         return dataclasses.replace(merged, methods=(*pool.methods, str(self)))
 
 

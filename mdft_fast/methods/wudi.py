@@ -22,16 +22,17 @@ class Wudi(MatrixMerge):
         θ = (D + e · anchor · S) (C + e I)^-1,   e = ridge · mean of C's diagonal
 
     The published method takes 300 steps of Adam from S on the same least-squares problem, which
-    end somewhere on the way; the ridge says how near to S this stays. One model is given back
-    where anchor is 1.
+    end somewhere on the way; the ridge says how near to S this stays. Where the tasks' rows are
+    weak, θ is the anchor times S: more than S was nearer to the teachers on two pools, and √K
+    gives one model back.
 
     Attributes:
         ridge: pull toward the sum, as a share of C's mean diagonal.
-        anchor: what multiplies the sum there. It shows where the tasks' rows are weak.
+        anchor: what multiplies the sum there; null: √K, vectors of zeros not counted.
     """
 
     ridge: Annotated[float, Interval(gt=0)] = 0.1  # ours
-    anchor: Scale = 1.0
+    anchor: Scale | None = None
 
     name = "wudi"
     source = "arXiv:2503.08099"
@@ -41,14 +42,16 @@ class Wudi(MatrixMerge):
 
     def merge_matrices(self, deltas: Tensor, site: Site) -> Tensor:
         """See the class; of thin rows X, (C + e I)^-1 behind X is (X Xᵀ + e I)^-1 before it."""
+        changed = float(deltas.flatten(1).any(1).sum())  # a vector of zeros counts for nothing
+        anchor = changed**0.5 if self.anchor is None else self.anchor
         equations = equations_of(deltas)
         if isinstance(equations, ThinEquations):
             rows, target, total = equations
             ridge = self.ridge * rows.square().sum() / rows.shape[1]
             inner = _solve(rows @ rows.mT, ridge, rows)
-            return ((target + ridge * self.anchor * total) @ inner).float()
+            return ((target + ridge * anchor * total) @ inner).float()
         ridge = self.ridge * equations.gram.diagonal().mean()
-        right = (equations.target + ridge * self.anchor * equations.total).mT
+        right = (equations.target + ridge * anchor * equations.total).mT
         return _solve(equations.gram, ridge, right).mT.float()
 
 

@@ -8,7 +8,7 @@ from mdft_fast.model.batches import each, joined, tensors_of
 from mdft_fast.model.granularity import Granularity, block_of
 from mdft_fast.model.initial_coefficients import TASK_ARITHMETIC, StartLike
 from mdft_fast.model.linear_layers import LinearLayer, find_linear_layers
-from mdft_fast.model.memory_advice import return_freed_memory
+from mdft_fast.model.memory_advice import available_memory, return_freed_memory
 from mdft_fast.model.meta_model import (
     DTYPE_OF_PRECISION,
     MODES,
@@ -31,8 +31,8 @@ from mdft_fast.model.unlabelled import (
 __all__ = [
     "DTYPE_OF_PRECISION", "HOLDOUT", "MODES", "TASK_ARITHMETIC", "Batch", "Granularity",
     "LinearLayer", "MetaModel", "Mode", "Precision", "Recognized", "Samples", "StartLike",
-    "UnlabelledTask", "VariedSamples", "block_of", "build_backbone", "check_shapes", "each",
-    "find_blocks", "find_linear_layers", "find_owners", "generator_of", "joined", "names_of",
-    "permutation", "recognize", "replaced_forward", "return_freed_memory", "split", "tensors_of",
-    "without_alarm",
+    "UnlabelledTask", "VariedSamples", "available_memory", "block_of", "build_backbone",
+    "check_shapes", "each", "find_blocks", "find_linear_layers", "find_owners", "generator_of",
+    "joined", "names_of", "permutation", "recognize", "replaced_forward", "return_freed_memory",
+    "split", "tensors_of", "without_alarm",
 ]  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the system is told about memory: which pages of a mapped file come next, what is freed."""
+"""Memory and the system: which pages of a mapped file come next, what is freed, what is free."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import mmap
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from mdft_fast.arena import makes_fakes
@@ -62,3 +64,20 @@ def _madvise() -> Callable[[int, int, int], int] | None:
     function.restype = ctypes.c_int
     call: Callable[[int, int, int], int] = function
     return call
+
+
+def available_memory(device: torch.device) -> int:
+    """Returns the bytes that are free: on the GPU, or for the process without swapping."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = []
+    with contextlib.suppress(OSError, StopIteration):
+        rows = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(r for r in rows if r.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, ValueError, KeyError):  # a container's: "max", or bytes
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free.append(limit - used + int(kept["inactive_file"]))  # files' pages: given back at need
+    return min(free) if free else sys.maxsize

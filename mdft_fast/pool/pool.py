@@ -126,7 +126,7 @@ class Pool(PoolData):
 
         Returns:
             A pool in memory with a checksum of its own, whose ``methods`` and notes say what was
-            done. :attr:`start` is the merge's name.
+            done. ``vector_names`` begins with the merge's name.
 
         Raises:
             MdftError: if the merge has another base or other tensors, more than one vector or a

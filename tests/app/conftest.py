@@ -124,6 +124,7 @@ def make_recipe(files: Path, tmp_path: Path) -> Make:
     """Returns a function of overrides that gives a recipe with its output in a new folder."""
     content: dict[str, Any] = {
         "version": 1,
+        "start": 0.3,
         "pool": {"base": str(files / "base.safetensors"), "models": str(files / "models")},
         "backbone": SPEC,
         "preprocess": {"size": 32, "mean": 0.5, "std": 0.5},

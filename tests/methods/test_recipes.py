@@ -13,6 +13,7 @@ from torch import Tensor
 from mdft_fast import CoefficientCard, MdftError, Pool, plan, run
 from mdft_fast.app.opening import build, open_pool, pack
 from mdft_fast.app.recipe import PRESETS, Recipe
+from mdft_fast.arena import Slot
 from mdft_fast.methods import METHODS, Merge, Site, Ties, apply
 from mdft_fast.options import Weight, check
 from tests.toy import write_models, write_toy
@@ -100,7 +101,7 @@ def test_a_start_goes_over_a_presets_whole(file: Path, monkeypatch: pytest.Monke
         namespace={"name": "other", "source": "a test", "merge": Mean.merge},
     ))  # fmt: skip
     monkeypatch.setitem(PRESETS["default"], "start", {"method": "other", "depth": 3})
-    assert str(Recipe.load(file).start) == "other(depth=3)"
+    assert str(Recipe.load(file, ["start=null"]).start) == "other(depth=3)"
     assert str(Recipe.load(file, ["start={depth: 4}"]).start) == "other(depth=4)"
     assert Recipe.load(file, ["start={method: mean}"]).start == Mean()
     assert Recipe.load(file, ["start=0.5"]).start == 0.5
@@ -168,3 +169,20 @@ def test_the_plan_counts_new_vectors_as_memory(file: Path, tmp_path: Path) -> No
     made = [row.away for row in plan(Recipe.load(file, [*keys, "transform=[ties]"])).rows]
     assert mapped == {True}
     assert not any(made)
+
+
+def test_a_method_that_needs_layers_finds_the_backbones(file: Path, tmp_path: Path) -> None:
+    plain = pack(Recipe.load(file), tmp_path / "plain")
+    keys = [f"pool={{folder: {tmp_path / 'plain'}}}", "transform=[{lowrank: {rank: 1}}]"]
+    recipe = Recipe.load(file, keys)
+    made = build(recipe).pool
+    assert made.methods == ("lowrank(energy=0.9, rank=1)",)
+    changed = [slot.name for slot in plain.layout.slots if not _equal(plain, made, slot)]
+    assert changed
+    assert all(name.startswith("blocks.") and name.endswith("weight") for name in changed)
+    assert plan(recipe).rows
+
+
+def _equal(pool: Pool, other: Pool, slot: Slot) -> bool:
+    one, two = (vectors.of_slot(slot).decode() for vectors in (pool.vectors, other.vectors))
+    return one.equal(two)

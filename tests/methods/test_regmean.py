@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RegMean and RegMean++ against their formula in float64, and on degenerate pools."""
+"""Regmean and Regmean++ against their formula in float64, and on degenerate pools."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from mdft_fast import MdftError
-from mdft_fast.methods import RegMean, RegMeanPP, apply
+from mdft_fast.methods import Regmean, RegmeanPp, apply
 from tests.methods.made_models import SHAPES, Made, behind, entered, make, reaches
 from tests.methods.made_pools import draw, tensors
 from tests.world import World
 
-METHODS = [RegMean, RegMeanPP]
+METHODS = [Regmean, RegmeanPp]
 # Grams are sums in float32 of what a model computes in float32; the ridge bounds the condition.
 CLOSE = 1e-3
 
@@ -24,7 +24,7 @@ def drawn(K: int, seed: int = 0) -> dict[str, Tensor]:
     return {name: 0.3 * tensor for name, tensor in draw(K, seed, SHAPES).items()}
 
 
-def gram(method: RegMean, x: Tensor, delta: Tensor) -> Tensor:
+def gram(method: Regmean, x: Tensor, delta: Tensor) -> Tensor:
     """Returns G'_k of rows and of a task vector, both with the bias's column."""
     made = torch.stack([torch.outer(row, row) for row in x]).mean(0)
     for i in range(len(made)):
@@ -40,7 +40,7 @@ def with_bias(weights: dict[str, Tensor], name: str) -> Tensor:
     return weight if bias is None else torch.cat([weight, bias[:, None]], 1)
 
 
-def solved(made: Made, method: RegMean, name: str, rows: list[Tensor]) -> Tensor:
+def solved(made: Made, method: Regmean, name: str, rows: list[Tensor]) -> Tensor:
     """Returns Σ W_k G_k (Σ G_k)⁻¹, the ridge shared out among the tasks' Grams."""
     models, base = made.models, with_bias(made.base, name)
     matrices = [with_bias(weights, name) for weights in models]
@@ -52,9 +52,9 @@ def solved(made: Made, method: RegMean, name: str, rows: list[Tensor]) -> Tensor
     return (torch.stack(matrices) @ grams).sum(0) @ torch.linalg.inv(grams.sum(0))
 
 
-def expected(made: Made, method: RegMean) -> dict[str, Tensor]:
+def expected(made: Made, method: Regmean) -> dict[str, Tensor]:
     """Returns the merged model's weights."""
-    models, behind_merged = made.models, isinstance(method, RegMeanPP)
+    models, behind_merged = made.models, isinstance(method, RegmeanPp)
     merged = {name: sum(m[name] for m in models) / len(models) for name in SHAPES}
     inputs = [task.rows.double() for task in made.tasks]
     streams = [
@@ -88,7 +88,7 @@ CASES: list[tuple[int, int, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("K", "samples", "options"), CASES, ids=str)
 @pytest.mark.parametrize("kind", METHODS)
-def test_is_the_formula(kind: type[RegMean], K: int, samples: int, options: dict[str, Any]) -> None:
+def test_is_the_formula(kind: type[Regmean], K: int, samples: int, options: dict[str, Any]) -> None:
     method = kind(ridge=1e-2, **options)
     made = make(drawn(K, seed=K), samples)
     merged = made.merged(method)
@@ -98,14 +98,14 @@ def test_is_the_formula(kind: type[RegMean], K: int, samples: int, options: dict
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_one_model_comes_out_with_its_bits(kind: type[RegMean]) -> None:
+def test_one_model_comes_out_with_its_bits(kind: type[Regmean]) -> None:
     made = make(drawn(1), samples=2)
     assert made.apply(kind()).vectors.codes.equal(made.pool.vectors.codes)
 
 
 @pytest.mark.parametrize("free", [0.0, 1.0])
 @pytest.mark.parametrize("kind", METHODS)
-def test_equal_models_come_out_as_they_are(kind: type[RegMean], free: float) -> None:
+def test_equal_models_come_out_as_they_are(kind: type[Regmean], free: float) -> None:
     one = drawn(1)
     made = make({name: t.repeat(4, *[1] * (t.dim() - 1)) for name, t in one.items()}, samples=2)
     merged = made.merged(kind(free=free))
@@ -114,7 +114,7 @@ def test_equal_models_come_out_as_they_are(kind: type[RegMean], free: float) -> 
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_zero_opposite_and_rank_one_vectors(kind: type[RegMean]) -> None:
+def test_zero_opposite_and_rank_one_vectors(kind: type[Regmean]) -> None:
     one = drawn(1)
     zero = make({name: torch.cat([0 * t, 0 * t]) for name, t in one.items()}, 3)
     assert not zero.apply(kind()).vectors.codes.any()
@@ -127,7 +127,7 @@ def test_zero_opposite_and_rank_one_vectors(kind: type[RegMean]) -> None:
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_inputs_of_zeros_and_twice_the_same_bits(kind: type[RegMean]) -> None:
+def test_inputs_of_zeros_and_twice_the_same_bits(kind: type[Regmean]) -> None:
     made = make(drawn(3), samples=4)
     assert made.apply(kind()).checksum == made.apply(kind()).checksum
     for task in made.tasks:
@@ -140,14 +140,14 @@ def test_only_the_first_block_is_the_same_with_one_stem() -> None:
     for name in ("stem.weight", "stem.bias"):
         deltas[name].zero_()
     made = make(deltas, samples=9)
-    own, merged = made.merged(RegMean()), made.merged(RegMeanPP())
+    own, merged = made.merged(Regmean()), made.merged(RegmeanPp())
     for name in SHAPES:
         assert torch.equal(own[name], merged[name]) == (".1." not in name), name
 
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_convolutions_of_a_model_that_is_no_row_of_blocks(
-    world: World, kind: type[RegMean]
+    world: World, kind: type[Regmean]
 ) -> None:
     merged = apply(world.pool, [kind()], backbone=world.backbone, tasks=world.unlabelled)
     assert merged.vector_names == (kind.name,)
@@ -159,6 +159,6 @@ def test_convolutions_of_a_model_that_is_no_row_of_blocks(
 def test_every_task_needs_inputs() -> None:
     made = make(drawn(2), samples=2)
     with pytest.raises(MdftError, match=r"regmean: needs unlabelled inputs .*none of \['task1'\]"):
-        made.apply(RegMean(), made.tasks[:1])
+        made.apply(Regmean(), made.tasks[:1])
     with pytest.raises(MdftError, match=r"regmean.off_diagonal: must be in \[0, 1\], got 2"):
-        RegMean(off_diagonal=2)
+        Regmean(off_diagonal=2)

@@ -145,3 +145,14 @@ def test_a_pool_without_a_start_is_written_as_before(parts: Parts, tmp_path: Pat
     content = json.loads((tmp_path / "pool" / "pool.json").read_text())
     assert not {"vectors", "methods"} & content.keys()
     assert digest(Pool.open(tmp_path / "pool").vectors.codes) == digest(parts.build().vectors.codes)
+
+
+def test_what_rounding_cost_the_start_counts(parts: Parts) -> None:
+    class Loud(Mean):
+        def merge(self, deltas: Tensor, site: Site) -> Tensor:
+            return 8 * deltas.mean(0)
+
+    plain = parts.build().encode("int8")
+    pool = plain.with_start(apply(plain, [Loud()]))
+    name = "wide.weight"
+    assert pool.errors[name].absolute > plain.errors[name].absolute

@@ -55,7 +55,12 @@ def describe_file(path: Path, every: bool) -> str:
 
 
 def pack_pool(
-    source: Path, folder: Path, codec: str | None, overwrite: bool, assignments: Sequence[str]
+    source: Path,
+    folder: Path,
+    codec: str | None,
+    overwrite: bool,
+    start: bool,
+    assignments: Sequence[str],
 ) -> Pool:
     """Packs a recipe's checkpoints, or a packed pool again; returns the new pool, mapped."""
     if folder.exists() and not overwrite:
@@ -64,7 +69,7 @@ def pack_pool(
         recipe = load_recipe(source, assignments)
         if recipe.pool.folder is not None:
             _warn_of_rounding(Pool.open(recipe.pool.folder), codec)
-        return pack(recipe, folder, codec=codec, overwrite=overwrite)
+        return pack(recipe, folder, codec=codec, overwrite=overwrite, start=start)
     if assignments:
         raise MdftError(f"--set: is for a recipe, got {source}, a folder")
     old = Pool.open(source, verify=True)  # a damaged pool must not come out with new checksums
@@ -106,7 +111,8 @@ def plan_recipe(path: Path, assignments: Sequence[str], every_codec: bool) -> No
     budget = f"{'budget' if planned.given else 'free for a run'}: {size(planned.budget)}"
     say(f"{planned.samples} images a forward pass; {budget}")
     if planned.start:
-        say(f"start: {planned.start}, one vector more; what making it takes is not counted")
+        making = "is not counted" if planned.making is None else f"is {size(planned.making)}"
+        say(f"start: {planned.start}, one vector more; what making it takes {making}")
     say("again: memory.checkpointing; rest: gradients, activations, workspace; moved: a step's")
     say("traffic of merge and merge_dots; in brackets: not in memory, but in files or on the host")
     if not planned.fits:

@@ -137,6 +137,9 @@ def pack(
     all_tensors: Annotated[
         bool, typer.Option("--all", help="Shows the codec's error for every tensor.")
     ] = False,
+    start: Annotated[
+        bool, typer.Option("--start", help="Packs the merge that the recipe starts from, too.")
+    ] = False,
     overwrite: Overwrite = False,
     assignments: Overrides = None,
 ) -> None:
@@ -153,7 +156,7 @@ def pack(
 
     Example: mdft pack packed/ smaller/ --codec int4
     """
-    pool = actions.pack_pool(source, folder, codec, overwrite, assignments or ())
+    pool = actions.pack_pool(source, folder, codec, overwrite, start, assignments or ())
     say(pool.describe())
     show_codec_errors(pool.errors, all_tensors)
     say(f"wrote {folder}")

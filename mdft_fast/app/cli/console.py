@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 if TYPE_CHECKING:  # it loads torch
     from mdft_fast.arena import CodecError
 
 STOPPED = 130  # as a shell reports a program that Ctrl-C ended
+_UNBOUNDED = 10_000  # columns: more than any table has
 _WORST = 10  # tensors whose codec error is shown unasked
 
 
@@ -29,7 +31,7 @@ def complain(text: str) -> None:
 
 
 def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
-    """Prints a table; a last row named "average" is set apart."""
+    """Prints a table, whole in a narrow terminal too; a last row "average" is set apart."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if i else "left", overflow="fold", no_wrap=True)
@@ -38,7 +40,11 @@ def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
         if last:
             table.add_section()
         table.add_row(*line, style="bold" if last else None)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    unbounded = console.options.update(max_width=_UNBOUNDED)
+    needed = Measurement.get(console, unbounded, table).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 def show_wide_table(header: Sequence[str], body: Sequence[Sequence[str]], *, words: int) -> None:

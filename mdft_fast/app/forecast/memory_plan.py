@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-from mdft_fast.app.forecast.step_forecast import Forecast, forecast
+from mdft_fast.app.forecast.step_forecast import Forecast, forecast, forecast_start
 from mdft_fast.app.forecast.verification import verify
 from mdft_fast.app.opening import choose_device, images_at_once, start_of
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.errors import MdftError
+from mdft_fast.model import available_memory
 from mdft_fast.pool import Manifest, read_manifest
 
 _SHARE = 0.9  # of the memory that is free, where no budget is given
@@ -32,6 +31,8 @@ class MemoryPlan:
         budget: bytes that may be taken, and ``given``: whether the recipe says so.
         samples: images of a forward pass.
         start: the merge that λ starts from, as ``average()``; "" where it starts from numbers.
+        making: bytes that making the start takes before the first step, base and vectors among
+            them; None: no start is made, or that is not known.
     """
 
     rows: tuple[Forecast, ...]
@@ -41,6 +42,7 @@ class MemoryPlan:
     given: bool
     samples: int
     start: str = ""
+    making: int | None = None
 
     def table(self, *, every_codec: bool) -> list[list[str]]:
         """Returns a header and a line a row, of the chosen codec or of all, as `mdft plan` shows.
@@ -74,6 +76,11 @@ class MemoryPlan:
         ]
         ways = {recipe_keys(row): row for row in fitting[:3] or [least]}
         lines += [f"  {size(row.peak):>9}  {way}" for way, row in ways.items()]
+        if self.making is not None and self.making > self.budget:
+            lines.append(
+                f"making the start would take {size(self.making)}; start.keep=false, fewer "
+                f"start.samples and a smaller start.batch take less"
+            )
         if self.samples > 1:
             lines.append(f"  memory.micro_batch below {self.samples} lowers what activations take")
         return "\n".join(lines)
@@ -103,11 +110,10 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
     folder, start = recipe.pool.folder, start_of(recipe)
     manifest = read_manifest(folder) if folder is not None else None
     packed = manifest.codec if manifest is not None else None
-    # What making the start takes is not forecast: it is made before the first step, and what it
-    # held is free then, but for its vector, which `verify` counts.
     changes = bool(recipe.transform) or (start is not None and not _is_started(manifest))
+    subject = verify(recipe)
     forecasts = forecast(
-        verify(recipe),
+        subject,
         samples,
         precision=recipe.precision,
         passes=passes,
@@ -116,7 +122,7 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
         mapped=() if packed is None or changes else (packed,),
         granularity=recipe.granularity,
     )
-    budget = memory.budget if memory.budget is not None else int(_SHARE * _available_memory(device))
+    budget = memory.budget if memory.budget is not None else int(_SHARE * available_memory(device))
     codec = memory.codec if packed is None or memory.codec != "fp32" else packed
     rows: list[Forecast] = []
     allowed: list[Forecast] = []
@@ -135,7 +141,11 @@ def plan(recipe: Recipe, *, every: bool = True) -> MemoryPlan:
     chosen = next((row for row in allowed if row.peak <= budget), allowed[-1])
     given = memory.budget is not None
     words = "" if start is None else str(start)
-    return MemoryPlan(tuple(rows), chosen, chosen.peak <= budget, budget, given, samples, words)
+    making = None if start is None or _is_started(manifest) else forecast_start(subject, start)
+    if making is not None:  # it is made before the first step, beside base and vectors
+        making += chosen.base + chosen.vectors
+    fits = max(chosen.peak, making or 0) <= budget
+    return MemoryPlan(tuple(rows), chosen, fits, budget, given, samples, words, making)
 
 
 def _is_started(manifest: Manifest | None) -> bool:
@@ -166,20 +176,3 @@ def recipe_keys(row: Forecast) -> str:
 def size(count: int) -> str:
     """Returns a number of bytes as people write it."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def _available_memory(device: torch.device) -> int:
-    """Returns the bytes that are free: on the GPU, or for the process without swapping."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = []
-    with contextlib.suppress(OSError, StopIteration):
-        rows = Path("/proc/meminfo").read_text().splitlines()
-        free.append(1024 * int(next(r for r in rows if r.startswith("MemAvailable")).split()[1]))
-    with contextlib.suppress(OSError, ValueError, KeyError):  # a container's: "max", or bytes
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free.append(limit - used + int(kept["inactive_file"]))  # files' pages: given back at need
-    return min(free) if free else sys.maxsize

@@ -18,8 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mdft_fast.app.forecast.live_bytes import LiveBytes
 from mdft_fast.arena import CODECS, Codec, Layout, TaskVectors, empty_vectors
-from mdft_fast.checkpoints import as_preprocess
+from mdft_fast.checkpoints import as_preprocess, example_input
 from mdft_fast.errors import MdftError
+from mdft_fast.methods import InputMerge, Start
 from mdft_fast.model import (
     DTYPE_OF_PRECISION,
     MODES,
@@ -145,6 +146,15 @@ def forecast(
                 rest=peak - weights + buffers + _COPIES * coefficients,
                 moved=merges * (base + vectors + out) + passes * (out + vectors),
             )  # fmt: skip
+
+
+def forecast_start(subject: Subject, start: Start) -> int | None:
+    """Forecasts the bytes that making a start takes beyond base and vectors; None: not known."""
+    method = start.method
+    if not isinstance(method, InputMerge):
+        return None
+    pool = _fake_pool(dataclasses.replace(subject, vectors=None), FakeTensorMode())
+    return method.memory(pool, subject.backbone, example_input(pool.preprocess))
 
 
 def _fake_pool(subject: Subject, fakes: FakeTensorMode) -> Pool:

@@ -39,10 +39,11 @@ _PAPER: dict[str, Any] = {
 }
 # Chosen by benchmarks/select_defaults.py, without a label: tests/test_defaults.py holds it.
 _MEASURED: dict[str, Any] = {
+    "start": {"method": "calibrate", "copies": 1},
     "construct": {
         "objective": {"entropy": False, "reweight": "off"},
         "filter": {"enabled": False},
-        "optimizer": {"lr": 0.2, "schedule": "cosine"},
+        "optimizer": {"lr": 0.003, "schedule": "cosine"},
     },
     "specialize": {"optimizer": {"lr": 0.2}},
 }

@@ -46,9 +46,10 @@ def _merge(value: str | Mapping[str, Any]) -> Method:
 
 
 def start_value(start: float | tuple[float, ...] | Method) -> Any:
-    """Returns plain values that read back as the same start; of a merge every field."""
+    """Returns plain values that read back as the same start; of a merge every field but null."""
     if isinstance(start, Method):
-        return {_METHOD: start.name, **dataclasses.asdict(start)}
+        fields = dataclasses.asdict(start)
+        return {_METHOD: start.name, **{k: v for k, v in fields.items() if v is not None}}
     return list(start) if isinstance(start, tuple) else start
 
 

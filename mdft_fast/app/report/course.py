@@ -51,7 +51,7 @@ def stage_1_section(result: Result, metrics: Sequence[Metric]) -> dict[str, Any]
 def _vectors(result: Result) -> str:
     tasks = len(result["pool"]["tasks"])
     words = f"{tasks} task vector{'s' * (tasks != 1)}"
-    return f"({words} + the start's)" if "start" in result["pool"] else words
+    return f"({words} + 1 start)" if "start" in result["pool"] else words
 
 
 def stage_2_section(result: Result, metrics: Sequence[Metric]) -> dict[str, Any] | None:

@@ -21,12 +21,14 @@ from mdft_fast.cards import CoefficientCard
 from mdft_fast.checkpoints import entry, write_tensors
 from mdft_fast.errors import MdftError
 from mdft_fast.files import replacing
-from mdft_fast.methods import SamplesToLearn, Start
+from mdft_fast.methods import SamplesToLearn, Start, Watch
 from mdft_fast.pool import Pool
 
 
-def make_start(built: Built, data: LoadedData, folder: RunFolder) -> Pool:
+def make_start(built: Built, data: LoadedData, folder: RunFolder, watch: Watch) -> Pool:
     """Returns the pool with the recipe's start: a resumed run's own, else one that is made.
+
+    ``watch`` is told how many of how many parts are done.
 
     Raises:
         MdftError: if a resumed run's file is missing though its stages have begun, or is not what
@@ -37,7 +39,7 @@ def make_start(built: Built, data: LoadedData, folder: RunFolder) -> Pool:
     samples = _samples(start, built, data)
     if folder.resume and (path.exists() or folder.has_begun):
         return built.pool.with_start(read_start(path, start, built.pool, samples))
-    made = merged(built, data)
+    made = merged(built, data, watch)
     folder.claim()
     write_start(path, start, built.pool, made, samples)
     return built.pool.with_start(made)

@@ -49,7 +49,7 @@ def vector_shares(meta: MetaModel, learned: Learned) -> dict[str, Any]:
 
 def _columns(slot: Slot) -> Tensor:
     """Returns the columns of λ that a tensor reads: one, or one a row of it."""
-    return slot.column + torch.arange(getattr(slot, "rows", 1))
+    return slot.column + torch.arange(slot.rows)
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def _started(
         return built
     with phases.phase("start"):
         bars.say(f"start: {start}, from which λ is learned")
-        pool = make_start(built, data, folder)
+        pool = make_start(built, data, folder, lambda done, total: bars.count("start", done, total))
         for note in pool.notes[len(built.pool.notes) :]:
             bars.say(note)
     return dataclasses.replace(built, pool=pool)

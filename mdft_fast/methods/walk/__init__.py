@@ -7,6 +7,7 @@ from mdft_fast.methods.walk.explanation import explain_walk
 from mdft_fast.methods.walk.sensitivity import Sensitivities
 from mdft_fast.methods.walk.streams import LayerPass, walk_layers
 from mdft_fast.methods.walk.structure import LayerSite, Structure, Writer
+from mdft_fast.methods.walk.walk_memory import WalkMemory, forecast_walk
 from mdft_fast.methods.walk.walking import Walk
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "Sensitivities",
     "Structure",
     "Walk",
+    "WalkMemory",
     "Writer",
     "explain_walk",
+    "forecast_walk",
     "walk_blocks",
     "walk_layers",
 ]

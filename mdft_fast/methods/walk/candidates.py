@@ -39,21 +39,24 @@ class BlockInputs:
         # What lies behind the last input matters to the task's own stream alone.
         stop = points[self.layers[-1].module] if self._merged and self.layers else None
         with walk.as_teacher(k, walk.names_in(block)):
-            for number, call in enumerate(calls):
+            for number, stored in enumerate(calls):
+                call = walk.fetched(stored)
                 seen, output = walk.run(block, call, points.values(), stop=stop)
                 for site in self.layers:
                     module = walk.module.get_submodule(site.module)
                     see(site, site.inputs(seen[points[site.module]], module))
                 if not self._merged:
-                    calls[number] = call.following(output)
+                    calls[number] = walk.stored(call.following(output))
 
     def move_on(self) -> None:
         """Brings the merged stream behind the block, as it is in the module then."""
+        walk = self._walk
         if self._merged:
             for calls in self._calls:
-                for number, call in enumerate(calls):
-                    _, output = self._walk.run(self._structure.block, call, [])
-                    calls[number] = call.following(output)
+                for number, stored in enumerate(calls):
+                    call = walk.fetched(stored)
+                    _, output = walk.run(self._structure.block, call, [])
+                    calls[number] = walk.stored(call.following(output))
 
 
 def walk_blocks(
@@ -73,7 +76,7 @@ def walk_blocks(
     calls = []
     for k, inputs in enumerate(walk.inputs):
         with walk.as_teacher(k, [] if merged else walk.names_outside):
-            calls.append([walk.enter(some) for some in inputs.batches(batch)])
+            calls.append([walk.stored(walk.enter(some)) for some in inputs.batches(batch)])
     for done, structure in enumerate(walk.structures()):
         watch(done, len(walk.blocks))
         block = BlockInputs(structure.layers, walk, structure, merged, calls)

@@ -13,14 +13,16 @@ from mdft_fast.checkpoints import arguments_of
 from mdft_fast.errors import MdftError
 from mdft_fast.methods.least_squares import Moments
 from mdft_fast.methods.walk.calls import Call, Point, observed
-from mdft_fast.methods.walk.structure import LayerSite, Structure, module_of
+from mdft_fast.methods.walk.structure import LayerSite, Structure, hindrance, module_of
 from mdft_fast.methods.walk.walking import Walk
 from mdft_fast.model import Batch, each
 from mdft_fast.pool import Head
 
 # What a backward pass keeps, as bytes: as many inputs go through it at once as this allows.
 _KEPT = 2**30
-_KEPT_OF_OUTPUTS = 3  # times the outputs of linear layers: measured on a ViT, rounded up
+# Times the outputs of linear layers, as weights need no gradient: of a transformer's block
+# queries, keys, values, what attention gives, the activation's input and those of two norms.
+KEPT_OF_OUTPUTS = 9 / 8
 
 
 class Sensitivity(NamedTuple):
@@ -62,7 +64,7 @@ class Sensitivities:
         self._walk = walk
         self._behind: list[list[dict[str, Tensor]]] = []  # task -> batch -> block -> gradient
         self._calls: list[list[Call]] = []
-        size = min(batch, _inputs_a_pass(walk))
+        size = min(batch, backward_inputs(_outputs(walk)))
         for k, inputs in enumerate(walk.inputs):
             if inputs.name not in heads:
                 raise MdftError(
@@ -99,12 +101,19 @@ class Sensitivities:
         return measured
 
 
-def _inputs_a_pass(walk: Walk) -> int:
-    """Returns how many inputs a backward pass through the whole model takes at once."""
-    names = [module_of(layer) for layer in walk.layers]
+def backward_inputs(outputs: int) -> int:
+    """Returns how many inputs a backward pass takes at once.
+
+    Args:
+        outputs: elements that all linear layers give for one input.
+    """
+    return max(1, int(_KEPT / (4 * KEPT_OF_OUTPUTS * max(outputs, 1))))
+
+
+def _outputs(walk: Walk) -> int:
+    names = [module_of(layer) for layer in walk.layers if not hindrance(walk.module, layer)]
     one = each(lambda tensor: tensor[:1], walk.probe)
-    sizes = [out.numel() for out in walk.outputs(names, one)]
-    return max(1, _KEPT // (4 * _KEPT_OF_OUTPUTS * max(sum(sizes), 1)))
+    return sum(out.numel() for out in walk.outputs(names, one))
 
 
 def _gradients(

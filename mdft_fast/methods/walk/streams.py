@@ -17,6 +17,7 @@ from mdft_fast.methods.walk.calls import Call
 from mdft_fast.methods.walk.sensitivity import Sensitivities, Sensitivity
 from mdft_fast.methods.walk.structure import LayerSite
 from mdft_fast.methods.walk.walking import Walk
+from mdft_fast.model import tensors_of
 
 _UNFOLDED = 2**24  # elements of a convolution's inputs that are laid out as rows at once
 
@@ -124,6 +125,11 @@ class LayerPass:
         return self.block.walk.own_layer(k, self.site.layer)
 
 
+# Where outputs are kept, for one element of a stream: those of a transformer's block, 9, and 2
+# streams and what they are fitted to, 4 at first and less when outputs have come.
+_KEPT_STREAMS = 6
+
+
 def _column(bias: Tensor | None, weight: Tensor) -> Tensor:
     return weight.new_zeros(len(weight), 1) if bias is None else bias[:, None]
 
@@ -159,6 +165,7 @@ def walk_layers(
         watch(done, total)
 
     watch(0, total)
+    walk.on_host = walk.device.type == "cuda" and _crowded(walk, keep)
     streams = _enter(walk, batch)
     behind = 0
     for structure in walk.structures():
@@ -173,6 +180,13 @@ def walk_layers(
         behind += len(structure.layers) + len(structure.left_out)
         done = K * behind  # those left out too
         watch(done, total)
+
+
+def _crowded(walk: Walk, keep: bool) -> bool:
+    """Returns whether streams would take more than half of what is free on the GPU."""
+    stream, samples = walk.enter(walk.probe).stream, len(next(tensors_of(walk.probe)))
+    size = stream.numel() * stream.element_size() * sum(map(len, walk.inputs)) // samples
+    return 2 * size * (_KEPT_STREAMS if keep else 1) > torch.cuda.mem_get_info(walk.device)[0] / 2
 
 
 Streams = tuple[list[list[Call]], list[list[Call]]]

@@ -86,8 +86,6 @@ class Walk:
         layers = find_linear_layers(self.module, layout, pool.ties)
         self.layers = [one for one in layers if self._home[one.weight] in self.blocks]
 
-    # ---- weights -------------------------------------------------------------------------------
-
     def names_in(self, block: str) -> list[str]:
         """Returns the tensors of a block."""
         return [name for name, home in self._home.items() if home == block]
@@ -165,8 +163,6 @@ class Walk:
         """Returns the number of a layer's inputs."""
         return layer.matrix(self._base[layer.weight][None]).shape[2]
 
-    # ---- streams -------------------------------------------------------------------------------
-
     @overload
     def stored(self, held: Tensor) -> Tensor: ...
     @overload
@@ -231,8 +227,6 @@ class Walk:
         with observed(self.module, points, lambda _, tensor: made.append(tensor)):
             self.module(*args, **kwargs)
         return made
-
-    # ---- structure -----------------------------------------------------------------------------
 
     def structures(self) -> Iterator[Structure]:
         """Yields what is found in each block, in the order of execution.

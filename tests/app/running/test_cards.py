@@ -76,9 +76,9 @@ def test_a_run_by_row_is_small_and_read_again(make_recipe: Make, tmp_path: Path)
     assert result["trainable"] == 2 * meta.layout.L
     means = torch.tensor(result["coefficients"]["specialize"]["letters"])
     torch.testing.assert_close(means, name_means(written.coefficients, written.rows))
-    report = (folder / "report.html").read_text(encoding="utf-8")
-    assert f"2 task vectors × {meta.layout.L:,} columns of λ" in report
-    assert "mean over its rows" in report
+    words, page = ((folder / name).read_text("utf-8") for name in ("report.md", "report.html"))
+    assert f"2 task vectors × {meta.layout.L:,} columns of λ" in words
+    assert "mean over its rows" in page
     card = json.loads((folder / "meta" / "card.json").read_text())
     for key, value in {"rows": [1], "coefficients": {"shapes": "!", "letters": "!"}}.items():
         (tmp_path / "card.json").write_text(json.dumps({**card, key: value}))
