@@ -3,11 +3,12 @@
 
     python benchmarks/select_defaults.py --json benchmarks/results/defaults.json RECIPE [RECIPE ...]
 
-Every candidate learns from the same samples of each recipe's pool and is judged by one measure
-that no candidate's objective changes: on samples that no step sees, the cross-entropy of the
-teacher's softmax to the meta-model's, unfiltered and unweighted, as a share of what it is at the
-start; for stage 2 the mean absolute difference of equation (7), likewise. The lowest mean over
-recipes and seeds wins. Labelled samples are not even opened.
+One measure judges every candidate, and no candidate's objective changes it: on samples that no
+merge and no step sees, the cross-entropy of the teacher's softmax to the model's, unfiltered and
+unweighted, as a share of what it is at task arithmetic. First come the starts as they are, then
+what stage 1 makes of the best of them, then stage 2 from there, judged by equation (7) as a share
+of what it is before. The lowest mean over recipes and seeds wins each time. Labelled samples are
+not even opened. What the JSON holds is not measured again; with --keep, merges and λ stay too.
 """
 
 from __future__ import annotations
@@ -17,21 +18,24 @@ import dataclasses
 import itertools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent.parent))  # an installed mdft_fast wins
 
 from benchmarks.harness import origin
+from benchmarks.heldout import Nearness, merged_pool, nearness, of_pool
 from benchmarks.markdown import mean
+from benchmarks.selection_book import Book, Row
 from mdft_fast import MetaModel, reference
-from mdft_fast.app.opening import build, construct_config, specialize_config
+from mdft_fast.app.opening import Built, build, specialize_config
 from mdft_fast.app.recipe import Recipe
-from mdft_fast.files import write_json
 from mdft_fast.learning import (
     ConstructConfig,
     OptimizerConfig,
@@ -39,114 +43,196 @@ from mdft_fast.learning import (
     SpecializeConfig,
     TaughtTask,
     construct,
-    holdout_cross_entropy,
     specialize,
     teach,
 )
+from mdft_fast.methods import METHODS, merge_of
+from mdft_fast.model import TASK_ARITHMETIC, Granularity
+from mdft_fast.pool import Pool
 
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "as written": {"filter": True, "reweight": "as_written", "use_entropy": True},
-    "filter only": {"filter": True, "reweight": "off", "use_entropy": True},
-    "all samples": {"filter": False, "reweight": "off", "use_entropy": True},
-    "all samples, cross-entropy alone": {"filter": False, "reweight": "off", "use_entropy": False},
+# As a recipe's key `start` has them.
+STARTS: dict[str, Any] = {
+    "task arithmetic": TASK_ARITHMETIC,
+    "wudi": "wudi",
+    "calibrate": "calibrate",
+    "calibrate, copies 1": {"method": "calibrate", "copies": 1},
+    "calibrate, copies 2": {"method": "calibrate", "copies": 2},
 }
-RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "all samples, cross-entropy alone": {"filter": False, "reweight": "off", "use_entropy": False},
+    "as written": {"filter": True, "reweight": "as_written", "use_entropy": True},
+}
+RATES = (0.001, 0.003, 0.01, 0.03)
+GRANULARITIES: tuple[Granularity, ...] = ("tensor", "row")
+NO_STAGE_1 = "no stage 1"
+STEPS, BATCH = 100, 16
 # The paper's range and beyond: from where stage 1 ends, 20 steps of 0.05 can be too few. This
 # measure is best at λ = e_k, the individual model: what comes nearest to it in 20 steps wins.
 SPECIALIZE_RATES = (0.02, 0.05, 0.1, 0.2, 0.5)
-CPU = torch.device("cpu")
 SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine")
+FIELDS = {  # of a candidate, by what is chosen
+    "start": ("start",),
+    "construct": ("start", "objective", "filter", "reweight", "use_entropy", "granularity", "lr",
+                  "schedule"),
+    "specialize": ("start", "lr", "schedule"),
+}  # fmt: skip
+MEASURE = (
+    "held-out teacher cross-entropy as a share of what it is at task arithmetic (start, "
+    "construct), and equation 7 as a share of what it was before (specialize); mean over pools and "
+    "seeds; no labels"
+)
 
 
-def construct_candidates(base: ConstructConfig) -> Iterator[tuple[dict[str, Any], ConstructConfig]]:
-    """Gives each candidate's description and configuration."""
-    for (name, change), lr in itertools.product(OBJECTIVES.items(), RATES):
-        optimizer = OptimizerConfig("adam", lr, "cosine")
-        config = dataclasses.replace(base, draw="kept", optimizer=optimizer, **change)
-        yield {"objective": name, **change, "lr": lr, "schedule": "cosine"}, config
+class Subject:
+    """One recipe's pool with one seed, of splits and draws.
+
+    Args:
+        name: of the pool, in the JSON.
+        built: the recipe, opened.
+        seed: the seed.
+        keep: folder for what is expensive to make.
+    """
+
+    def __init__(self, name: str, built: Built, seed: int, keep: Path) -> None:
+        self.name, self.built, self.seed, self._keep = name, built, seed, keep
+        self.holdout = built.recipe.construct.holdout
+        meta = MetaModel(built.backbone, built.pool, start=TASK_ARITHMETIC)
+        self.taught = teach(meta, built.unlabelled, holdout=self.holdout, seed=seed)
+        self.before = nearness(meta, self.taught)
+
+    def start(self, start: str) -> MetaModel:
+        """Returns the meta-model at a start, one λ a tensor."""
+        return self._model(self._pool(start), "tensor")
+
+    def learned(self, candidate: Row) -> tuple[MetaModel, list[TaughtTask]]:
+        """Returns the meta-model at the λ that a candidate of stage 1 learns, and the tasks."""
+        pool = self._pool(candidate["start"])
+        meta = self._model(pool, candidate["granularity"])
+        taught = of_pool(self.taught, pool)
+        words = json.dumps({name: candidate[name] for name in FIELDS["construct"]})
+        file = self._keep / f"{self._slug(words)}.pt"
+        if file.is_file():
+            meta.set_coefficients(torch.load(file, weights_only=True))
+        else:
+            construct(meta, taught, construct_config(candidate, self.holdout, self.seed))
+            torch.save(meta.coefficients.detach(), file)
+        return meta, taught
+
+    def judged(self, meta: MetaModel) -> Row:
+        """Returns a model's row."""
+        near: Nearness = nearness(meta, self.taught)
+        share = near.loss / self.before.loss
+        return {"seed": self.seed, "before": self.before.loss, "after": near.loss,
+                "share": share, "agreement": near.agreement}  # fmt: skip
+
+    def _pool(self, start: str) -> Pool:
+        entry = STARTS[start]
+        if isinstance(entry, float):
+            return self.built.pool
+        fields = {"method": entry} if isinstance(entry, str) else dict(entry)
+        merge = merge_of({fields.pop("method"): fields}, METHODS)
+        folder = self._keep / self._slug(str(merge))
+        if not folder.exists():
+            tasks = self.built.unlabelled
+            merged_pool(self.built, [merge], tasks, self.holdout, self.seed).save(folder, "fp32")
+        return self.built.pool.with_start(Pool.open(folder))
+
+    def _model(self, pool: Pool, granularity: Granularity) -> MetaModel:
+        start = TASK_ARITHMETIC if pool.start is None else None
+        return MetaModel(self.built.backbone, pool, granularity=granularity, start=start)
+
+    def _slug(self, words: str) -> str:
+        kept = "".join(c if c.isalnum() or c in ".-" else "_" for c in words)
+        return f"{self.name}-{self.seed}-{kept}"
+
+
+def construct_config(candidate: Row, holdout: float, seed: int) -> ConstructConfig:
+    """Returns a candidate's configuration of stage 1."""
+    change = {name: candidate[name] for name in ("filter", "reweight", "use_entropy")}
+    optimizer = OptimizerConfig("adam", candidate["lr"], candidate["schedule"])
+    return ConstructConfig(
+        steps=STEPS, batch=BATCH, optimizer=optimizer, holdout=holdout, seed=seed, **change
+    )
+
+
+def construct_candidates(start: str) -> Iterator[Row]:
+    """Gives each candidate of stage 1 from a start."""
+    every = itertools.product(OBJECTIVES.items(), GRANULARITIES, RATES)
+    for (name, change), granularity, lr in every:
+        yield {"start": start, "objective": name, **change, "granularity": granularity,
+               "lr": lr, "schedule": "cosine"}  # fmt: skip
+
+
+def choose_start(subjects: Sequence[Subject], book: Book) -> str:
+    """Measures all starts as they are; returns the best one's name."""
+    for subject, start in itertools.product(subjects, STARTS):
+        if not book.known(subject.name, "start", {"start": start, "seed": subject.seed}):
+            began = time.process_time()
+            meta = subject.start(start)
+            seconds = time.process_time() - began
+            row = {"start": start, **subject.judged(meta), "cpu_s": seconds}
+            book.add(subject.name, "start", row)
+    return book.ranked("start")[0]["start"]
+
+
+def choose_construct(subjects: Sequence[Subject], book: Book, start: str) -> Row:
+    """Measures stage 1 from a start, and none; returns the best candidate that learns."""
+    for subject in subjects:
+        about = {"start": start, "seed": subject.seed}
+        if not book.known(subject.name, "construct", {**about, "objective": NO_STAGE_1}):
+            row = book.known(subject.name, "start", about)
+            none = dict.fromkeys(FIELDS["construct"]) | {"objective": NO_STAGE_1}
+            book.add(subject.name, "construct", {**none, **(row or {}), "cpu_s": 0.0})
+        for candidate in construct_candidates(start):
+            if not book.known(subject.name, "construct", candidate | {"seed": subject.seed}):
+                began = time.process_time()
+                meta, _ = subject.learned(candidate)
+                seconds = time.process_time() - began
+                row = candidate | subject.judged(meta) | {"cpu_s": seconds}
+                book.add(subject.name, "construct", row)
+    ranked = book.ranked("construct")
+    return next(r for r in ranked if r["start"] == start and r["objective"] != NO_STAGE_1)
+
+
+def choose_specialize(subjects: Sequence[Subject], book: Book, candidate: Row) -> None:
+    """Measures stage 2 from what a candidate of stage 1 learns."""
+    for subject in subjects:
+        model: tuple[MetaModel, list[TaughtTask]] | None = None
+        base = specialize_config(subject.built.recipe)
+        for schedule, lr in itertools.product(SCHEDULES, SPECIALIZE_RATES):
+            about = {"start": candidate["start"], "lr": lr, "schedule": schedule,
+                     "seed": subject.seed}  # fmt: skip
+            if not book.known(subject.name, "specialize", about):
+                meta, taught = model = model or subject.learned(candidate)
+                optimizer = OptimizerConfig("adam", lr, schedule)
+                config = dataclasses.replace(base, optimizer=optimizer, seed=subject.seed)
+                row = about | specialized(meta, taught, config)
+                book.add(subject.name, "specialize", row)
+
+
+def specialized(meta: MetaModel, taught: Sequence[TaughtTask], config: SpecializeConfig) -> Row:
+    """Returns what stage 2 from the present λ makes of equation (7), mean over tasks."""
+    start, began = meta.coefficients.detach().clone(), time.process_time()
+    shares, agreements = [], []
+    for task in taught:
+        meta.set_coefficients(start)
+        before, _ = alignment(meta, task)
+        specialize(meta, task, config)
+        after, agreement = alignment(meta, task)
+        shares.append(after / before)
+        agreements.append(agreement)
+    meta.set_coefficients(start)
+    seconds = time.process_time() - began
+    return {"share": mean(shares), "agreement": mean(agreements), "cpu_s": seconds}
 
 
 @torch.no_grad()
-def holdout_alignment(meta: MetaModel, task: TaughtTask) -> float:
-    """Returns equation (7) on a task's held-out samples."""
-    features = meta.encode(task.batch(task.holdout))
-    return float(reference.alignment(features, task.features[task.holdout]))
-
-
-def judge(
-    recipe: Recipe, seeds: Sequence[int], known: Sequence[dict[str, Any]] = ()
-) -> tuple[list[Any], list[Any]]:
-    """Measures all candidates on one recipe; returns rows of stage 1 and of stage 2.
-
-    Args:
-        recipe: names pool and samples.
-        seeds: of splits and draws.
-        known: rows of stage 1 that an earlier call measured: only their best is learned again.
-    """
-    built = build(recipe)
-    first: list[dict[str, Any]] = []
-    second: list[dict[str, Any]] = []
-    for seed in seeds:
-        base = dataclasses.replace(construct_config(recipe), seed=seed)
-        meta = built.meta_model()
-        start = meta.coefficients.detach().clone()
-        taught = teach(meta, built.unlabelled, holdout=base.holdout, seed=seed)
-        before = mean(holdout_cross_entropy(meta, taught))
-        best = (float("inf"), start)
-        old = sorted((r for r in known if r["seed"] == seed), key=lambda row: row["share"])
-        for candidate, config in construct_candidates(base):
-            if old and any(old[0][key] != candidate[key] for key in ("objective", "lr")):
-                continue
-            meta.set_coefficients(start)
-            began = time.perf_counter()
-            result = construct(meta, taught, config)
-            after = mean(holdout_cross_entropy(meta, taught))
-            best = min(best, (after, result.coefficients), key=lambda pair: pair[0])
-            seconds = time.perf_counter() - began
-            first.append({**candidate, "seed": seed, "before": before, "after": after,
-                          "share": after / before, "seconds": seconds})  # fmt: skip
-            print(f"  seed {seed}  {candidate['objective']:<34} lr {candidate['lr']:<5} "
-                  f"{before:.4f} -> {after:.4f}  {seconds:.0f} s", flush=True)  # fmt: skip
-        if old:  # the same samples, seed and kernels, so the same number
-            assert abs(first[-1]["after"] - old[0]["after"]) < 1e-3, (first[-1], old[0])
-            first[-1:] = old
-        special = dataclasses.replace(specialize_config(recipe), seed=seed)
-        for schedule, lr in itertools.product(SCHEDULES, SPECIALIZE_RATES):
-            optimizer = OptimizerConfig("adam", lr, schedule)
-            config = dataclasses.replace(special, optimizer=optimizer)
-            second.append(judge_specialize(meta, taught, best[1], config))
-            print(
-                f"  seed {seed}  stage 2 lr {lr} {schedule}: {second[-1]['share']:.4f}", flush=True
-            )
-    return first, second
-
-
-def judge_specialize(
-    meta: MetaModel,
-    taught: Sequence[TaughtTask],
-    start: torch.Tensor,
-    config: SpecializeConfig,
-) -> dict[str, Any]:
-    """Returns the mean over tasks of equation (7) after stage 2, as a share of it before."""
-    shares = []
-    for task in taught:
-        meta.set_coefficients(start)
-        before = holdout_alignment(meta, task)
-        specialize(meta, task, config)
-        shares.append(holdout_alignment(meta, task) / before)
-    chosen = {"lr": config.optimizer.lr, "schedule": config.optimizer.schedule}
-    return {**chosen, "seed": config.seed, "share": mean(shares)}
-
-
-def winner(rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns each candidate's mean share over recipes and seeds, the lowest first."""
-    shares: dict[tuple[Any, ...], list[float]] = {}
-    for row in rows:
-        shares.setdefault(tuple(row[name] for name in fields), []).append(row["share"])
-    ranked = sorted((mean(values), candidate) for candidate, values in shares.items())
-    return [
-        {**dict(zip(fields, candidate, strict=True)), "share": share} for share, candidate in ranked
-    ]
+def alignment(meta: MetaModel, task: TaughtTask) -> tuple[float, float]:
+    """Returns equation (7) on a task's held-out samples, and the agreement of classes there."""
+    features: Tensor = meta.encode(task.batch(task.holdout))
+    same = task.head(features).argmax(-1) == task.logits[task.holdout].argmax(-1)
+    distance = reference.alignment(features, task.features[task.holdout])
+    return float(distance), float(same.double().mean())
 
 
 def main() -> None:
@@ -155,32 +241,23 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+", type=Path)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument(
-        "--stage-1", type=Path, help="an earlier JSON: of its stage 1 only the best is learned"
-    )
+    parser.add_argument("--keep", type=Path, help="folder for merges and λ; none: a temporary one")
     options = parser.parse_args()
-    earlier = json.loads(options.stage_1.read_text())["pools"] if options.stage_1 else {}
-    pools: dict[str, Any] = {}
-    stages: tuple[list[Any], list[Any]] = ([], [])
-    for path in options.recipes:
-        name = path.parent.name if path.stem == "recipe" else path.stem  # demo-v1/recipe.yaml
-        print(name, flush=True)
-        known = earlier.get(name, {}).get("construct", ())
-        first, second = judge(Recipe.load(path), options.seeds, known)
-        pools[name] = {"construct": first, "specialize": second}
-        stages[0].extend(first)
-        stages[1].extend(second)
+    torch.set_num_threads(1)
     words = [*map(str, options.seeds), *(path.name for path in options.recipes)]
-    fields = ("objective", "filter", "reweight", "use_entropy", "lr", "schedule")
-    content = {
-        "measure": "held-out teacher cross-entropy (stage 1) and equation 7 (stage 2), as a share "
-        "of what it was before; mean over pools and seeds; no labels",
-        **origin(f"python benchmarks/select_defaults.py --seeds {' '.join(words)}", CPU),
-        "construct": winner(stages[0], fields),
-        "specialize": winner(stages[1], ("lr", "schedule")),
-        "pools": pools,
-    }
-    write_json(options.json, content)
+    command = f"python benchmarks/select_defaults.py --seeds {' '.join(words)}"
+    about = {"measure": MEASURE, **origin(command, torch.device("cpu")), "starts": STARTS}
+    book = Book(options.json, FIELDS, about)
+    with tempfile.TemporaryDirectory() as temporary:
+        keep = options.keep or Path(temporary)
+        keep.mkdir(parents=True, exist_ok=True)
+        subjects = []
+        for path in options.recipes:
+            name = path.parent.name if path.stem == "recipe" else path.stem  # demo-v1/recipe.yaml
+            built = build(Recipe.load(path))
+            subjects += [Subject(name, built, seed, keep) for seed in options.seeds]
+        best = choose_construct(subjects, book, choose_start(subjects, book))
+        choose_specialize(subjects, book, best)
 
 
 if __name__ == "__main__":

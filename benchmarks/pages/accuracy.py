@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.markdown import mean, origin, percent, signed, spread, table
+from benchmarks.markdown import mean, number, origin, percent, signed, spread, table
 from mdft_fast.app.report import COMPARED
 
 
@@ -129,11 +129,19 @@ def codecs(content: Any) -> Iterator[str]:
 def defaults(content: Any) -> Iterator[str]:
     """Gives the candidates for ``preset: default``, ranked without labels."""
     yield "## How the defaults were chosen"
-    for stage, columns in (
-        ("construct", ["objective", "lr", "schedule"]),
-        ("specialize", ["lr", "schedule"]),
+    for stage, title, columns in (
+        ("start", "Starts, as they are", ["start"]),
+        ("construct", "Stage 1", ["start", "objective", "granularity", "lr", "schedule"]),
+        ("specialize", "Stage 2", ["start", "lr", "schedule"]),
     ):
-        rows = [[*(c[name] for name in columns), f"{c['share']:.4f}"] for c in content[stage]]
-        yield f"Stage {1 if stage == 'construct' else 2}, best first:"
-        yield table([*columns, "share"], rows, left=len(columns))
-    yield f"Share: {content['measure']}. {origin(content)}"
+        rows = [
+            [*("" if c[name] is None else c[name] for name in columns), number(c["share"], 4),
+             percent(c["agreement"])]
+            for c in content[stage]
+        ]  # fmt: skip
+        yield f"{title}, best first:"
+        yield table([*columns, "share", "agree"], rows, left=len(columns))
+    yield (
+        f"Share: {content['measure']}. Agree: how often the class is the teacher's on the same "
+        f"samples, per cent. {origin(content)}"
+    )
