@@ -14,7 +14,14 @@ from mdft_fast.methods.affine import augmented, normalized, parts
 from mdft_fast.methods.inputs import TaskInputs
 from mdft_fast.methods.least_squares import solve, solve_weighted
 from mdft_fast.methods.method import InputMerge, Watch, mean_of
-from mdft_fast.methods.walk import LayerPass, Sensitivities, Walk, forecast_walk, walk_layers
+from mdft_fast.methods.walk import (
+    LayerPass,
+    Sensitivities,
+    Walk,
+    crowded,
+    forecast_walk,
+    walk_layers,
+)
 from mdft_fast.model import Batch, available_memory
 from mdft_fast.options import Interval, Share, Weight, check
 from mdft_fast.pool import Pool
@@ -76,13 +83,15 @@ class Calibrate(InputMerge):
         """See :class:`InputMerge`."""
         walk = Walk(pool, backbone, inputs)
         walk.install({name: walk.base(name) + mean_of(walk.deltas(name)) for name in walk.names})
+        keep = self._keeps(pool, backbone, walk.probe, walk.device)
+        walk.on_host = crowded(walk, keep=keep, measured=self.fisher > 0)
         measured = None
         if self.fisher:
             measured = Sensitivities(walk, pool.heads, batch=self.batch, seed=self.seed)
         for turn in walk_layers(
             walk,
             batch=self.batch,
-            keep=self._keeps(pool, backbone, walk.probe),
+            keep=keep,
             repair=self.repair,
             watch=watch,
             sensitivities=measured,
@@ -93,12 +102,13 @@ class Calibrate(InputMerge):
 
     def memory(self, pool: Pool, backbone: nn.Module, example: Batch) -> int:
         """See :class:`InputMerge`."""
-        return self._forecast(pool, backbone, example, keep=self._keeps(pool, backbone, example))
+        keep = self._keeps(pool, backbone, example, pool.base.device)
+        return self._forecast(pool, backbone, example, keep=keep)
 
-    def _keeps(self, pool: Pool, backbone: nn.Module, example: Batch) -> bool:
+    def _keeps(self, pool: Pool, backbone: nn.Module, example: Batch, device: torch.device) -> bool:
         if self.keep is not None:
             return self.keep
-        free = available_memory(pool.base.device)
+        free = available_memory(device)
         return self._forecast(pool, backbone, example, keep=True) <= _FREE * free
 
     def _forecast(self, pool: Pool, backbone: nn.Module, example: Batch, *, keep: bool) -> int:

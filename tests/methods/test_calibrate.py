@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -235,6 +236,49 @@ def test_a_pool_without_heads_needs_no_metric() -> None:
     case.merged(Calibrate(fisher=0.0))
 
 
+class Shift(nn.Module):
+    """A block without a matrix, or whose matrix runs twice."""
+
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(5))
+        self.matrix = nn.Linear(5, 5) if twice else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.matrix(torch.tanh(self.matrix(x))) + self.shift
+
+
+class Row(nn.Module):
+    """Blocks in a row, of which the model's output reads all, or all but the last."""
+
+    def __init__(self, blocks: Sequence[nn.Module], last: int = -1) -> None:
+        super().__init__()
+        self.blocks, self.last = nn.ModuleList(blocks), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        streams = [x]
+        for block in self.blocks:
+            streams.append(block(streams[-1]))
+        return streams[self.last]
+
+
+ROWS = {
+    "no matrix in a block": lambda: Row([nn.Linear(5, 5), Shift(False), nn.Linear(5, 5)]),
+    "no matrix that can be walked": lambda: Row([Shift(True), Shift(True)]),
+    "a last block that is not read": lambda: Row([nn.Linear(5, 5), nn.Linear(5, 5)], last=-2),
+}
+
+
+@pytest.mark.parametrize("make", ROWS.values(), ids=ROWS)
+def test_blocks_without_anything_to_measure(make: Callable[[], nn.Module]) -> None:
+    case = make_case(seeded(make), K=1, n=20, draw=rows)
+    own = {name: case.pool.layout.views(case.pool.vectors.codes[0])[i]
+           for i, name in enumerate(case.names)}  # fmt: skip
+    made = case.merged(Calibrate())
+    for name, delta in own.items():
+        torch.testing.assert_close(made[name][0], delta, atol=1e-3, rtol=1e-2)
+
+
 def test_held_out_samples_are_never_looked_at() -> None:
     case = make_backbone_case("timm class token", n=20)
     learn = [SamplesToLearn(task, 0.25, 3) for task in case.tasks]
@@ -279,3 +323,12 @@ def test_tensors_of_float16_checkpoints() -> None:
     )  # fmt: skip
     made = apply(pool, [Calibrate()], backbone=backbone, tasks=case.tasks)
     assert made.dtypes["first.weight"] == "float16"
+
+
+def test_streams_that_lie_on_the_host_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host and device are one here: this goes through every place that stores and fetches."""
+    case = make_backbone_case(SMALL[0])
+    plain = case.merged(Calibrate(batch=4))
+    monkeypatch.setattr("mdft_fast.methods.calibrate.crowded", lambda walk, **_: True)
+    for tensor, made in case.merged(Calibrate(batch=4)).items():
+        assert torch.equal(made, plain[tensor]), tensor

@@ -35,7 +35,7 @@ def _merge(value: str | Mapping[str, Any]) -> Method:
     if name is None:
         hint = nearest(str(next(iter(fields), "")), [_METHOD])
         raise problem(f"{_METHOD}: is missing, got {sorted(map(str, fields))}{hint}")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         merges = [known for known, method in METHODS.items() if method.kind == "merge"]
         hint = nearest(str(name), merges)
         raise problem(f"must be numbers or a merge's name, of {merges}, got {quoted(name)}{hint}")

@@ -5,7 +5,7 @@ from mdft_fast.methods.walk.calls import Call, Point
 from mdft_fast.methods.walk.candidates import BlockInputs, walk_blocks
 from mdft_fast.methods.walk.explanation import explain_walk
 from mdft_fast.methods.walk.sensitivity import Sensitivities
-from mdft_fast.methods.walk.streams import LayerPass, walk_layers
+from mdft_fast.methods.walk.streams import LayerPass, crowded, walk_layers
 from mdft_fast.methods.walk.structure import LayerSite, Structure, Writer
 from mdft_fast.methods.walk.walk_memory import WalkMemory, forecast_walk
 from mdft_fast.methods.walk.walking import Walk
@@ -21,6 +21,7 @@ __all__ = [
     "Walk",
     "WalkMemory",
     "Writer",
+    "crowded",
     "explain_walk",
     "forecast_walk",
     "walk_blocks",

@@ -91,7 +91,7 @@ class Sensitivities:
             with walk.as_teacher(k, walk.names_in(block)), torch.enable_grad():
                 for number, stored in enumerate(calls):
                     call = walk.fetched(stored)
-                    behind = self._behind[k][number].pop(block)
+                    behind = walk.fetched(self._behind[k][number].pop(block))
                     gradients, output = _in_block(walk, structure, call, behind)
                     calls[number] = walk.stored(call.following(output))
                     for site in structure.layers:
@@ -138,7 +138,10 @@ def _gradients(
     root = logits.detach().softmax(-1).sqrt()
     drawn = torch.randn(root.shape, generator=generator).to(root)
     pull = root * drawn - root.square() * (root * drawn).sum(-1, keepdim=True)
-    gradients = torch.autograd.grad(logits, list(added.values()), pull)
+    # Zeros where the model's output reads no more of a block.
+    gradients = torch.autograd.grad(
+        logits, list(added.values()), pull, allow_unused=True, materialize_grads=True
+    )
     return {
         name: walk.stored(gradient.bfloat16())
         for name, gradient in zip(added, gradients, strict=True)
@@ -165,6 +168,8 @@ def _in_block(
     with observed(walk.module, dict.fromkeys([*layers, end]), see):
         walk.run(structure.block, call, [])
     made = list(added.values())
+    if not made:  # a block without layers to walk
+        return {}, outputs[0].detach()
     gradients = torch.autograd.grad(outputs, made, [behind.float()], allow_unused=True)
     return dict(zip(added, gradients, strict=True)), outputs[0].detach()
 

@@ -17,7 +17,7 @@ from mdft_fast.methods.walk.calls import Call
 from mdft_fast.methods.walk.sensitivity import Sensitivities, Sensitivity
 from mdft_fast.methods.walk.structure import LayerSite
 from mdft_fast.methods.walk.walking import Walk
-from mdft_fast.model import tensors_of
+from mdft_fast.model import available_memory, tensors_of
 
 _UNFOLDED = 2**24  # elements of a convolution's inputs that are laid out as rows at once
 
@@ -165,7 +165,6 @@ def walk_layers(
         watch(done, total)
 
     watch(0, total)
-    walk.on_host = walk.device.type == "cuda" and _crowded(walk, keep)
     streams = _enter(walk, batch)
     behind = 0
     for structure in walk.structures():
@@ -182,11 +181,21 @@ def walk_layers(
         watch(done, total)
 
 
-def _crowded(walk: Walk, keep: bool) -> bool:
-    """Returns whether streams would take more than half of what is free on the GPU."""
+def crowded(walk: Walk, *, keep: bool, measured: bool) -> bool:
+    """Returns whether streams would take more than half of what is free on the GPU.
+
+    Args:
+        walk: its ``on_host`` is to be what this returns, before any stream is entered.
+        keep: as for :func:`walk_layers`.
+        measured: whether sensitivities are: a stream of their own, and a gradient behind each block
+            at half its size.
+    """
+    if walk.device.type != "cuda":
+        return False
     stream, samples = walk.enter(walk.probe).stream, len(next(tensors_of(walk.probe)))
     size = stream.numel() * stream.element_size() * sum(map(len, walk.inputs)) // samples
-    return 2 * size * (_KEPT_STREAMS if keep else 1) > torch.cuda.mem_get_info(walk.device)[0] / 2
+    streams = 2 * (_KEPT_STREAMS if keep else 1) + (1 + len(walk.blocks) / 2 if measured else 0)
+    return size * streams > available_memory(walk.device) / 2
 
 
 Streams = tuple[list[list[Call]], list[list[Call]]]

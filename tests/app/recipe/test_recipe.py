@@ -202,6 +202,7 @@ def test_a_misspelt_key_that_is_needed_is_one_error(file: Path) -> None:
         ("start=[0.3]", "start: must be one number or 2, one a vector, got 1"),
         ("start=ties", "start: ties: must be a merge, K vectors in and 1 out, got a transform"),
         ("start={metod: x}", "start: calibrate.metod: unknown key"),
+        ("start={method: [wudi]}", "start: must be numbers or a merge's name, of ["),
         ("preprocess.size=64.5", "preprocess.size: must be one whole number or two"),
         ("preprocess.mean=[1, 2]", "preprocess.mean: must be one number or three"),
         ("backbone.kwargs=3", "backbone.kwargs: must be a mapping, got 3"),
