@@ -39,13 +39,13 @@ _PAPER: dict[str, Any] = {
 }
 # Chosen by benchmarks/select_defaults.py, without a label: tests/test_defaults.py holds it.
 _MEASURED: dict[str, Any] = {
-    "start": {"method": "calibrate", "copies": 1},
+    "start": {"method": "calibrate", "copies": 2},
     "construct": {
         "objective": {"entropy": False, "reweight": "off"},
         "filter": {"enabled": False},
-        "optimizer": {"lr": 0.003, "schedule": "cosine"},
+        "optimizer": {"lr": 0.03, "schedule": "cosine"},
     },
-    "specialize": {"optimizer": {"lr": 0.2}},
+    "specialize": {"optimizer": {"lr": 0.1}},
 }
 _ADAMERGING: dict[str, Any] = {
     "construct": {
