@@ -24,7 +24,8 @@ from benchmarks.pictures import BLUE, GRAY, GREEN, INK, ORANGE, VERMILION, headi
 PICTURE = "methods.png"
 COLORS = {NO_DATA: BLUE, TRANSFORMED: ORANGE, INPUTS: GREEN, LEARNED: VERMILION, BASELINE: INK}
 TITLES = {"demo-v1": "demo pool", "real_pool": "real pool"}
-_NEAR = 1.6  # times as long, so that no two names meet
+_NEAR, _CLOSE = 1.6, 4.0  # times as long: one name for both; names on either side
+_BETTER = 0.97  # of task arithmetic's held-out loss: what is worse gets no name
 _WORST = 1.05  # of the base's held-out loss: what is worse is left out of the picture
 
 
@@ -114,12 +115,16 @@ def _panel(axes: Any, rows: Mapping[str, Mapping[str, Any]], key: str) -> None:
                       color=color, label=kind)  # fmt: skip
     seconds = [row["cpu_s"] for row in made]
     axes.set_xlim(min(seconds) / 1.5, max(seconds) * 12)  # room for names
-    for row in _named(made):
+    plain = rows[TASK_ARITHMETIC]["loss"] * _BETTER if TASK_ARITHMETIC in rows else floor
+    named = _named([row for row in made if row["loss"] < plain])
+    for row in named:
+        left = any(1 < other["cpu_s"] / row["cpu_s"] < _CLOSE for other in named)
         axes.annotate(
             row["candidate"],
             (row["cpu_s"], factor * row[key]),
             fontsize=6.8,
-            xytext=(5, 0),
+            xytext=(-5 if left else 5, 0),
+            ha="right" if left else "left",
             va="center",
             textcoords="offset points",
             color=COLORS[row["kind"]],
