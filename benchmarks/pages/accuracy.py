@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.markdown import mean, number, origin, percent, signed, spread, table
-from mdft_fast.app.report import COMPARED
+from mdft_fast.app.report import rows_of_table
 
 
 class PoolName(NamedTuple):
@@ -31,8 +31,9 @@ POOLS = {
     ),
     "demo_pool": PoolName("Demo pool: what `make demo` trains and runs", "demo pool"),
 }
-METHODS = {model.name: model.long for model in COMPARED}
+METHODS = {model.name: model.long for model in rows_of_table(start=True)}
 COMPARISONS = {
+    "meta-start": "Meta-model less the start",
     "meta-task_arithmetic": "Meta-model less task arithmetic",
     "specialized-individual": "Specialized less individual models",
     "specialized-control": "Specialized less control",

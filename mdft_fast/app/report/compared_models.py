@@ -97,7 +97,8 @@ COMPARED = (
 
 START = ComparedModel(
     "start", "start (the merge)", "what λ starts from, as it is: λ = 1 at it, 0 at the tasks.",
-    "one model", "e_0", phrase="the start", color="green", mark="triangle",
+    "one model", "e_0", long="start: the merge alone", phrase="the start", color="green",
+    mark="triangle",
 )  # fmt: skip
 
 
