@@ -39,6 +39,7 @@ except ImportError:  # the library alone, without its program
 Positive = Annotated[int, Interval(ge=1)]
 Weight = Annotated[float, Interval(ge=0)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
+Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]  # what torch's generators take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +120,8 @@ class Kind(typing.NamedTuple):
         bounds: Any = self.interval
         if self.type is int:
             least = "" if bounds.ge is None else f" >= {bounds.ge}"
+            if bounds.le is not None:
+                least = f" in [{bounds.ge}, {bounds.le}]"
             return f"a whole number{least.replace(' >= 1', ' above 0')}"
         if (bounds.ge, bounds.gt) != (None, None) and (bounds.le, bounds.lt) != (None, None):
             start = f"({bounds.gt}" if bounds.ge is None else f"[{bounds.ge}"

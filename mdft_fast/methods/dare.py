@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mdft_fast.methods.chances import chance
 from mdft_fast.methods.method import Density, Site, Transform
-from mdft_fast.options import check
+from mdft_fast.options import Seed, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Dare(Transform):
 
     density: Density = 0.5  # ours: the noise that it adds is as long as the vector
     rescale: bool = True
-    seed: int = 0
+    seed: Seed = 0
 
     name = "dare"
     source = "arXiv:2311.03099"

@@ -12,7 +12,7 @@ from torch import Tensor
 from mdft_fast.errors import MdftError
 from mdft_fast.methods.chances import chance
 from mdft_fast.methods.method import Density, Site, Transform, in_rows
-from mdft_fast.options import Interval, check
+from mdft_fast.options import Interval, Seed, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Della(Transform):
     density: Density = 0.5  # ours, as for DARE
     epsilon: Annotated[float, Interval(ge=0, lt=0.5)] = 0.15  # mergekit's
     rescale: bool = True
-    seed: int = 0
+    seed: Seed = 0
 
     name = "della"
     source = "arXiv:2406.11617"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mdft_fast.methods.chances import chance
 from mdft_fast.methods.method import Site, Transform, per_vector
-from mdft_fast.options import Interval, check
+from mdft_fast.options import Interval, Seed, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Half(Transform):
     """
 
     share: Annotated[float, Interval(ge=0, le=1)] = 0.5
-    seed: int = 0
+    seed: Seed = 0
 
     name = "half"
     source = "arXiv:2404.18466"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mdft_fast.arena import Slot
 from mdft_fast.methods.inputs import TaskInputs
 from mdft_fast.model import Batch, LinearLayer
-from mdft_fast.options import Interval, Positive
+from mdft_fast.options import Interval, Positive, Seed
 from mdft_fast.pool import Pool
 
 Watch = Callable[[int, int], None]
@@ -188,7 +188,7 @@ class InputMerge(Method):
 
     samples: Positive = 384
     copies: Annotated[int, Interval(ge=0)] = 0
-    seed: int = 0
+    seed: Seed = 0
     batch: Positive = 128
 
     kind = "merge"
