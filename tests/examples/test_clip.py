@@ -95,7 +95,7 @@ def test_an_example_from_start_to_end(
     assert all(task["unlabelled"] and task["test"] for task in facts.values())
     for method in ("pretrained", "task_arithmetic", "meta", "individual"):
         assert set(result["accuracy"][method]) == set(CLASSES)
-    assert result["trainable"] == 8 * len(result["columns"])
+    assert result["trainable"] == (8 + 1) * len(result["columns"])
     assert not result["transductive"]
     assert any("text tower" in why for why in result["pool"]["left_out"].values())
     assert (summary.folder / "meta" / "model.safetensors").is_file()
