@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.append(str(Path(__file__).parent.parent))  # an installed mdft_fast wins
 
+from benchmarks.bench_pack import watched
 from benchmarks.harness import origin
-from benchmarks.machine import status_bytes
 from mdft_fast import Head, Pool, TaskVectors, methods
 from mdft_fast.arena import Layout, digest, rows_of
 from mdft_fast.checkpoints import as_preprocess, example_input
@@ -155,40 +154,21 @@ def _timer(function: Callable[..., Any], phases: dict[str, float], phase: str) -
     return timer
 
 
-class Peak:
-    """The most that a process had in memory while a ``with`` lasted, beyond what it had before."""
-
-    def __enter__(self) -> Peak:
-        self.before = self.most = status_bytes("VmRSS")
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.05):
-            self.most = max(self.most, status_bytes("VmRSS"))
-
-
 def measure(model: str, tasks: int, method: Calibrate) -> dict[str, Any]:
     """Calibrates once; returns a row of the JSON."""
     backbone, pool = make_pool(model, tasks)
     inputs = [NoiseTask(name, Noise(method.samples, 224)) for name in pool.names]
     phases: dict[str, float] = {}
     forecast = method.memory(pool, backbone, example_input(pool.preprocess))
-    began, used = time.perf_counter(), time.process_time()
-    with Peak() as peak, timed(phases), OpTimes() as ops:
-        apply(pool, [method], backbone=backbone, tasks=inputs)
-    seconds = time.perf_counter() - began
+    used = time.process_time()
+    calibrate = functools.partial(apply, pool, [method], backbone=backbone, tasks=inputs)
+    with timed(phases), OpTimes() as ops:
+        seconds, peak = watched(calibrate)
     return {
         "model": model, "tasks": tasks, "method": dataclasses.asdict(method), "seconds": seconds,
         "cpu_seconds": time.process_time() - used, "phases": phases,
         "products_share": ops.products / seconds, "solves_share": ops.solves / seconds,
-        "peak_bytes": peak.most - peak.before, "forecast_bytes": forecast,
+        "peak_bytes": peak, "forecast_bytes": forecast,
         "model_bytes": 4 * pool.parameters,
     }  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mdft_fast.app.report.charts import number
 from mdft_fast.app.report.colors import DIVERGING, level
-from mdft_fast.app.report.compared_models import COMPARED
+from mdft_fast.app.report.compared_models import label_of
 from mdft_fast.app.report.schema import Result, vector_names
 from mdft_fast.model import block_of
 
@@ -100,8 +100,7 @@ def _mixture(result: Result, vectors: Sequence[str]) -> dict[str, Any] | None:
     specialized = result["coefficients"]["specialize"]
     if not specialized:
         return None
-    (meta,) = (model.label for model in COMPARED if model.name == "meta")
-    models = {meta: result["coefficients"]["construct"], **specialized}
+    models = {label_of("meta"): result["coefficients"]["construct"], **specialized}
     means = [[fmean(row) for row in matrix] for matrix in models.values()]
     reach = max(abs(v) for row in means for v in row) or 1.0
     lines = _lines(list(models), means, [0.0] * len(models), reach, 2)

@@ -102,6 +102,11 @@ START = ComparedModel(
 )  # fmt: skip
 
 
+def label_of(name: str) -> str:
+    """Returns a compared model's label at the head of a column."""
+    return next(model.label for model in COMPARED if model.name == name)
+
+
 def rows_of_table(start: bool) -> tuple[ComparedModel, ...]:
     """Returns the rows that a run compares.
 

@@ -10,7 +10,7 @@ from mdft_fast.app.report.accuracies import Table
 from mdft_fast.app.report.charts import BOTTOM, LEFT, RIGHT, TOP, Axis, Bar, Panel
 from mdft_fast.app.report.colors import RIGHT as SHADES
 from mdft_fast.app.report.colors import level
-from mdft_fast.app.report.compared_models import COMPARED
+from mdft_fast.app.report.compared_models import label_of
 from mdft_fast.app.report.schema import Mixture, Result, vector_names
 
 LABELS = 7  # blocks that are named below a panel, at most
@@ -27,8 +27,7 @@ def shares_section(result: Result) -> dict[str, Any] | None:
     if not shares or start is None:
         return None
     vectors = vector_names(result)
-    (meta,) = (model.label for model in COMPARED if model.name == "meta")
-    models = {meta: shares["construct"], **shares["specialize"]}
+    models = {label_of("meta"): shares["construct"], **shares["specialize"]}
     rows = [(name, *map(_percent, one["whole"])) for name, one in models.items()]
     blocks = [name.rpartition(".")[2] for name in shares["blocks"]]
     return {
