@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from mdft_fast import Pool, TaskVectors
 from mdft_fast.arena import TILE, Layout, digest, rows_of
+from mdft_fast.methods import Merge, Site
+from mdft_fast.options import Weight, check
 from mdft_fast.pool import TaskInfo
 
 SHAPES = {  # an odd size, a scalar, no element at all, more than a tile
@@ -46,6 +49,26 @@ def parts(flat: Tensor, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: part.reshape(len(flat), *tensor.shape[1:])
         for (name, tensor), part in zip(deltas.items(), split, strict=True)
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean(Merge):
+    """The mean.
+
+    Attributes:
+        scale: what it is multiplied by.
+    """
+
+    scale: Weight = 1.0
+
+    name = "mean"
+    source = "a test"
+
+    def __post_init__(self) -> None:
+        check(self, self.name)
+
+    def merge(self, deltas: Tensor, site: Site) -> Tensor:
+        return self.scale * deltas.mean(0)
 
 
 def make_pool(deltas: Mapping[str, Tensor], codec: str = "fp32") -> Pool:

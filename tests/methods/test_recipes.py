@@ -8,14 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
 from mdft_fast import CoefficientCard, MdftError, Pool, plan, run
 from mdft_fast.app.opening import build, open_pool, pack
 from mdft_fast.app.recipe import PRESETS, Recipe
 from mdft_fast.arena import Slot
-from mdft_fast.methods import METHODS, Merge, Site, Ties, apply
-from mdft_fast.options import Weight, check
+from mdft_fast.methods import METHODS, Merge, Ties, apply
+from tests.methods.made_pools import Mean
 from tests.toy import write_models, write_toy
 
 pytest.importorskip("timm")
@@ -50,26 +49,6 @@ def test_every_field_is_written_down(file: Path, tmp_path: Path) -> None:
 def test_a_mistake_is_named_by_its_key(file: Path, value: str) -> None:
     with pytest.raises(MdftError, match=r"recipe.yaml: transform(\[0\])?: .*must be "):
         Recipe.load(file, [f"transform={value}"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Mean(Merge):
-    """The mean.
-
-    Attributes:
-        scale: what it is multiplied by.
-    """
-
-    scale: Weight = 1.0
-
-    name = "mean"
-    source = "a test"
-
-    def __post_init__(self) -> None:
-        check(self, self.name)
-
-    def merge(self, deltas: Tensor, site: Site) -> Tensor:
-        return self.scale * deltas.mean(0)
 
 
 @pytest.fixture

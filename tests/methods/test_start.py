@@ -23,26 +23,10 @@ from mdft_fast import (
     specialize,
 )
 from mdft_fast.learning import teach
-from mdft_fast.methods import METHODS, InputMerge, Merge, Site, TaskInputs, Ties, Watch, apply
+from mdft_fast.methods import METHODS, InputMerge, TaskInputs, Ties, Watch, apply
 from mdft_fast.model import MODES, TASK_ARITHMETIC, Mode, split
+from tests.methods.made_pools import Mean
 from tests.world import World, make_world
-
-
-@dataclasses.dataclass(frozen=True)
-class Mean(Merge):
-    """The mean.
-
-    Attributes:
-        scale: what it is multiplied by.
-    """
-
-    scale: float = 1.0
-
-    name = "mean"
-    source = "a test"
-
-    def merge(self, deltas: Tensor, site: Site) -> Tensor:
-        return self.scale * deltas.mean(0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
