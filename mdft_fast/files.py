@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders that appear whole or not at all, and where those go that can be made again.
+"""Files and folders that appear whole or not at all.
 
 :func:`replacing` makes a file, :func:`new_folder` a folder that is its user's, and
 :func:`filled_once` a folder that anyone would fill alike: an entry of a cache.
@@ -25,13 +25,6 @@ from mdft_fast.errors import MdftError
 TRIES = 3  # another process may be exchanging the same entry just now
 _PIECE = 1 << 20  # bytes read and hashed at a time
 _STRAY_S = 24 * 3600  # what is unfinished and older has no process any more, on any machine
-
-
-def cache_folder() -> Path:
-    """Returns the folder for what can be made again: ``$MDFT_CACHE``, else the user's cache."""
-    ours = os.environ.get("MDFT_CACHE")
-    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(ours) if ours else Path(users) / "mdft_fast"
 
 
 @contextlib.contextmanager

@@ -21,12 +21,14 @@ from mdft_fast.checkpoints.preprocess import (
 from mdft_fast.checkpoints.safetensors_writer import Entry, Written, entry, write_tensors
 from mdft_fast.checkpoints.state import State, StateSource, renamed
 from mdft_fast.checkpoints.task_files import find_checkpoint, find_tasks
+from mdft_fast.checkpoints.tensor_cache import cached_tensors
 from mdft_fast.checkpoints.torch_content import text_tower
 
 __all__ = [
     "CLIP_CONFIG", "CONFIG", "LEAST_CROP", "OTHER", "Batch", "Entry", "Interpolation",
     "Preprocess", "Resize", "SourceFacts", "State", "StateSource", "Written", "activation_of",
-    "arguments_of", "as_preprocess", "as_state", "check_activation", "check_preprocess", "convert",
+    "arguments_of", "as_preprocess", "as_state", "cached_tensors", "check_activation",
+    "check_preprocess", "convert",
     "describe", "describe_preprocess", "edges_before_crop", "entry", "example_input",
     "find_checkpoint", "find_tasks", "gather", "open_state", "read_json", "renamed",
     "sniff", "text_tower", "write_tensors",

@@ -3,18 +3,20 @@
 
 An entry is a folder that appears whole or not at all:
 
-    images/<key>/images.npy     uint8 [n, H, W, c]
-    images/<key>/digests.npy    uint8 [n, 16], one an image
+    images/<key>/images.npy     uint8 [n, H, W, c]; a hole where an image was never wanted
+    images/<key>/digests.npy    uint8 [n, 16], one an image; zeros where there is none yet
     images/<key>/entry.json     what it was made from
     labels/<key>.json           only where an evaluation has asked for labels
 
 The key is a digest of the source (its place, its files' names, sizes and times) and of what the
-pixels depend on. Every image's digest is compared when an entry is opened for the first time in a
-process; an entry that does not agree is made again.
+pixels depend on. Only images that are wanted are decoded; more of them are added in place, and
+count once their digests are written. An image's digest is compared when it is wanted for the first
+time in a process; one that does not agree is decoded again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -24,15 +26,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from mdft_fast.cache import bound_cache, cache_folder, used
 from mdft_fast.checkpoints import Preprocess
 from mdft_fast.data.images.decoding import Array, fit
 from mdft_fast.data.images.listing import Listing, Opened
 from mdft_fast.errors import MdftError, need
-from mdft_fast.files import TRIES, cache_folder, filled_once, remove_strays, write_json
+from mdft_fast.files import TRIES, filled_once, remove_strays, replacing, write_json
 
 Watch = Callable[[str, int, int], None]  # what is done, how many of how many
 
@@ -40,33 +44,58 @@ _FORMAT = 1
 DIGEST_BYTES = 16
 _ROWS = 64  # images that a thread takes at once
 _KEPT_FREE = 64 << 20  # bytes of the disk
-_verified: set[tuple[str, int]] = set()  # images.npy and its time: read and compared already
+_IMAGES, _DIGESTS, _ABOUT = "images.npy", "digests.npy", "entry.json"
+Rows = NDArray[np.int64]
+# An entry and its images' time -> which of them were read and compared already.
+_verified: dict[tuple[str, int], NDArray[np.bool_]] = {}
+
+
+Choose = Callable[[int], Rows]  # number of images -> those that are wanted, rising
+
+
+class CachedImages(NamedTuple):
+    """A source's images.
+
+    Attributes:
+        images: uint8 ``[n, H, W, c]``, mapped and read-only; only ``rows`` of it are decoded.
+        digests: uint8 ``[m, 16]``, of those.
+        rows: int64 ``[m]``; None: all n.
+    """
+
+    images: Array
+    digests: Array
+    rows: Rows | None
 
 
 def cached_images(
-    listing: Listing, preprocess: Preprocess, watch: Watch | None = None
-) -> tuple[Array, Array]:
-    """Returns a source's images, decoding them if no whole cache entry is there.
+    listing: Listing,
+    preprocess: Preprocess,
+    watch: Watch | None = None,
+    choose: Choose | None = None,
+) -> CachedImages:
+    """Returns a source's images; decodes those that are wanted and not in the cache yet.
 
     Args:
         listing: the source.
         preprocess: mean and std do not count, all else does.
         watch: told how far decoding is; None: a bar where standard error is a terminal.
-
-    Returns:
-        uint8 ``[n, H, W, c]``, mapped and read-only, and their digests uint8 ``[n, 16]``.
+        choose: which images are wanted, int64 ``[m]``, rising; None: all.
     """
-    entry = cache_folder() / "images" / _key(listing, preprocess)
-    cached = _read(entry, listing, preprocess)
+    folder = cache_folder() / "images" / _key(listing, preprocess)
     for _ in range(TRIES):
-        if cached is not None:
-            return cached
+        entry = _read(folder, listing, preprocess)
         with _writing(listing):
-            _build(entry, listing, preprocess, watch)
-        cached = _read(entry, listing, preprocess)
-    if cached is None:
-        raise MdftError(f"{entry}: what was just written there does not read back; check the disk")
-    return cached
+            if entry is None:
+                _build(folder, listing, preprocess, watch, choose)
+                continue
+            count = len(entry.images)
+            rows = np.arange(count) if choose is None else choose(count)
+            missing = entry.missing(rows)
+            if len(missing) == 0:
+                used(folder)
+                return CachedImages(entry.images, entry.digests[rows], rows if choose else None)
+            _add(entry, listing, preprocess, watch, missing)
+    raise MdftError(f"{folder}: what was just written there does not read back; check the disk")
 
 
 def cached_labels(listing: Listing) -> list[int]:
@@ -92,15 +121,18 @@ def _labels(listing: Listing) -> list[int]:
     return [int(label) for label in listing.open().labels()]
 
 
-def digests_of(images: Array) -> Array:
-    """Returns what tells images apart: uint8 ``[n, 16]``.
+def digests_of(images: Array, rows: Rows | None = None) -> Array:
+    """Returns what tells images apart: uint8 ``[m, 16]``.
 
     Args:
         images: ``[n, ...]``; grayscale uint8 ``[n, H, W, 1]`` counts as its three equal channels.
+        rows: int64 ``[m]``: of which of them; None: all.
     """
+    count = len(images) if rows is None else len(rows)
 
-    def rows(start: int) -> list[bytes]:
-        part = images[start : start + _ROWS]
+    def some(start: int) -> list[bytes]:
+        at = slice(start, start + _ROWS)
+        part = images[at if rows is None else rows[at]]
         if part.dtype == np.uint8 and part.shape[-1] == 1:
             part = np.repeat(part, 3, axis=-1)
         return [
@@ -109,7 +141,7 @@ def digests_of(images: Array) -> Array:
         ]
 
     with ThreadPoolExecutor(decoding_threads()) as pool:
-        parts = pool.map(rows, range(0, len(images), _ROWS))
+        parts = pool.map(some, range(0, count, _ROWS))
         digests = b"".join(digest for part in parts for digest in part)
     return np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)
 
@@ -151,92 +183,160 @@ def _checksum(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _read(entry: Path, listing: Listing, preprocess: Preprocess) -> tuple[Array, Array] | None:
-    """Opens an entry; None where it is absent or damaged."""
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """An entry as it lies on the disk.
+
+    Attributes:
+        folder: of it.
+        images: uint8 ``[n, H, W, c]``, mapped.
+        digests: uint8 ``[n, 16]``; zeros where an image was not decoded yet.
+        changed: when ``images`` was written last, in ns.
+    """
+
+    folder: Path
+    images: Array
+    digests: Array
+    changed: int
+
+    def missing(self, rows: Rows) -> Rows:
+        """Returns those of some images that are not there, or not what was written."""
+        key = str(self.folder), self.changed
+        known = _verified.setdefault(key, np.zeros(len(self.images), bool))
+        there = self.digests[rows].any(1)
+        unknown = rows[there & ~known[rows]]
+        agree = (digests_of(self.images, unknown) == self.digests[unknown]).all(1)
+        known[unknown] = agree
+        return rows[~there | ~known[rows]]
+
+
+def _read(folder: Path, listing: Listing, preprocess: Preprocess) -> _Entry | None:
+    """Opens an entry; None where there is none, or none of the right form."""
     try:
-        content = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
-        digests = np.load(entry / "digests.npy", allow_pickle=False)
-        images: Array = np.load(entry / "images.npy", mmap_mode="r", allow_pickle=False)
-        changed = (entry / "images.npy").stat().st_mtime_ns
-        shape = (content["count"], *preprocess["size"], listing.channels)
-        checksum = hashlib.sha256(digests.tobytes()).hexdigest()
+        content = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        digests = np.load(folder / _DIGESTS, allow_pickle=False)
+        images: Array = np.load(folder / _IMAGES, mmap_mode="r", allow_pickle=False)
+        changed = (folder / _IMAGES).stat().st_mtime_ns
+        count = content["count"]
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-    if images.shape != shape or images.dtype != np.uint8 or checksum != content.get("digests"):
+    shape = (count, *preprocess["size"], listing.channels)
+    fits = images.shape == shape and digests.shape == (count, DIGEST_BYTES)
+    if not fits or images.dtype != np.uint8 or digests.dtype != np.uint8:
         return None
-    key = str(entry), changed
-    if key not in _verified:
-        if not np.array_equal(digests_of(images), digests):
-            return None
-        _verified.add(key)
-    return images, digests
+    return _Entry(folder, images, digests, changed)
 
 
-def _build(entry: Path, listing: Listing, preprocess: Preprocess, watch: Watch | None) -> None:
+def _build(
+    folder: Path,
+    listing: Listing,
+    preprocess: Preprocess,
+    watch: Watch | None,
+    choose: Choose | None,
+) -> None:
+    """Makes an entry, with the images that are wanted in it."""
+    opened = _opened(listing)
+    rows = np.arange(opened.count) if choose is None else choose(opened.count)
+
+    def is_whole() -> bool:
+        return _read(folder, listing, preprocess) is not None
+
+    with filled_once(folder, is_whole, others=True) as made:
+        shape = (opened.count, *preprocess["size"], listing.channels)
+        np.lib.format.open_memmap(made / _IMAGES, "w+", np.uint8, shape)  # a hole, so far
+        digests = np.zeros((opened.count, DIGEST_BYTES), np.uint8)
+        digests[rows] = _decode(opened, made / _IMAGES, listing, preprocess, watch, rows)
+        np.save(made / _DIGESTS, digests)
+        content = {
+            "format": _FORMAT,
+            "source": listing.origin,
+            "count": opened.count,
+            "pixels": _pixels(listing, preprocess),
+        }
+        write_json(made / _ABOUT, content)
+    bound_cache()
+
+
+def _add(
+    entry: _Entry, listing: Listing, preprocess: Preprocess, watch: Watch | None, rows: Rows
+) -> None:
+    """Decodes more images into an entry. Others may do so too: equal images, equal bytes."""
+    remove_strays(entry.folder)
+    known = _verified.pop((str(entry.folder), entry.changed))
+    images, digests = entry.folder / _IMAGES, entry.digests.copy()
+    digests[rows] = _decode(_opened(listing), images, listing, preprocess, watch, rows)
+    # Last: until then the images are not there.
+    with replacing(entry.folder / _DIGESTS) as temporary, open(temporary, "wb") as file:
+        np.save(file, digests)
+    _verified[str(entry.folder), images.stat().st_mtime_ns] = known
+    bound_cache()
+
+
+def _opened(listing: Listing) -> Opened:
     opened = listing.open()
     if opened.count == 0:
         raise MdftError(f"{listing.name}: holds no sample; wanted one or more")
-
-    def is_whole() -> bool:
-        return _read(entry, listing, preprocess) is not None
-
-    with filled_once(entry, is_whole, others=True) as made:
-        _fill(made, opened, listing, preprocess, watch)
+    return opened
 
 
-def _fill(
-    made: Path, opened: Opened, listing: Listing, preprocess: Preprocess, watch: Watch | None
-) -> None:
-    """Decodes every image into the three files of an entry."""
-    shape = (opened.count, *preprocess["size"], listing.channels)
-    needed, free = int(np.prod(shape)), shutil.disk_usage(made).free
+def _decode(
+    opened: Opened,
+    file: Path,
+    listing: Listing,
+    preprocess: Preprocess,
+    watch: Watch | None,
+    rows: Rows,
+) -> Array:
+    """Decodes some images into their places of a file; returns their digests ``[m, 16]``."""
+    images = np.load(file, mmap_mode="r+", allow_pickle=False)
+    needed, free = len(rows) * images[0].nbytes, shutil.disk_usage(file).free
     if needed + _KEPT_FREE > free:
         raise MdftError(
-            f"{listing.name}: the cache needs {needed / 1e9:.1f} GB for {opened.count:,} images, "
-            f"and {free / 1e9:.1f} GB are free at {made.parents[1]}; MDFT_CACHE names another "
+            f"{listing.name}: the cache needs {needed / 1e9:.1f} GB for {len(rows):,} images, "
+            f"and {free / 1e9:.1f} GB are free at {cache_folder()}; MDFT_CACHE names another "
             "folder"
         )
-    images = np.lib.format.open_memmap(made / "images.npy", "w+", np.uint8, shape)
-    _allocate(made / "images.npy")
-    with _shown(watch, f"decoding {listing.name}", opened.count) as tell:
-        _decode_all(opened, images, preprocess, tell)
+    _allocate(file, images, rows)
+    with _shown(watch, f"decoding {listing.name}", len(rows)) as tell:
+        _decode_all(opened, images, preprocess, rows, tell)
     images.flush()
-    digests = digests_of(images)
-    np.save(made / "digests.npy", digests)
-    content = {
-        "format": _FORMAT,
-        "source": listing.origin,
-        "count": opened.count,
-        "pixels": _pixels(listing, preprocess),
-        "digests": hashlib.sha256(digests.tobytes()).hexdigest(),
-    }
-    write_json(made / "entry.json", content)
+    return digests_of(images, rows)
 
 
 def _decode_all(
-    opened: Opened, images: Array, preprocess: Preprocess, tell: Callable[[int], None]
+    opened: Opened,
+    images: Array,
+    preprocess: Preprocess,
+    rows: Rows,
+    tell: Callable[[int], None],
 ) -> None:
-    """Decodes every image; PIL lets go of Python's lock, so threads do."""
+    """Decodes images; PIL lets go of Python's lock, so threads do."""
 
     def work(start: int) -> int:
-        stop = min(start + _ROWS, opened.count)
-        for i in range(start, stop):
+        some = rows[start : start + _ROWS].tolist()
+        for i in some:
             images[i] = fit(opened.image(i), preprocess, images.shape[3])
-        return stop - start
+        return len(some)
 
     pool = ThreadPoolExecutor(decoding_threads())
     try:
-        for count in pool.map(work, range(0, opened.count, _ROWS)):
+        for count in pool.map(work, range(0, len(rows), _ROWS)):
             tell(count)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _allocate(file: Path) -> None:
+def _allocate(file: Path, images: Array, rows: Rows) -> None:
     """Takes the disk's blocks now: a mapped write to a full disk would end the process."""
-    if hasattr(os, "posix_fallocate"):
-        with open(file, "rb+") as handle:
-            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+    if not hasattr(os, "posix_fallocate"):
+        return
+    size = images[0].nbytes
+    header = file.stat().st_size - len(images) * size
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    with open(file, "rb+") as handle:
+        for run in np.split(rows, breaks):
+            offset = header + int(run[0]) * size
+            os.posix_fallocate(handle.fileno(), offset, len(run) * size)
 
 
 @contextmanager

@@ -15,7 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mdft_fast.checkpoints import Preprocess, as_preprocess
-from mdft_fast.data.image_cache import Watch, cached_images, cached_labels, digests_of
+from mdft_fast.data.image_cache import (
+    Choose,
+    Watch,
+    cached_images,
+    cached_labels,
+    digests_of,
+)
 from mdft_fast.data.images.class_folders import listed
 from mdft_fast.data.images.decoding import Array
 from mdft_fast.data.images.listing import ListedSource, Listing, Role
@@ -103,7 +109,8 @@ class Samples:
 
     def to(self, device: torch.device | str) -> Samples:
         """Returns the same samples held on a device, so that batches need no transfer."""
-        return dataclasses.replace(self, x=self.x.to(device))
+        x = self.x if self.rows is None else self.x.index_select(0, self.rows.to(self.x.device))
+        return dataclasses.replace(self, x=x.to(device), rows=None)
 
     def digests(self) -> Array:
         """Returns what tells the images apart, uint8 ``[n, 16]``; equal images, equal rows."""
@@ -127,7 +134,11 @@ class Samples:
 
 
 def load_samples(
-    source: Source | Samples, preprocess: Mapping[str, Any], *, watch: Watch | None = None
+    source: Source | Samples,
+    preprocess: Mapping[str, Any],
+    *,
+    watch: Watch | None = None,
+    choose: Choose | None = None,
 ) -> Samples:
     """Reads a task's unlabelled images. A label, where the source has one, is never touched.
 
@@ -141,10 +152,21 @@ def load_samples(
         preprocess: see :class:`~mdft_fast.checkpoints.Preprocess`. Arrays of another size are
             refused, never resized.
         watch: told how far decoding is; None: a bar where standard error is a terminal.
+        choose: given the number of images, returns which are wanted, int64 ``[m]``, rising; of a
+            source on disk no other is decoded. None: all.
 
     Raises:
         MdftError: if there is no image, or one of the wrong form; it names file and key.
     """
+    on_disk = listed(source)
+    if on_disk is not None:
+        return _from_cache(on_disk.listing("train"), preprocess, watch, choose)
+    samples = _in_memory(source, preprocess)
+    return samples if choose is None else samples.take(torch.from_numpy(choose(len(samples))))
+
+
+def _in_memory(source: Source | Samples, preprocess: Mapping[str, Any]) -> Samples:
+    """Returns all images of a source that is no :class:`ListedSource`."""
     if isinstance(source, Samples):
         if source.preprocess != as_preprocess(preprocess):
             raise MdftError(
@@ -152,9 +174,6 @@ def load_samples(
                 f"{source.preprocess}"
             )
         return source
-    on_disk = listed(source)
-    if on_disk is not None:
-        return _from_cache(on_disk.listing("train"), preprocess, watch)
     if isinstance(source, NpzSource):
         return _samples(read_npz(source.path, source.x), _label(source, source.x), preprocess)
     label = _label(source, "")
@@ -170,25 +189,39 @@ def load_samples(
 
 
 def load_test_images(
-    source: LabelledSource, preprocess: Mapping[str, Any], *, watch: Watch | None = None
+    source: LabelledSource,
+    preprocess: Mapping[str, Any],
+    *,
+    watch: Watch | None = None,
+    choose: Choose | None = None,
 ) -> Samples:
     """Reads the images of a labelled source, and no label; arguments as in :func:`load_samples`."""
     on_disk = listed(source)
     if on_disk is not None:
-        return _from_cache(on_disk.listing("test"), preprocess, watch)
-    return load_samples(source[0] if isinstance(source, tuple) else source, preprocess)
+        return _from_cache(on_disk.listing("test"), preprocess, watch, choose)
+    images = source[0] if isinstance(source, tuple) else source
+    return load_samples(images, preprocess, choose=choose)
 
 
 def _from_cache(
-    listing: Listing, preprocess: Mapping[str, Any], watch: Watch | None = None
+    listing: Listing,
+    preprocess: Mapping[str, Any],
+    watch: Watch | None = None,
+    choose: Choose | None = None,
 ) -> Samples:
     checked = as_preprocess(preprocess)
-    images, digests = cached_images(listing, checked, watch)
-    return Samples(as_tensor(images, listing.name), checked, digests)
+    images, digests, rows = cached_images(listing, checked, watch, choose)
+    chosen = None if rows is None else torch.from_numpy(rows)
+    return Samples(as_tensor(images, listing.name), checked, digests, chosen)
 
 
 def load_labelled(
-    source: LabelledSource, preprocess: Mapping[str, Any], classes: int, *, role: Role = "test"
+    source: LabelledSource,
+    preprocess: Mapping[str, Any],
+    classes: int,
+    *,
+    role: Role = "test",
+    choose: Choose | None = None,
 ) -> tuple[Samples, Tensor]:
     """Reads labelled images, for an evaluation, or for a head that labels make.
 
@@ -198,6 +231,7 @@ def load_labelled(
         preprocess: as in :func:`load_samples`.
         classes: ``C``; labels must lie in [0, C).
         role: the split of a source on disk that names none: "test", or "train" for a head.
+        choose: as in :func:`load_samples`.
 
     Returns:
         The images, and their labels int64 ``[n]``.
@@ -205,10 +239,11 @@ def load_labelled(
     on_disk = listed(source)
     if on_disk is not None:
         listing = on_disk.listing(role)
-        samples = _from_cache(listing, preprocess)
-        label = f"{listing.name}: labels"
-        labels = torch.tensor(cached_labels(listing))
-    elif isinstance(source, NpzSource):
+        samples = _from_cache(listing, preprocess, choose=choose)
+        label, labels = f"{listing.name}: labels", torch.tensor(cached_labels(listing))
+        labels = _checked_labels(labels, len(samples.x), classes, label)
+        return samples, labels if samples.rows is None else labels[samples.rows]
+    if isinstance(source, NpzSource):
         labels = read_labels(source)
         samples = load_samples(source, preprocess)
         label = _label(source, str(source.y))
@@ -222,7 +257,11 @@ def load_labelled(
         samples = load_samples(source, preprocess)
         label = f"{_label(source, '')}: labels"
         labels = torch.tensor([_item_label(source, i, label) for i in range(len(samples))])
-    return samples, _checked_labels(labels, len(samples), classes, label)
+    labels = _checked_labels(labels, len(samples), classes, label)
+    if choose is None:
+        return samples, labels
+    rows = torch.from_numpy(choose(len(samples)))
+    return samples.take(rows), labels[rows]
 
 
 def read_labels(source: NpzSource | ListedSource, role: Role = "test") -> Tensor:

@@ -3,46 +3,45 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch import Tensor
 
 from mdft_fast import files
+from mdft_fast.checkpoints import cached_tensors
 from mdft_fast.errors import MdftError
-from mdft_fast.files import cache_folder, replacing
 from mdft_fast.pool import Head
 
-_FORMAT = 1  # of the files, and of what a head's ingredients say
+_FORMAT = 2  # of the files, and of what a head's ingredients say
 
 
 def cached_head(ingredients: Mapping[str, Any], make: Callable[[], Head]) -> Head:
     """Returns the head of some ingredients: out of the cache, or made and put there.
-
-    A file that is damaged is made again. A cache folder that cannot be written costs time alone.
 
     Args:
         ingredients: all that the head depends on, as JSON would hold it; files by
             :func:`file_digest`.
         make: makes the head, float32 on the CPU.
     """
-    text = json.dumps({"format": _FORMAT, **ingredients}, sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()
-    file = cache_folder() / "heads" / f"{key}.safetensors"
-    head = _read(file)
-    if head is None:
+
+    def tensors() -> dict[str, Tensor]:
         head = make()
-        with contextlib.suppress(OSError):
-            _write(file, head)
-    return head
+        stated = {"normalize": torch.tensor(head.normalize), "scale": _exact(head.scale)}
+        return {**head.tensors, **stated}
+
+    held = cached_tensors("heads", {"format": _FORMAT, **ingredients}, tensors)
+    normalize, scale = bool(held["normalize"]), float(held["scale"])
+    return Head(held["weight"], held.get("bias"), normalize, scale)
+
+
+def _exact(number: float) -> Tensor:
+    return torch.tensor(number, dtype=torch.float64)
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
@@ -57,28 +56,6 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 @functools.lru_cache(maxsize=64)
 def _digest(path: str, size: int, changed: int) -> str:
     return files.file_digest(Path(path))
-
-
-def _write(file: Path, head: Head) -> None:
-    metadata = {"normalize": head.normalize, "scale": head.scale, "sha256": head_digest(head)}
-    tensors = {name: tensor.contiguous() for name, tensor in head.tensors.items()}
-    with replacing(file) as temporary:
-        save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in metadata.items()})
-
-
-def _read(file: Path) -> Head | None:
-    """Returns the head in a file; None where there is none, or not what was written."""
-    try:
-        with safe_open(os.fspath(file), framework="pt") as opened:
-            metadata = {key: json.loads(text) for key, text in (opened.metadata() or {}).items()}
-            names = tuple(opened.keys())
-            tensors = {name: opened.get_tensor(name).clone() for name in names}
-        head = Head(
-            tensors["weight"], tensors.get("bias"), metadata["normalize"], metadata["scale"]
-        )
-        return head if metadata["sha256"] == head_digest(head) else None
-    except (OSError, SafetensorError, KeyError, ValueError, MdftError):
-        return None
 
 
 def head_digest(head: Head) -> str:

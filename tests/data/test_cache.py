@@ -42,17 +42,17 @@ def folder(tmp_path: Path, own_cache: Path) -> Path:
 
 
 @pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the sources that were decoded; what was verified before is forgotten."""
-    made: list[str] = []
-    build = cache._build
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of images decoded, one a time; what was verified before is forgotten."""
+    made: list[int] = []
+    decode = cache._decode
 
-    def counted(entry: Any, listing: Any, *rest: Any) -> None:
-        made.append(listing.name)
-        build(entry, listing, *rest)
+    def counted(*given: Any) -> Any:
+        made.append(len(given[-1]))
+        return decode(*given)
 
-    monkeypatch.setattr(cache, "_build", counted)
-    monkeypatch.setattr(cache, "_verified", set())
+    monkeypatch.setattr(cache, "_decode", counted)
+    cache.forget_verified()
     return made
 
 
@@ -64,7 +64,7 @@ def entries() -> list[Path]:
     return sorted((Path(os.environ["MDFT_CACHE"]) / "images").iterdir())
 
 
-def test_images_are_decoded_once_and_mapped(folder: Path, builds: list[str]) -> None:
+def test_images_are_decoded_once_and_mapped(folder: Path, builds: list[int]) -> None:
     first, second = load(folder), load(folder)
     assert len(builds) == 1
     assert torch.equal(first.x, second.x)
@@ -78,7 +78,7 @@ def test_images_are_decoded_once_and_mapped(folder: Path, builds: list[str]) -> 
     ]
 
 
-def test_mean_and_std_share_an_entry_and_sizes_do_not(folder: Path, builds: list[str]) -> None:
+def test_mean_and_std_share_an_entry_and_sizes_do_not(folder: Path, builds: list[int]) -> None:
     load(folder, mean=0.1, std=0.2)
     load(folder)
     assert len(builds) == 1
@@ -90,7 +90,7 @@ def test_mean_and_std_share_an_entry_and_sizes_do_not(folder: Path, builds: list
     assert len(shapes) == 3
 
 
-def test_a_changed_file_is_decoded_again(folder: Path, builds: list[str]) -> None:
+def test_a_changed_file_is_decoded_again(folder: Path, builds: list[int]) -> None:
     before = load(folder).x.clone()
     file = folder / "airplane" / "airplane_002.jpg"
     Image.fromarray(noise(np.random.default_rng(9), 40, 40)).save(file)
@@ -116,7 +116,7 @@ def empty(file: Path) -> None:
 @pytest.mark.parametrize("name", ["images.npy", "digests.npy", "entry.json"])
 @pytest.mark.parametrize("damage", [flip, cut, empty, Path.unlink])
 def test_a_damaged_entry_is_made_again(
-    name: str, damage: Callable[[Path], None], folder: Path, builds: list[str]
+    name: str, damage: Callable[[Path], None], folder: Path, builds: list[int]
 ) -> None:
     wanted = load(folder).x.clone()
     (entry,) = entries()
@@ -126,6 +126,42 @@ def test_a_damaged_entry_is_made_again(
     harmless = name == "entry.json" and damage is flip  # a byte that nobody reads
     assert len(builds) == 2 or harmless
     assert entries() == [entry]
+
+
+def test_only_what_is_wanted_is_decoded_and_more_is_added(
+    folder: Path, builds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = load(folder).x.clone()
+    (entry,) = entries()
+    shutil.rmtree(entry)
+
+    def some(*rows: int) -> Samples:
+        wanted = np.array(rows)
+        return load_samples(FolderSource(folder), PREPROCESS, choose=lambda n: wanted[wanted < n])
+
+    for rows in ((1, 2, 7), (7, 9, 14), (1, 9)):
+        samples = some(*rows)
+        assert len(samples) == len(rows)
+        assert torch.equal(samples.to("cpu").x, everything[list(rows)])
+        assert np.array_equal(samples.digests(), load_samples(everything[list(rows)].numpy(),
+                                                              PREPROCESS).digests())  # fmt: skip
+    assert builds == [15, 3, 2]
+    before = np.load(entry / "digests.npy")
+    assert before.any(1).nonzero()[0].tolist() == [1, 2, 7, 9, 14]
+    images = np.load(entry / "images.npy", mmap_mode="r+")
+    images[9] += 1  # damaged: made again, and no other
+    del images
+    cache.forget_verified()
+    assert torch.equal(some(7, 9).to("cpu").x, everything[[7, 9]])
+    assert builds == [15, 3, 2, 1]
+    replace = Path.replace  # killed between the images and what makes them count
+    monkeypatch.setattr(Path, "replace", lambda path, to: exec("raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        some(0, 1)
+    monkeypatch.setattr(Path, "replace", replace)
+    assert np.array_equal(np.load(entry / "digests.npy"), before)
+    assert torch.equal(load(folder).x, everything)
+    assert builds == [15, 3, 2, 1, 1, 10]
 
 
 def test_an_entry_appears_whole_or_not_at_all(folder: Path) -> None:
@@ -187,7 +223,7 @@ def test_a_damaged_entry_may_be_exchanged_by_another(
     shutil.copytree(entry, tmp_path / "good")
     rename = Path.rename
     for turns in (["aside"], ["aside", "in"]):
-        flip(entry / "digests.npy")
+        cut(entry / "digests.npy")
         cache.forget_verified()
         left = list(turns)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mdft_fast.pool import Head
 from tests.pool.conftest import flip
 
 WHAT = {"kind": "test", "classes": ["Ä", "b"]}
+SCALE = 100.00000762939453
 
 
 class Maker:
@@ -25,7 +27,7 @@ class Maker:
     def __call__(self) -> Head:
         self.made += 1
         weight = torch.arange(6.0).reshape(2, 3) / 7
-        return Head(weight, torch.tensor([0.1, -0.2]), normalize=True, scale=100.00000762939453)
+        return Head(weight, torch.tensor([0.1, -0.2]), normalize=True, scale=SCALE)
 
 
 def same(a: Head, b: Head) -> bool:
@@ -51,6 +53,10 @@ def test_other_ingredients_are_another_head(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 5
 
 
+def _double(number: float) -> bytes:
+    return struct.pack("<d", number)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -58,7 +64,7 @@ def test_other_ingredients_are_another_head(cache: Path) -> None:
         lambda file: file.write_bytes(file.read_bytes()[:-3]),
         lambda file: flip(file, -1),
         lambda file: flip(file, 20),
-        lambda file: file.write_bytes(file.read_bytes().replace(b"100.0", b"200.0")),
+        lambda file: file.write_bytes(file.read_bytes().replace(_double(SCALE), _double(200))),
         lambda file: file.write_bytes(file.read_bytes().replace(b"sha256", b"sha257")),
     ],
     ids=["empty", "cut", "data", "header", "scale", "key"],

@@ -23,8 +23,9 @@ import mdft_fast.app.demo.pool_files as files
 import mdft_fast.app.demo.training as train
 from mdft_fast.app.demo.demo_tasks import TASKS, DemoTask, draw_plain, split_images
 from mdft_fast.app.demo.glyphs import SIZE
+from mdft_fast.cache import cache_folder
 from mdft_fast.errors import MdftError, need
-from mdft_fast.files import cache_folder, filled_once
+from mdft_fast.files import filled_once
 from mdft_fast.model import TASK_ARITHMETIC
 
 VERSION = 1  # raise it with every change of what is built: the folder's name and stamp hold it
