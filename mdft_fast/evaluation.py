@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mdft_fast.data import Samples, Task, compare_class_names, listed, load_labelled
+from mdft_fast.data import Choose, Samples, Task, compare_class_names, listed, load_labelled
 from mdft_fast.errors import MdftError
 from mdft_fast.model import MetaModel
 
@@ -50,9 +50,24 @@ class TestSet:
     samples: Samples
     labels: Tensor
 
+    def take(self, indices: Tensor) -> TestSet:
+        """Returns some of the samples, int64 ``[m]``."""
+        return TestSet(self.task, self.samples.take(indices), self.labels[indices])
 
-def load_test_sets(tasks: Sequence[Task], preprocess: Mapping[str, Any]) -> list[TestSet]:
-    """Loads the labelled samples of the tasks that have any."""
+
+def load_test_sets(
+    tasks: Sequence[Task],
+    preprocess: Mapping[str, Any],
+    choose: Callable[[str], Choose | None] = lambda name: None,
+) -> list[TestSet]:
+    """Loads the labelled samples of the tasks that have any.
+
+    Args:
+        tasks: any.
+        preprocess: size, mean, std.
+        choose: from a task's name to which of its samples are wanted, see
+            :func:`~mdft_fast.data.load_samples`.
+    """
     tests = []
     for task in tasks:
         if task.evaluate is not None:
@@ -61,7 +76,8 @@ def load_test_sets(tasks: Sequence[Task], preprocess: Mapping[str, Any]) -> list
             if known is not None and known.class_names is not None:
                 where = f"task {task.name!r}"
                 compare_class_names(known.class_names, known.name, task.class_names, where)
-            labelled = load_labelled(task.evaluate, preprocess, len(task.class_names))
+            classes, wanted = len(task.class_names), choose(task.name)
+            labelled = load_labelled(task.evaluate, preprocess, classes, choose=wanted)
             tests.append(TestSet(task, *labelled))
     return tests
 

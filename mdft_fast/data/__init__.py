@@ -5,7 +5,7 @@ Labels are read by :func:`load_labelled` and :func:`read_labels` alone: for an e
 heads that labels make.
 """
 
-from mdft_fast.data.image_cache import forget_verified
+from mdft_fast.data.image_cache import Choose, forget_verified
 from mdft_fast.data.images.class_folders import FolderSource, Split, listed
 from mdft_fast.data.images.hf_datasets import HfSource
 from mdft_fast.data.images.listing import (
@@ -35,9 +35,9 @@ from mdft_fast.data.samples import (
 from mdft_fast.data.task import Task
 
 __all__ = [
-    "TORCHVISION_SETS", "FolderSource", "HfSource", "LabelledSource", "ListedSource", "Listing",
-    "NpzSource", "Role", "Samples", "Source", "Split", "Task", "TorchvisionSource",
+    "TORCHVISION_SETS", "Choose", "FolderSource", "HfSource", "LabelledSource", "ListedSource",
+    "Listing", "NpzSource", "Role", "Samples", "Source", "Split", "Task", "TorchvisionSource",
     "check_npz_keys", "compare_class_names", "forget_verified", "listed", "load_labelled",
-    "load_samples", "load_test_images", "npz_keys", "plain_name", "read_class_names", "read_labels",
-    "shared_images", "unshared",
+    "load_samples", "load_test_images", "npz_keys", "plain_name", "read_class_names",
+    "read_labels", "shared_images", "unshared",
 ]  # fmt: skip

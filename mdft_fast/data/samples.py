@@ -60,6 +60,16 @@ class Samples:
     def __len__(self) -> int:
         return self.x.shape[0] if self.rows is None else len(self.rows)
 
+    @property
+    def numbers(self) -> Tensor:
+        """Which images of their source they are, int64 ``[n]``; ``of`` so many."""
+        return torch.arange(len(self.x)) if self.rows is None else self.rows
+
+    @property
+    def of(self) -> int:
+        """How many images their source has."""
+        return self.x.shape[0]
+
     def take(self, indices: Tensor) -> Samples:
         """Returns some of the samples, int64 ``[m]``; the images are not copied."""
         rows = indices if self.rows is None else self.rows[indices]

@@ -12,9 +12,16 @@ from mdft_fast.learning.cuda_graph import check_capturable_mode
 from mdft_fast.learning.learner import Callback, Learner, RunResult, StepRecord
 from mdft_fast.learning.loop import construct, specialize
 from mdft_fast.learning.order import BatchOrder
-from mdft_fast.learning.teachers import TaughtTask, holdout_cross_entropy, teach
+from mdft_fast.learning.teachers import (
+    Ask,
+    TaughtTask,
+    holdout_cross_entropy,
+    own_features,
+    teach,
+)
 
 __all__ = [
+    "Ask",
     "BatchOrder",
     "Callback",
     "ConstructConfig",
@@ -29,6 +36,7 @@ __all__ = [
     "check_capturable_mode",
     "construct",
     "holdout_cross_entropy",
+    "own_features",
     "specialize",
     "teach",
 ]

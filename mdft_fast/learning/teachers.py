@@ -7,7 +7,8 @@ A teacher never changes, so it is asked once: the pool's own model is the meta-m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from mdft_fast.model import Batch, MetaModel, Samples, UnlabelledTask, split
 from mdft_fast.pool import Head
 
 _BATCH = 128  # samples a teacher sees at once; no gradient is kept
+# A task's name and some of its samples -> what its own model's encoder gives, float32 [n, D].
+Ask = Callable[[str, Samples], Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +75,7 @@ def teach(
     holdout: float,
     seed: int,
     batch: int | None = None,
+    ask: Ask | None = None,
 ) -> list[TaughtTask]:
     """Asks each task's own model about its unlabelled samples, once.
 
@@ -81,10 +85,13 @@ def teach(
         holdout: share of the samples kept apart.
         seed: of the split.
         batch: samples encoded at once; None: 128.
+        ask: knows the answers of :func:`own_features`; None: that function.
 
     Raises:
         MdftError: if a task is not of this pool, or was taught by another one's model.
     """
+    if ask is None:
+        ask = functools.partial(own_features, meta, batch=batch)
     for task in tasks:
         if isinstance(task, TaughtTask) and task.pool != meta.pool.checksum:
             raise MdftError(
@@ -92,25 +99,36 @@ def teach(
                 f"got one of {task.pool[:12]}"
             )
     return [
-        task if isinstance(task, TaughtTask) else _teach(meta, task, holdout, seed, batch)
+        task if isinstance(task, TaughtTask) else _teach(meta, task, holdout, seed, ask)
         for task in tasks
     ]
 
 
+@torch.no_grad()
+def own_features(meta: MetaModel, task: str, samples: Samples, batch: int | None = None) -> Tensor:
+    """Returns what the encoder of a task's own model gives for samples, float32 ``[n, D]``.
+
+    Args:
+        meta: the meta-model; its λ is set to e_k and restored.
+        task: whose model.
+        samples: any.
+        batch: samples encoded at once; None: 128.
+    """
+    device = meta.coefficients.device
+    with meta.using(meta.individual(task)):
+        parts = torch.arange(len(samples)).split(batch or _BATCH)
+        return torch.cat([meta.encode(samples.batch(indices, device)) for indices in parts])
+
+
 def _teach(
-    meta: MetaModel, task: UnlabelledTask, holdout: float, seed: int, batch: int | None
+    meta: MetaModel, task: UnlabelledTask, holdout: float, seed: int, ask: Ask
 ) -> TaughtTask:
     if task.name not in meta.pool.names:
         raise MdftError(f"task: must be one of {list(meta.pool.names)}, got {task.name!r}")
     samples = task.load_samples(meta.pool.preprocess)
     learn, held_out = split(len(samples), holdout, seed, task.name)
     head = meta.heads[task.name]
-    with meta.using(meta.individual(task.name)):
-        everything = torch.arange(len(samples))
-        device = meta.coefficients.device
-        features = torch.cat(
-            [meta.encode(samples.batch(i, device)) for i in everything.split(batch or _BATCH)]
-        )
+    features = ask(task.name, samples)
     logits = head(features)
     if not logits.isfinite().all():
         count = int((~logits.isfinite()).any(1).sum())

@@ -19,6 +19,7 @@ from mdft_fast.app.opening.pool_sources import (
     preprocess_of,
     spec_of,
 )
+from mdft_fast.app.opening.sample_choice import of_test
 from mdft_fast.app.opening.sample_sources import Sources, class_names_of, sources_of
 from mdft_fast.app.opening.task_heads import Base, head_of, prompts_of
 from mdft_fast.app.recipe import Recipe, TaskRecipe
@@ -56,16 +57,20 @@ class Built:
         """The tasks without their labelled samples: all that the stages ever see."""
         return [Task(t.name, t.class_names, t.head, t.adapt) for t in self.tasks]
 
-    def meta_model(self, mode: Mode | None = None) -> MetaModel:
+    def meta_model(self, mode: Mode | None = None, *, teachers: bool = False) -> MetaModel:
         """Returns a meta-model at the recipe's start.
 
         Args:
             mode: None: the recipe's, "resident" where that is "auto".
+            teachers: whether only the tasks' own models are asked of it: the start need not be
+                made then.
 
         Raises:
             MdftError: if that is a merge, and none has been made (:func:`started`).
         """
         start, memory = self.recipe.start, self.recipe.memory
+        if teachers:
+            start = 0.0
         if isinstance(start, Method) and self.pool.start is None:
             raise MdftError(f"recipe: start must be made before the meta-model, got none: {start}")
         mode = mode or ("resident" if memory.mode == "auto" else memory.mode)
@@ -149,7 +154,8 @@ def _heads(recipe: Recipe, base: Base) -> MakeHead:
         for task in recipe.tasks:
             source = sources_of(task, transductive=recipe.transductive).evaluate
             if source is not None:
-                samples[task.name] = load_test_images(source, base.preprocess)
+                choose = of_test(recipe, task.name)
+                samples[task.name] = load_test_images(source, base.preprocess, choose=choose)
         return samples
 
     def make(

@@ -7,11 +7,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from mdft_fast.app.opening.building import Built
+from mdft_fast.app.opening.sample_choice import first_samples, of_adapt, of_test
 from mdft_fast.data import (
     ListedSource,
     NpzSource,
@@ -41,11 +43,20 @@ class LoadedData:
     splits: list[dict[str, Any]]
     notes: list[str]
 
+    @property
+    def samples(self) -> list[Samples]:
+        """The tasks' unlabelled samples."""
+        return [task.adapt for task in self.tasks if isinstance(task.adapt, Samples)]  # all
+
 
 def load_data(
-    built: Built, watch: Callable[[str, int, int], None] | None = None, *, only: str | None = None
+    built: Built,
+    watch: Callable[[str, int, int], None] | None = None,
+    *,
+    only: str | None = None,
+    counts: Mapping[str, int | None] = MappingProxyType({}),
 ) -> LoadedData:
-    """Decodes what is not in the cache yet, and refuses tasks that adapt to test images.
+    """Decodes what is wanted and not in the cache, and refuses tasks that adapt to test images.
 
     λ is shared, so no task may adapt to the test images of any. Images are compared by their
     content; a label is read nowhere. The recipe's ``transductive`` lets test images be adapted to,
@@ -55,35 +66,40 @@ def load_data(
         built: the recipe, opened.
         watch: told how far decoding is: words, how many are done, of how many.
         only: the task whose samples are wanted; None: all.
+        counts: task -> how many of its samples are wanted, None: all; where the recipe's
+            ``samples`` does not say it.
 
     Raises:
         MdftError: if a test image is among the unlabelled samples, and the recipe says neither.
     """
-    tasks, preprocess = built.tasks, built.pool.preprocess
-    drop, transductive = built.recipe.duplicates == "drop", built.recipe.transductive
+    recipe, tasks, preprocess = built.recipe, built.tasks, built.pool.preprocess
+    drop, transductive = recipe.duplicates == "drop", recipe.transductive
     loaded: list[Task] = []
     splits: list[dict[str, Any]] = []
     notes: list[str] = []
     chosen = [task for task in tasks if only in (None, task.name)]
     tests = {
-        task.name: load_test_images(task.evaluate, preprocess, watch=watch)
+        task.name: load_test_images(
+            task.evaluate, preprocess, watch=watch, choose=of_test(recipe, task.name)
+        )
         for task in (tasks if drop else chosen)
         if task.evaluate is not None
     }
     for task in chosen:
-        samples = load_samples(task.adapt, preprocess, watch=watch)
+        choose = of_adapt(recipe, task.name, counts.get(task.name, first_samples(recipe)))
+        samples = load_samples(task.adapt, preprocess, watch=watch, choose=choose)
         about: dict[str, Any] = {
             "name": task.name,
             "head": head_digest(task.head),
             "class_names": hashlib.sha256(json.dumps(task.class_names).encode()).hexdigest(),
-            "adapt": _origin(task.adapt, len(samples)),
+            "adapt": _origin(task.adapt, samples),
         }
         if drop:
             samples, dropped = _without_tests(about, samples, tests)
             notes += dropped
         if task.evaluate is not None:
             test = tests[task.name]
-            about["evaluate"] = _origin(task.evaluate, len(test), "test")
+            about["evaluate"] = _origin(task.evaluate, test, "test")
             about["evaluate"]["images"] = hashlib.sha256(test.digests().tobytes()).hexdigest()
             about["shared"] = dict.fromkeys(("adapt", "evaluate"), 0)
         for other, images in tests.items():
@@ -151,15 +167,18 @@ def _named(about: dict[str, Any], indices: Sequence[int]) -> str:
     return ", ".join(files[i] if files else f"number {i}" for i in indices)
 
 
-def _origin(source: object, count: int, role: Role = "train") -> dict[str, Any]:
+def _origin(source: object, samples: Samples, role: Role = "train") -> dict[str, Any]:
     """Returns what a recipe's source is, and its files by name where a split of ours chose them."""
+    count, held = len(samples), samples.x.shape[0]
+    counts = {"count": count, **({"of": held} if count < held else {})}
     if isinstance(source, NpzSource):
-        return {"npz": str(source.path), "x": source.x, "count": count}
+        return {"npz": str(source.path), "x": source.x, **counts}
     assert isinstance(source, ListedSource)
     listing = source.listing(role)
-    about = {**listing.origin, "count": count}
-    if len(listing.files) == count:
-        about["files"] = [_below(file, listing.origin) for file in listing.files]
+    about = {**listing.origin, **counts}
+    if len(listing.files) == held:
+        rows = range(held) if samples.rows is None else samples.rows.tolist()
+        about["files"] = [_below(listing.files[i], listing.origin) for i in rows]
     return about
 
 

@@ -6,11 +6,11 @@ from mdft_fast.app.recipe.drafting import draft
 from mdft_fast.app.recipe.error_lines import RecipeError
 from mdft_fast.app.recipe.presets import PRESETS
 from mdft_fast.app.recipe.recipe import UNKNOWN, Recipe, unknown_keys
-from mdft_fast.app.recipe.sections import Construct, HeadSource, Specialize, TaskRecipe
+from mdft_fast.app.recipe.sections import Construct, Curve, HeadSource, Specialize, TaskRecipe
 from mdft_fast.app.recipe.yaml_text import leaves, parse
 
 __all__ = [
-    "PRESETS", "UNKNOWN", "Construct", "HeadSource", "Recipe", "RecipeError", "Specialize",
+    "PRESETS", "UNKNOWN", "Construct", "Curve", "HeadSource", "Recipe", "RecipeError", "Specialize",
     "TaskRecipe", "construct_config", "draft", "leaves", "parse", "specialize_config",
     "unknown_keys",
 ]  # fmt: skip

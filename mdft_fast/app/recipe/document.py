@@ -17,10 +17,12 @@ from mdft_fast.app.recipe.sample_sections import AdaptData, EvaluateData
 from mdft_fast.app.recipe.sections import (
     Backbone,
     Construct,
+    Evaluation,
     Granularity,
     Memory,
     PoolSource,
     Preprocess,
+    SampleCount,
     Specialize,
     TaskRecipe,
     Transforms,
@@ -54,6 +56,11 @@ with warnings.catch_warnings():
                 and 0 of the tasks' own.
             device: where the run computes; auto: CUDA where torch sees a GPU.
             precision: of the merged weights and the forward pass.
+            samples: unlabelled samples a task that are looked at, chosen by seed; no other is
+                decoded or shown to a teacher. null: what the stages and the start draw and hold
+                out, at least 500; with the filter on, which removes some, more in rounds until
+                enough are kept. all: every one, a word.
+            evaluate: what is measured on the labelled samples.
             output: the run folder; an older run is never overwritten.
             transductive: whether the unlabelled samples may be the test images.
             duplicates: what is done with test images among the unlabelled ones. Those of a
@@ -74,8 +81,10 @@ with warnings.catch_warnings():
         device: Device = "auto"
         precision: Precision = "fp32"
         memory: Memory = Memory.default()
+        samples: SampleCount | None = None
         construct: Construct  # type: ignore[assignment]
         specialize: Specialize
+        evaluate: Evaluation = Evaluation()
         seed: Annotated[int, Interval(ge=0), Field(description=words_of(StageConfig, "seed"))] = (
             StageConfig.seed
         )

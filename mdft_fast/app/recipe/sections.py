@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval
-from pydantic import BeforeValidator, Field, PlainSerializer, SkipValidation, ValidationInfo
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    SkipValidation,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from mdft_fast import model
 from mdft_fast.app.recipe.dataclass_sections import DataclassSection, filled_from
@@ -23,6 +32,7 @@ from mdft_fast.app.recipe.value_types import (
     TaskName,
     Text,
     Texts,
+    Wanted,
     WhichTasks,
     located,
     problem,
@@ -34,6 +44,8 @@ from mdft_fast.errors import MdftError
 from mdft_fast.learning import ConstructConfig, OptimizerConfig, SpecializeConfig, StageConfig
 from mdft_fast.methods import METHODS, Method, Transform, entry_of, method_of
 from mdft_fast.options import options
+
+_OFF = "off"
 
 
 class PoolSource(Section):
@@ -238,7 +250,51 @@ class Specialize(DataclassSection):
     batch: int
     representation: str
     optimizer: Optimizer
-    control: bool = True
+    control: bool = False
+
+
+class Curve(Section):
+    """Accuracy along stage 2; the word `off`: none.
+
+    Attributes:
+        samples: test samples a task, the same ones at each step; and as many of all other tasks
+            together, of which the first and the last step are measured. 0: no curve.
+        steps: of stage 2; the first and the last are measured in any case.
+    """
+
+    samples: Annotated[int, Interval(ge=0)] = 256
+    steps: Annotated[tuple[Annotated[int, Interval(ge=0)], ...], Field(strict=False)] = (
+        *(0, 1, 2, 5, 10, 20),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return {"samples": 0} if value == _OFF else value
+
+    @model_serializer(mode="wrap")
+    def _written(self, plain: SerializerFunctionWrapHandler) -> Any:
+        return plain(self) if self.samples else _OFF
+
+
+class Evaluation(Section):
+    """What is measured once λ is learned, on labelled samples.
+
+    Attributes:
+        limit: test samples a task, the same ones in each run; null: all.
+        curve: accuracy along stage 2.
+    """
+
+    limit: Annotated[int, Interval(ge=1)] | None = None
+    curve: Curve = Curve()
+
+
+def _samples(value: Any) -> int | str | None:
+    """Returns a number of samples, or the word all; None for what is neither."""
+    return value if value == "all" or (type(value) is int and value > 0) else None
+
+
+SampleCount = Annotated[SkipValidation[int | str], Wanted("1 or more, or all", _samples)]
 
 
 Granularity = model.Granularity

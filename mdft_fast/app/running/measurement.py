@@ -5,25 +5,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mdft_fast.app.opening import Built, images_at_once
+from mdft_fast.app.opening import Built, of_test
+from mdft_fast.app.recipe import Curve
 from mdft_fast.app.report import COMPARED, ComparedModel, rows_of_table
+from mdft_fast.app.running.answers import Answers
 from mdft_fast.app.running.stages import Learned
-from mdft_fast.evaluation import (
-    Evaluation,
-    TestSet,
-    confusion,
-    difference_interval,
-    evaluate,
-    load_test_sets,
-)
-from mdft_fast.model import MetaModel
-
-Check = Callable[[list[TestSet]], Evaluation]
+from mdft_fast.arena import digest
+from mdft_fast.evaluation import TestSet, confusion, difference_interval, load_test_sets
+from mdft_fast.learning import RunResult, TaughtTask
+from mdft_fast.model import MetaModel, permutation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,8 +32,9 @@ class Measured:
         intervals: task (and "average") -> specialized less individual, with a 95 % interval.
         comparisons: "a-b" -> the difference of two models' averages over the tasks that both
             have, with a 95 % interval, paired sample by sample.
-        curve: task -> stage 2's step -> accuracy on the task itself.
-        others: task -> step -> mean accuracy on the other tasks, at the first and last step.
+        curve: task -> stage 2's step -> accuracy on some samples of the task itself.
+        others: task -> step -> mean accuracy on some of the other tasks', at the first and the last
+            step.
         tests: task -> number of test samples.
         confusion: task -> which classes the meta-model takes for which.
     """
@@ -68,41 +65,34 @@ def worse_than_base(accuracy: Mapping[str, Mapping[str, float]]) -> list[str]:
     ]
 
 
-def measure(built: Built, meta: MetaModel, learned: Learned) -> Measured:
-    """Evaluates base, individual models, task arithmetic, and what both stages made."""
-    tests = load_test_sets(built.tasks, built.pool.preprocess)
+def measure(
+    built: Built, meta: MetaModel, learned: Learned, taught: Sequence[TaughtTask]
+) -> Measured:
+    """Evaluates base, individual models, task arithmetic, and what both stages made.
+
+    Each of them sees each test sample once; the course of stage 2, some of them.
+    """
+    choose = functools.partial(of_test, built.recipe)
+    tests = load_test_sets(built.tasks, built.pool.preprocess, choose)
     sizes = {test.task.name: len(test.samples) for test in tests}
     if not tests:
         return Measured([], {}, {}, {}, {}, {}, {}, {})
-    check = functools.partial(evaluate, meta, batch=images_at_once(built.recipe))
-    correct: dict[str, dict[str, Tensor]] = {}
-    confused: dict[str, dict[str, list[Any]]] = {}
-    for name, at in _coefficients(built, meta, learned):
-        if isinstance(at, dict):
-            correct[name] = _each(meta, check, tests, at)
-            continue
-        with meta.using(at):
-            evaluation = check(tests)
-        correct[name] = dict(evaluation.correct)
-        if name == "meta":
-            confused = {t.task.name: confusion(t, evaluation.predicted[t.task.name]) for t in tests}
+    judge = Judge(built, meta, tests, taught)
+    predicted = {name: judge.all_of(at) for name, at in _coefficients(built, meta, learned)}
+    correct = {
+        name: {task: classes == judge.tests[task].labels for task, classes in by_task.items()}
+        for name, by_task in predicted.items()
+    }
     accuracy = {
         name: {task: float(hits.double().mean()) for task, hits in by_task.items()}
         for name, by_task in correct.items()
         if by_task
     }
-    curve: dict[str, dict[int, float]] = {}
-    others: dict[str, dict[int, float]] = {}
-    for name, result in learned.specialize.items():
-        path = dict(zip(result.steps, result.path, strict=True))
-        target = [test for test in tests if test.task.name == name]
-        rest = [test for test in tests if test.task.name != name]
-        if target:
-            curve[name] = _along(meta, check, target, path)
-        if rest:
-            ends = {step: path[step] for step in (result.steps[0], result.steps[-1])}
-            others[name] = _along(meta, check, rest, ends)
+    curve, others = {}, {}
+    for name, result in learned.specialize.items() if built.recipe.evaluate.curve.samples else ():
+        curve[name], others[name] = judge.along(name, result, built.recipe.evaluate.curve)
     models = rows_of_table(built.pool.start is not None)
+    confused = {name: confusion(judge.tests[name], c) for name, c in predicted["meta"].items()}
     return Measured(
         [dataclasses.asdict(model) for model in models if model.name in accuracy], accuracy,
         _intervals(correct), _comparisons(models, correct), curve, others, sizes, confused,
@@ -124,31 +114,89 @@ def _coefficients(
     yield "control", {name: r.coefficients for name, r in learned.control.items()}
 
 
-def _each(
-    meta: MetaModel, check: Check, tests: list[TestSet], at: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Returns what each task's own λ gets right on that task."""
-    hits: dict[str, Tensor] = {}
-    for test in tests:
-        name = test.task.name
-        if name in at:
-            with meta.using(at[name]):
-                hits.update(check([test]).correct)
-    return hits
+class Judge:
+    """Asks the meta-model, at one λ after the other, about test samples; about none twice.
 
+    Args:
+        built: the recipe, opened.
+        meta: the meta-model; its λ comes back.
+        tests: the test sets.
+        taught: the tasks with their teachers' answers, which are not asked for again.
 
-def _along(
-    meta: MetaModel,
-    check: Check,
-    tests: list[TestSet],
-    path: Mapping[int, Tensor],
-) -> dict[int, float]:
-    """Returns the average accuracy on some tests at each step of a path."""
-    accuracies = {}
-    for step, coefficients in path.items():
-        with meta.using(coefficients):
-            accuracies[step] = check(tests).average
-    return accuracies
+    Attributes:
+        tests: task -> its test set.
+    """
+
+    def __init__(
+        self,
+        built: Built,
+        meta: MetaModel,
+        tests: Sequence[TestSet],
+        taught: Sequence[TaughtTask],
+    ) -> None:
+        self.tests = {test.task.name: test for test in tests}
+        self._meta, self._answers = meta, Answers(built)
+        self._taught = {task.name: task for task in taught}
+        self._said: dict[tuple[str, str], Tensor] = {}  # λ's digest, task -> classes
+
+    def all_of(self, at: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the classes of all test samples, by task: at one λ, or at each task's own."""
+        wanted = dict.fromkeys(self.tests, at) if isinstance(at, Tensor) else at
+        return {name: self._classes(wanted[name], name) for name in self.tests if name in wanted}
+
+    def along(
+        self, target: str, result: RunResult, curve: Curve
+    ) -> tuple[dict[int, float], dict[int, float]]:
+        """Returns the accuracy along a path, on some test samples of the task, and of the others.
+
+        Args:
+            target: the task that the path specializes for.
+            result: the path.
+            curve: which steps, and how many samples; the others are measured at both ends.
+        """
+        first, last = result.steps[0], result.steps[-1]
+        path = dict(zip(result.steps, result.path, strict=True))
+        rest = [name for name in self.tests if name != target]
+        own = {step: path[step] for step in sorted({first, *curve.steps, last}) if step in path}
+        ends, share = {step: path[step] for step in (first, last)}, max(1, len(rest))
+        return (
+            self._accuracies(
+                own, [name for name in (target,) if name in self.tests], curve.samples
+            ),
+            self._accuracies(ends, rest, -(-curve.samples // share)),
+        )
+
+    def _accuracies(
+        self, path: Mapping[int, Tensor], names: Sequence[str], samples: int
+    ) -> dict[int, float]:
+        """Returns at each step the mean over tasks of the accuracy on some of their samples."""
+        measured = {}
+        for step, at in path.items() if names else ():
+            hits = []
+            for name in names:
+                rows = permutation(len(self.tests[name].labels), f"curve/{name}")[:samples]
+                rows = rows.sort().values
+                right = self._classes(at, name, rows) == self.tests[name].labels[rows]
+                hits.append(float(right.double().mean()))
+            measured[step] = sum(hits) / len(hits)
+        return measured
+
+    def _classes(self, at: Tensor, name: str, rows: Tensor | None = None) -> Tensor:
+        """Returns the classes of a task's test samples at a λ; ``rows``: of some of them alone."""
+        key, test = (digest(at), name), self.tests[name]
+        if key not in self._said:
+            if rows is not None and len(rows) < len(test.labels):
+                with self._meta.using(at):
+                    return self._answers.classes(self._meta, test.take(rows))
+            self._said[key] = self._asked(at, name)
+        return self._said[key] if rows is None else self._said[key][rows]
+
+    def _asked(self, at: Tensor, name: str) -> Tensor:
+        test, taught = self.tests[name], self._taught.get(name)
+        if taught is not None and torch.equal(at, self._meta.individual(name)):
+            return self._answers.own_classes(self._meta, test, taught)
+        with self._meta.using(at):
+            return self._answers.classes(self._meta, test)
 
 
 def _intervals(correct: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:

@@ -4,24 +4,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mdft_fast.app.opening import (
     Built,
     LoadedData,
     construct_config,
+    first_samples,
     images_at_once,
     load_data,
+    more_samples,
     specialize_config,
 )
+from mdft_fast.app.running.answers import Answers
 from mdft_fast.app.running.phases import Phases
 from mdft_fast.app.running.progress import Progress
 from mdft_fast.app.running.run_folder import RunFolder, check_inputs, state_name
+from mdft_fast.data import Samples
 from mdft_fast.learning import (
     Callback,
     Learner,
@@ -53,19 +59,72 @@ class Learned:
     holdout: dict[str, float]
 
 
+def ask_teachers(
+    built: Built, meta: MetaModel, data: LoadedData, progress: Progress
+) -> tuple[LoadedData, list[TaughtTask]]:
+    """Returns the tasks with their teachers' answers, split as the recipe says; and their samples.
+
+    With the filter on, more samples are looked at, in rounds, until enough of them are kept.
+
+    Args:
+        built: the recipe, opened.
+        meta: gives the tasks' own models.
+        data: the samples of the first round.
+        progress: told how far decoding is.
+    """
+    recipe, config = built.recipe, construct_config(built.recipe)
+    counts = dict.fromkeys((task.name for task in data.tasks), first_samples(recipe))
+    answers = Answers(built)
+    asked: dict[str, tuple[Samples, Tensor]] = {}
+    while True:
+        ask = functools.partial(_features, answers, meta, asked)
+        taught = teach(meta, data.tasks, holdout=config.holdout, seed=config.seed, ask=ask)
+        few: dict[str, int] = {}
+        for task, loaded in zip(taught, data.samples, strict=True):
+            now = counts[task.name]
+            if now is not None and now < loaded.of:
+                wanted = more_samples(recipe, now, len(task.kept(config.mu)))
+                few |= {task.name: wanted} if wanted > now else {}
+        if not few:
+            return data, taught
+        asked = {t.name: (held, t.features) for t, held in zip(taught, data.samples, strict=True)}
+        counts |= few
+        only = None if len(counts) == len(built.tasks) else next(iter(counts))
+        data = load_data(built, progress.count, only=only, counts=counts)
+
+
+def _features(
+    answers: Answers,
+    meta: MetaModel,
+    asked: Mapping[str, tuple[Samples, Tensor]],
+    name: str,
+    samples: Samples,
+) -> Tensor:
+    """Asks a teacher about the samples that it was not asked about in an earlier round."""
+    if name not in asked:
+        return answers.features(meta, name, samples)
+    before, old = asked[name]
+    known = torch.isin(samples.numbers, before.numbers)
+    new = (~known).nonzero()[:, 0]
+    features = old.new_empty(len(samples), old.shape[1])
+    features[known] = old
+    if len(new):
+        features[new] = answers.features(meta, name, samples.take(new))
+    return features
+
+
 def learn(
     built: Built,
     data: LoadedData,
+    taught: Sequence[TaughtTask],
     meta: MetaModel,
     folder: RunFolder,
     phases: Phases,
     progress: Progress,
-) -> tuple[Learned, list[TaughtTask]]:
+) -> Learned:
     """Runs both stages, from where the folder's states end; λ ends as stage 1's."""
     recipe, batch = built.recipe, images_at_once(built.recipe)
-    with phases.phase("teachers"):
-        taught = taught_tasks(built, meta, data)
-        start = holdout_cross_entropy(meta, taught, batch=batch)
+    start = holdout_cross_entropy(meta, taught, batch=batch)
     folder.begin(inputs_of(built, data, taught))
     folder.trim_metrics()
     with phases.phase("stage 1"):
@@ -95,7 +154,7 @@ def learn(
                     resume=folder.load_state(state_name(stage, task.name)),
                 )
     meta.set_coefficients(first.coefficients)
-    return Learned(first, results["specialize"], results["control"], holdout), taught
+    return Learned(first, results["specialize"], results["control"], holdout)
 
 
 def same_task(folder: Path, built: Built, meta: MetaModel, name: str) -> TaughtTask:
@@ -109,17 +168,11 @@ def same_task(folder: Path, built: Built, meta: MetaModel, name: str) -> TaughtT
     """
     with Progress(None) as progress:
         data = load_data(built, progress.count, only=name)
+        data, taught = ask_teachers(built, meta, data, progress)
         for note in data.notes:
             progress.say(note)
-    taught = taught_tasks(built, meta, data)
     check_inputs(folder, inputs_of(built, data, taught))
     return taught[0]
-
-
-def taught_tasks(built: Built, meta: MetaModel, data: LoadedData) -> list[TaughtTask]:
-    """Returns the tasks with their teachers' answers, split as the recipe says."""
-    config, batch = construct_config(built.recipe), images_at_once(built.recipe)
-    return teach(meta, data.tasks, holdout=config.holdout, seed=config.seed, batch=batch)
 
 
 def inputs_of(built: Built, data: LoadedData, taught: Sequence[TaughtTask]) -> dict[str, Any]:

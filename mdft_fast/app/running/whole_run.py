@@ -16,7 +16,7 @@ from mdft_fast.app.running.phases import Phases, deterministic
 from mdft_fast.app.running.progress import Progress
 from mdft_fast.app.running.result_content import result_of
 from mdft_fast.app.running.run_folder import RunFolder
-from mdft_fast.app.running.stages import Learned, learn
+from mdft_fast.app.running.stages import Learned, ask_teachers, learn
 from mdft_fast.app.running.start_file import make_start
 from mdft_fast.app.running.vector_shares import vector_shares
 from mdft_fast.cards import CoefficientCard, save_model
@@ -66,15 +66,20 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
                 bars.say(note)
         with phases.phase("samples"):
             data = load_data(built, bars.count)
+        with deterministic(recipe.deterministic, built.device), explained(recipe):
+            with phases.phase("teachers"):
+                teachers = built.meta_model(planned.chosen.mode, teachers=True)
+                data, taught = ask_teachers(built, teachers, data, bars)
+                del teachers
             for note in data.notes:
                 bars.say(note)
-        with deterministic(recipe.deterministic, built.device), explained(recipe):
             built = _started(built, data, folder, phases, bars)
+            taught = [dataclasses.replace(task, pool=built.pool.checksum) for task in taught]
             meta = built.meta_model(planned.chosen.mode)
-            learned, taught = learn(built, data, meta, folder, phases, bars)
+            learned = learn(built, data, taught, meta, folder, phases, bars)
             _save(built, meta, folder.path, learned)
             with phases.phase("evaluate"):
-                measured = measure(built, meta, learned)
+                measured = measure(built, meta, learned, taught)
                 shares = vector_shares(meta, learned) if built.pool.start is not None else None
         result = result_of(built, data, learned, taught, measured, phases, folder, shares)
         write_json(folder.path / "result.json", result)
