@@ -26,7 +26,7 @@ from mdft_fast.model import Batch, available_memory
 from mdft_fast.options import Interval, Share, Weight, check
 from mdft_fast.pool import Pool
 
-_STEPS = 5  # of conjugate gradients from the solution for a metric of 1: more gain nothing
+_STEPS = 3  # of conjugate gradients from the solution for a metric of 1; more fit its noise
 _FREE = 0.5  # share of the memory that is free up to which outputs are kept
 _LEAST = 1e-6  # ridge of the regmean solution towards the base, as a share of the mean diagonal
 
@@ -120,7 +120,7 @@ class Calibrate(InputMerge):
             samples=samples,
             batch=self.batch,
             keep=keep,
-            measured=samples if self.fisher else 0,
+            measured=self.samples if self.fisher else 0,
         ).total
 
     def _fitted(self, walk: Walk, turn: LayerPass) -> dict[str, Tensor]:

@@ -46,6 +46,12 @@ def card(folder: Path, name: str = "meta") -> torch.Tensor:
     return CoefficientCard.load(folder / name / "card.json").coefficients
 
 
+def assert_same_cards(one: Path, other: Path) -> None:
+    """Compares λ of two runs, stage by stage."""
+    for name in ("meta", "specialized/shapes", "specialized/letters"):
+        assert torch.equal(card(one, name), card(other, name)), name
+
+
 def in_pool(folder: Path) -> list[str]:
     """Returns overrides that take all of a recipe's pool from a packed one."""
     return [f"pool={{folder: {folder}}}", "backbone=null", "preprocess=null"]
@@ -73,7 +79,7 @@ def run_until(after: int, recipe: Recipe) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(RunFolder, "save_state", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(recipe, progress=False)
+            run(recipe, progress="off")
 
 
 @pytest.fixture(scope="session")
@@ -120,8 +126,11 @@ def tasks(make_recipe: Make) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def make_recipe(files: Path, tmp_path: Path) -> Make:
-    """Returns a function of overrides that gives a recipe with its output in a new folder."""
+def make_recipe(files: Path, tmp_path: Path, own_cache: Path) -> Make:
+    """Returns a function of overrides that gives a recipe with its output in a new folder.
+
+    No answer of another test's run is in the cache.
+    """
     content: dict[str, Any] = {
         "version": 1,
         "start": 0.3,
@@ -140,7 +149,7 @@ def make_recipe(files: Path, tmp_path: Path) -> Make:
             for name in CLASSES
         ],
         "construct": {"steps": 4, "batch": 4, "filter": {"mu": 0.95}},
-        "specialize": {"steps": 3, "batch": 8},
+        "specialize": {"steps": 3, "batch": 8, "control": True},
         "output": "run",
     }  # fmt: skip
     file = tmp_path / "recipe.yaml"

@@ -100,15 +100,15 @@ def test_a_merge_is_no_transform(file: Path) -> None:
 def test_a_run_says_what_it_did_and_resumes(file: Path, tmp_path: Path) -> None:
     output = f"output={tmp_path / 'run'}"
     recipe = Recipe.load(file, [TRANSFORM, output, *SHORT])
-    result = run(recipe, progress=False).result
+    result = run(recipe, progress="off").result
     assert result["pool"]["methods"] == APPLIED
     assert any(", ".join(APPLIED) in line for line in result["warnings"])
     assert ", ".join(APPLIED) in (tmp_path / "run/report.md").read_text()
-    again = run(Recipe.load(tmp_path / "run/recipe.yaml"), resume=True, progress=False).result
+    again = run(Recipe.load(tmp_path / "run/recipe.yaml"), resume=True, progress="off").result
     assert again["coefficients"] == result["coefficients"]
     other = Recipe.load(file, [TRANSFORM.replace("0.3", "0.4"), output, *SHORT])
     with pytest.raises(MdftError, match=r"transform.*0.4"):
-        run(other, resume=True, progress=False)
+        run(other, resume=True, progress="off")
     card = CoefficientCard.load(tmp_path / "run/meta/card.json")
     backbone, pool = open_pool(recipe)
     assert card.meta_model(pool, backbone).coefficients.shape[0] == 2

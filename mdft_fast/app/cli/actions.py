@@ -18,7 +18,7 @@ from mdft_fast.app.forecast import plan, size
 from mdft_fast.app.opening import build, choose_device, open_pool, pack, spec_of, specialize_config
 from mdft_fast.app.recipe import Recipe, draft, parse, unknown_keys
 from mdft_fast.app.report import accuracy_table, write_report
-from mdft_fast.app.running import check_finished, is_claimed, pool_of_card, run, same_task
+from mdft_fast.app.running import Style, check_finished, is_claimed, pool_of_card, run, same_task
 from mdft_fast.cards import CoefficientCard, load, save_model
 from mdft_fast.checkpoints import describe, sniff
 from mdft_fast.errors import MdftError, nearest
@@ -120,12 +120,18 @@ def plan_recipe(path: Path, assignments: Sequence[str], every_codec: bool) -> No
 
 
 def run_recipe(
-    path: Path, assignments: Sequence[str], output: Path | None, resume: bool, quiet: bool
+    path: Path,
+    assignments: Sequence[str],
+    output: Path | None,
+    resume: bool,
+    quiet: bool,
+    json_log: bool = False,
 ) -> None:
     """Runs a recipe and prints what came out; Ctrl-C prints how to go on."""
     recipe = load_recipe(path, assignments, output)
     try:
-        summary = run(recipe, resume=resume, progress=False if quiet else None)
+        style: Style | None = "off" if quiet else "json" if json_log else None
+        summary = run(recipe, resume=resume, progress=style)
     except KeyboardInterrupt:
         again = ["mdft", "run", str(path)]
         again += [word for value in assignments for word in ("--set", value)]

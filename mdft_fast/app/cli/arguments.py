@@ -65,5 +65,9 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="The run folder, in place of the recipe's.")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
+JsonLog = Annotated[
+    bool,
+    typer.Option("--json-log", help="Tells its progress as JSON, an object a line, on stderr."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replaces what is there.")]

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mdft_fast.app.cli import caching
 from mdft_fast.app.cli.arguments import (
     Group,
+    JsonLog,
     Output,
     Overrides,
     Overwrite,
@@ -21,7 +23,8 @@ from mdft_fast.app.cli.arguments import (
     readable,
 )
 from mdft_fast.app.cli.console import say, show_codec_errors, show_table
-from mdft_fast.errors import MdftError
+from mdft_fast.cache import KINDS
+from mdft_fast.errors import MdftError, nearest
 from mdft_fast.late_imports import LateModule
 from mdft_fast.version import __version__
 
@@ -245,16 +248,42 @@ def run(
         bool, typer.Option("--resume", help="Goes on with a stopped run of the same recipe.")
     ] = False,
     quiet: Quiet = False,
+    json_log: JsonLog = False,
 ) -> None:
     """Follows a recipe: learns, measures, writes a report.
 
-    The run folder gets recipe.yaml, metrics.jsonl, result.json, report.md, report.html,
-    meta/ and specialized/<task>/. The state is saved after every step: after Ctrl-C
+    The run folder gets recipe.yaml, metrics.jsonl and metrics.csv, result.json, report.md,
+    report.html, meta/ and specialized/<task>/. The state is saved after every step: after Ctrl-C
     or a crash, the same command with --resume goes on bit for bit.
 
     Example: mdft run recipe.yaml --set construct.steps=50 --output runs/short
     """
-    actions.run_recipe(recipe, assignments or (), output, resume, quiet)
+    actions.run_recipe(recipe, assignments or (), output, resume, quiet, json_log)
+
+
+@app.command()
+def cache(
+    empty: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="Removes the entries of a kind, or all. Repeatable."),
+    ] = None,
+) -> None:
+    """Lists what can be made again, and what it takes; removes it where asked.
+
+    Decoded images, heads, labels of test sets and what models said of samples: a run that was
+    stopped or is repeated finds them. What was used longest ago goes once they take more than 50
+    GB; MDFT_CACHE_GB names another size, MDFT_CACHE another folder.
+
+    Example: mdft cache --empty images
+    """
+    if not empty:
+        caching.list_cache()
+        return
+    for kind in empty:
+        if kind not in (*KINDS, "all"):
+            known = [*KINDS, "all"]
+            raise MdftError(f"--empty: must be one of {known}, got {kind!r}{nearest(kind, known)}")
+    caching.empty_cache(list(KINDS) if "all" in empty else empty)
 
 
 @app.command(name="eval")

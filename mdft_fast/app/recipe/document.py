@@ -61,6 +61,8 @@ with warnings.catch_warnings():
                 out, at least 500; with the filter on, which removes some, more in rounds until
                 enough are kept. all: every one, a word.
             evaluate: what is measured on the labelled samples.
+            log: what each step's numbers are written to beside metrics.jsonl and metrics.csv;
+                tensorboard: events in the run folder's `tensorboard/`.
             output: the run folder; an older run is never overwritten.
             transductive: whether the unlabelled samples may be the test images.
             duplicates: what is done with test images among the unlabelled ones. Those of a
@@ -88,6 +90,7 @@ with warnings.catch_warnings():
         seed: Annotated[int, Interval(ge=0), Field(description=words_of(StageConfig, "seed"))] = (
             StageConfig.seed
         )
+        log: Literal["none", "tensorboard"] = "none"
         output: FilePath
         transductive: bool = False
         duplicates: Literal["refuse", "drop"] = "refuse"

@@ -270,6 +270,8 @@ class Curve(Section):
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: Any) -> Any:
+        if value is None:  # `curve:` alone says nothing
+            return {}
         return {"samples": 0} if value == _OFF else value
 
     @model_serializer(mode="wrap")

@@ -67,6 +67,12 @@ def stage_2_section(result: Result, metrics: Sequence[Metric]) -> dict[str, Any]
         "Distance: L2 of λ − e_k, where λ = e_k is the individual model itself. Others: mean "
         "accuracy of the specialized model on the other tasks."
     )
+    some = result.get("curve_samples")
+    if some:
+        note += (
+            f" Accuracy by step is measured on at most {some:,} test samples a task, the same ones "
+            "at each step, and that on the others on as many of all of them together."
+        )
     return {
         "title": "Stage 2: the specialized models",
         **({"table": _paths(result, paths)} if paths else {}),
@@ -84,9 +90,9 @@ def samples_section(result: Result) -> dict[str, Any]:
     tasks, chosen = result["pool"]["tasks"], result.get("filter")
     header = ["task", "classes", "unlabelled", "to learn", "held out", "kept", "share kept", "test"]
     rows = [
-        (task["name"], *(f"{task[key]:,}" for key in ("classes", "unlabelled", "learn", "holdout",
-         "kept")), f"{percent(task['kept_share'])} %", f"{task['test']:,}" if task["test"] else
-         ABSENT) for task in tasks
+        (task["name"], f"{task['classes']:,}", _looked_at(task), *(f"{task[key]:,}" for key in (
+         "learn", "holdout", "kept")), f"{percent(task['kept_share'])} %",
+         f"{task['test']:,}" if task["test"] else ABSENT) for task in tasks
     ]  # fmt: skip
     return {
         "title": "Samples",
@@ -95,6 +101,11 @@ def samples_section(result: Result) -> dict[str, Any]:
         "table": Table(header, rows),
         "notes": [_filter_note(chosen), *transductive(result)],
     }
+
+
+def _looked_at(task: TaskCounts) -> str:
+    count, of = task["unlabelled"], task.get("of", task["unlabelled"])
+    return f"{count:,}" + (f" of {of:,}" if count < of else "")
 
 
 def _filter_note(chosen: Filter | None) -> str:

@@ -27,7 +27,8 @@ class TaskCounts(TypedDict):
 
     name: str
     classes: int
-    unlabelled: int  # samples given: those to learn from, and those held out
+    unlabelled: int  # samples looked at: those to learn from, and those held out
+    of: NotRequired[int]  # samples that the source has; they are among these
     learn: int
     holdout: int
     kept: int  # of those to learn from, the ones that pass the filter
@@ -152,6 +153,7 @@ class Result(TypedDict):
     # "a-b" -> a's average minus b's, bootstrapped in pairs on the same samples
     comparisons: NotRequired[dict[str, Interval]]
     specialize: dict[str, list[SpecializePoint]]  # task -> its path through stage 2
+    curve_samples: NotRequired[int]  # test samples a task that its accuracies are measured on
     holdout: NotRequired[Holdout | None]
     phases: list[Phase]  # in the order of the run
     warnings: list[str]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recipe from start to end: stages, evaluation, files, report."""
 
-from mdft_fast.app.running.progress import Progress
+from mdft_fast.app.running.progress import Progress, Style
 from mdft_fast.app.running.provenance import environment, version_of
 from mdft_fast.app.running.run_folder import check_finished, is_claimed
 from mdft_fast.app.running.stages import same_task
@@ -11,6 +11,7 @@ from mdft_fast.app.running.whole_run import RunSummary, run
 __all__ = [
     "Progress",
     "RunSummary",
+    "Style",
     "check_finished",
     "environment",
     "is_claimed",

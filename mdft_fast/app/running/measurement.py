@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,11 +66,16 @@ def worse_than_base(accuracy: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def measure(
-    built: Built, meta: MetaModel, learned: Learned, taught: Sequence[TaughtTask]
+    built: Built,
+    meta: MetaModel,
+    learned: Learned,
+    taught: Sequence[TaughtTask],
+    watch: Callable[[str, int, int], None],
 ) -> Measured:
     """Evaluates base, individual models, task arithmetic, and what both stages made.
 
-    Each of them sees each test sample once; the course of stage 2, some of them.
+    Each of them sees each test sample once; the course of stage 2, some of them. ``watch`` is told
+    how many of how many parts are done.
     """
     choose = functools.partial(of_test, built.recipe)
     tests = load_test_sets(built.tasks, built.pool.preprocess, choose)
@@ -78,7 +83,12 @@ def measure(
     if not tests:
         return Measured([], {}, {}, {}, {}, {}, {}, {})
     judge = Judge(built, meta, tests, taught)
-    predicted = {name: judge.all_of(at) for name, at in _coefficients(built, meta, learned)}
+    models, paths = list(_coefficients(built, meta, learned)), learned.specialize
+    steps = len(models) + len(paths) * (curve_wanted := built.recipe.evaluate.curve.samples > 0)
+    predicted = {}
+    for name, at in models:
+        predicted[name] = judge.all_of(at)
+        watch("evaluate", len(predicted), steps)
     correct = {
         name: {task: classes == judge.tests[task].labels for task, classes in by_task.items()}
         for name, by_task in predicted.items()
@@ -89,13 +99,14 @@ def measure(
         if by_task
     }
     curve, others = {}, {}
-    for name, result in learned.specialize.items() if built.recipe.evaluate.curve.samples else ():
+    for name, result in paths.items() if curve_wanted else ():
         curve[name], others[name] = judge.along(name, result, built.recipe.evaluate.curve)
-    models = rows_of_table(built.pool.start is not None)
+        watch("evaluate", len(models) + len(curve), steps)
+    rows = rows_of_table(built.pool.start is not None)
     confused = {name: confusion(judge.tests[name], c) for name, c in predicted["meta"].items()}
     return Measured(
-        [dataclasses.asdict(model) for model in models if model.name in accuracy], accuracy,
-        _intervals(correct), _comparisons(models, correct), curve, others, sizes, confused,
+        [dataclasses.asdict(model) for model in rows if model.name in accuracy], accuracy,
+        _intervals(correct), _comparisons(rows, correct), curve, others, sizes, confused,
     )  # fmt: skip
 
 

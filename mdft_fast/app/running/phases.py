@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ class Phases:
 
     Args:
         device: whose memory counts: the GPU's allocated bytes, or the process's resident ones.
+        tell: called with name and seconds of each phase that has ended.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, tell: Callable[[str, float], None]) -> None:
+        self._device, self._tell = device, tell
         self.list: list[dict[str, Any]] = []
 
     @contextlib.contextmanager
@@ -34,6 +35,7 @@ class Phases:
         finally:
             seconds = time.perf_counter() - started
             self.list.append({"name": name, "seconds": seconds, "peak_mb": self._memory()})
+            self._tell(name, seconds)
 
     def _reset(self) -> None:
         if self._device.type == "cuda":

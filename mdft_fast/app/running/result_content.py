@@ -18,6 +18,7 @@ from mdft_fast.app.running.provenance import environment
 from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.app.running.stages import Learned
 from mdft_fast.arena import name_means
+from mdft_fast.data import Samples
 from mdft_fast.learning import RunResult, TaughtTask
 
 BINS = 40  # of the histogram: a bin is 0.025 of log C wide, so that common μ lie on an edge
@@ -54,8 +55,8 @@ def result_of(
             **({"start": pool.start} if pool.start is not None else {}),
             **({"vectors": vectors} if vectors != [task.name for task in taught] else {}),
             "tasks": [
-                _sample_counts(task, recipe, measured.tests.get(task.name, 0), folder)
-                for task in taught
+                _sample_counts(task, held, recipe, measured.tests.get(task.name, 0), folder)
+                for task, held in zip(taught, data.samples, strict=True)
             ],
         },
         "trainable": first.coefficients.numel(),
@@ -73,6 +74,7 @@ def result_of(
         "intervals": measured.intervals,
         "comparisons": measured.comparisons,
         "specialize": _curves(built, learned, measured, folder),
+        "curve_samples": recipe.evaluate.curve.samples,
         **({"shares": shares} if shares else {}),
         "holdout": learned.holdout,
         "phases": phases.list,
@@ -96,12 +98,13 @@ def _means(result: RunResult, coefficients: Tensor) -> list[list[float]]:
 
 
 def _sample_counts(
-    task: TaughtTask, recipe: Recipe, test: int, folder: RunFolder
+    task: TaughtTask, samples: Samples, recipe: Recipe, test: int, folder: RunFolder
 ) -> dict[str, Any]:
     """Returns a task's counts, see :class:`~mdft_fast.app.report.schema.TaskCounts`.
 
     Args:
         task: whose.
+        samples: its unlabelled ones.
         recipe: whose filter decided what was kept.
         test: number of its labelled samples.
         folder: knows the samples' digests; its metrics say what was kept where the filter looked
@@ -118,6 +121,7 @@ def _sample_counts(
         "name": task.name,
         "classes": task.classes,
         "unlabelled": len(task.samples),
+        "of": samples.of,
         "learn": len(task.learn),
         "holdout": len(task.holdout),
         "kept": kept,

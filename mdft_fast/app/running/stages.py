@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from mdft_fast.learning import (
     teach,
 )
 from mdft_fast.model import TASK_ARITHMETIC, MetaModel
+
+Tell = Callable[[str, StepRecord], None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,9 +122,12 @@ def learn(
     meta: MetaModel,
     folder: RunFolder,
     phases: Phases,
-    progress: Progress,
+    tell: Tell,
 ) -> Learned:
-    """Runs both stages, from where the folder's states end; λ ends as stage 1's."""
+    """Runs both stages, from where the folder's states end; λ ends as stage 1's.
+
+    ``tell`` is told of each step, with the name of its stage.
+    """
     recipe, batch = built.recipe, images_at_once(built.recipe)
     start = holdout_cross_entropy(meta, taught, batch=batch)
     folder.begin(inputs_of(built, data, taught))
@@ -132,7 +137,7 @@ def learn(
             meta,
             taught,
             construct_config(recipe),
-            callbacks=[_keep(folder, progress, "construct")],
+            callbacks=[_keep(folder, tell, "construct")],
             resume=folder.load_state("construct"),
         )
         end = holdout_cross_entropy(meta, taught, batch=batch)
@@ -150,7 +155,7 @@ def learn(
                     meta,
                     task,
                     specialize_config(recipe),
-                    callbacks=[_keep(folder, progress, stage)],
+                    callbacks=[_keep(folder, tell, stage)],
                     resume=folder.load_state(state_name(stage, task.name)),
                 )
     meta.set_coefficients(first.coefficients)
@@ -189,14 +194,14 @@ def inputs_of(built: Built, data: LoadedData, taught: Sequence[TaughtTask]) -> d
     return {"pool": built.pool.checksum, "tasks": tasks}
 
 
-def _keep(folder: RunFolder, progress: Progress, stage: str) -> Callback:
-    """Returns what happens after every step: state, metrics, progress."""
+def _keep(folder: RunFolder, tell: Tell, stage: str) -> Callback:
+    """Returns what happens after every step: metrics, state, a word of it."""
 
     def callback(record: StepRecord, learner: Learner) -> None:
         state = learner.state()
         folder.append_metrics(record, stage)  # first: resume drops a line without its state
         folder.save_state(state_name(stage, record.task), state)
-        progress.step(stage if record.task is None else f"{stage} {record.task}", record)
+        tell(stage if record.task is None else f"{stage} {record.task}", record)
 
     return callback
 

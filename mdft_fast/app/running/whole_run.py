@@ -13,15 +13,17 @@ from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.report import write_report
 from mdft_fast.app.running.measurement import measure
 from mdft_fast.app.running.phases import Phases, deterministic
-from mdft_fast.app.running.progress import Progress
+from mdft_fast.app.running.progress import Progress, Style, span
 from mdft_fast.app.running.result_content import result_of
 from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.app.running.stages import Learned, ask_teachers, learn
 from mdft_fast.app.running.start_file import make_start
+from mdft_fast.app.running.step_logs import events_of, write_table
 from mdft_fast.app.running.vector_shares import vector_shares
 from mdft_fast.cards import CoefficientCard, save_model
 from mdft_fast.errors import MdftError
 from mdft_fast.files import write_json
+from mdft_fast.learning import StepRecord
 from mdft_fast.model import MetaModel
 
 
@@ -40,7 +42,7 @@ class RunSummary:
     report: Path
 
 
-def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -> RunSummary:
+def run(recipe: Recipe, *, resume: bool = False, progress: Style | None = None) -> RunSummary:
     """Runs a recipe and writes its run folder.
 
     λ is learned first, from tasks that hold no labels; only then are labelled samples opened.
@@ -48,7 +50,8 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
     Args:
         recipe: what to do, see ``docs/recipes.md``.
         resume: goes on with a stopped run of the same recipe, bit for bit.
-        progress: shows bars on standard error; None: where that is a terminal.
+        progress: how it tells on standard error how far it is: "bars", "lines", one JSON object a
+            line ("json"), or "off"; None: bars on a terminal, else lines.
 
     Raises:
         MdftError: if anything in the recipe does not fit, or the folder is in use.
@@ -56,7 +59,7 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
     folder = RunFolder(recipe.output, recipe, resume=resume)
     with Progress(progress) as bars:
         bars.say(f"writing to {folder.path}")
-        phases = Phases(choose_device(recipe.device))
+        phases = Phases(choose_device(recipe.device), bars.phase)
         with phases.phase("plan"):
             planned = plan(recipe, every=False)
             _check_fits(recipe, planned, bars)
@@ -76,14 +79,22 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
             built = _started(built, data, folder, phases, bars)
             taught = [dataclasses.replace(task, pool=built.pool.checksum) for task in taught]
             meta = built.meta_model(planned.chosen.mode)
-            learned = learn(built, data, taught, meta, folder, phases, bars)
+            with events_of(folder.path, recipe.log == "tensorboard") as events:
+
+                def tell(name: str, record: StepRecord) -> None:
+                    bars.step(name, record)
+                    events.step(name, record)
+
+                learned = learn(built, data, taught, meta, folder, phases, tell)
+            write_table(folder.path)
             _save(built, meta, folder.path, learned)
             with phases.phase("evaluate"):
-                measured = measure(built, meta, learned, taught)
+                measured = measure(built, meta, learned, taught, bars.count)
                 shares = vector_shares(meta, learned) if built.pool.start is not None else None
         result = result_of(built, data, learned, taught, measured, phases, folder, shares)
         write_json(folder.path / "result.json", result)
         report = write_report(folder.path)
+        bars.say(f"done in {span(sum(phase['seconds'] for phase in phases.list))}: {report}")
     return RunSummary(folder.path, result, report)
 
 

@@ -34,7 +34,7 @@ def test_a_run_is_exported_and_reported_without_its_data(
     if packed:
         pack(make_recipe(), tmp_path / "packed")
         moved += [f"pool={{folder: {tmp_path / 'packed'}}}", "backbone=null"]
-    folder = run(make_recipe(*moved), progress=False).folder
+    folder = run(make_recipe(*moved), progress="off").folder
     before = load_file(folder / "meta" / "model.safetensors")
     for name in ("heads", "data"):
         shutil.rmtree(tmp_path / name)

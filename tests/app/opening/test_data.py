@@ -50,7 +50,7 @@ def loaded(recipe: Recipe) -> LoadedData:
 
 
 def test_one_folder_is_split_and_the_run_folder_says_how(images: Path, on_folder: Make) -> None:
-    summary = run(on_folder(images, images), progress=False)
+    summary = run(on_folder(images, images), progress="off")
     shapes, letters = json.loads((summary.folder / "splits.json").read_text())["tasks"]
     assert shapes["adapt"]["split"] == "train"
     assert shapes["evaluate"]["split"] == "test"
@@ -80,7 +80,7 @@ def test_test_images_among_the_unlabelled_are_counted_and_refused(
         r"say `duplicates: drop` to leave them out, or `transductive: true` to learn from them"
     )
     with pytest.raises(MdftError, match=wanted):
-        run(recipe, progress=False)
+        run(recipe, progress="off")
     assert not recipe.output.exists()
     found = loaded(on_folder(images, tmp_path / "test", "transductive=true"))
     assert found.splits[0]["shared"] == {"adapt": 3, "evaluate": 3}
@@ -107,7 +107,7 @@ def test_test_images_are_dropped_where_the_recipe_says_so(
     said: list[str] = []
     monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
     recipe = on_folder(images, tmp_path / "test", "duplicates=drop", *other)
-    summary = run(recipe, progress=False)
+    summary = run(recipe, progress="off")
     words = "Task 'shapes': 3 of 30 unlabelled images are test images, pixel for pixel, and were "
     assert f"{words}dropped." in summary.result["warnings"]
     assert f"{words}dropped." in said
@@ -130,13 +130,13 @@ def test_dropping_needs_something_to_be_left(images: Path, tmp_path: Path, on_fo
     shutil.copytree(images, tmp_path / "copy")
     message = r"'shapes': 30 of 30 unlabelled images are .*; `duplicates: drop` leaves none"
     with pytest.raises(MdftError, match=message):
-        run(on_folder(images, tmp_path / "copy", "duplicates=drop"), progress=False)
+        run(on_folder(images, tmp_path / "copy", "duplicates=drop"), progress="off")
     with pytest.raises(MdftError, match=r"duplicates: must be 'refuse' with transductive: true"):
         on_folder(images, images, "duplicates=drop", "transductive=true")
 
 
 def test_a_transductive_run_says_so_at_every_table(images: Path, on_folder: Make) -> None:
-    summary = run(on_folder(images, images, "transductive=true"), progress=False)
+    summary = run(on_folder(images, images, "transductive=true"), progress="off")
     assert summary.result["transductive"]
     assert summary.result["warnings"][0].startswith("Transductive: task 'shapes': 30 of 30")
     text = summary.report.read_text()

@@ -57,7 +57,7 @@ def test_test_images_make_no_head_whoever_asks(
         pack(make_recipe(), tmp_path / "packed")
         recipe = make_recipe(write("shapes"), *in_pool(tmp_path / "packed"))
     ask: dict[str, Callable[[], object]] = {
-        "run": lambda: run(recipe, progress=False),
+        "run": lambda: run(recipe, progress="off"),
         "eval": lambda: measure_model(tmp_path / "card.json", tmp_path / "leak.yaml", ()),
     }
     with pytest.raises(MdftError, match=wanted):
@@ -111,7 +111,7 @@ def test_a_packed_pool_keeps_the_note(
     pack(make_recipe(write()), tmp_path / "packed")
     packed = in_pool(tmp_path / "packed")
     pools = make_recipe(*packed, "tasks[0].head=null", *SHORT)
-    assert len([n for n in run(pools, progress=False).result["warnings"] if MADE in n]) == 1
+    assert len([n for n in run(pools, progress="off").result["warnings"] if MADE in n]) == 1
     assert len([text for text in said if text.startswith(MADE)]) == 1
     assert MADE in Pool.open(tmp_path / "packed").describe()
     pack(make_recipe(write(), *packed), tmp_path / "again")  # a note once, not twice

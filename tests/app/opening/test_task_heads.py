@@ -114,7 +114,7 @@ def test_prototypes_take_the_rest_of_a_folder_that_is_split(
     recipe = make_recipe("tasks[0].head={}", *parts, "specialize.tasks=none", "construct.steps=1")
     shots = sources_of(recipe.tasks[0], transductive=False).shots
     assert shots == FolderSource(tmp_path / "images", "train")
-    assert run(recipe, progress=False).report.is_file()
+    assert run(recipe, progress="off").report.is_file()
     parts[2] = f"tasks[0].head.prototypes={{folder: {tmp_path / 'images'}, split: test}}"
     parts[1] = f"tasks[0].evaluate={{folder: {tmp_path / 'images'}, split: test}}"
     with pytest.raises(RecipeError, match=r"head.prototypes: these are the test images"):
@@ -149,10 +149,10 @@ def test_test_images_make_no_head_where_duplicates_are_dropped(
     both = SHOT.format(tmp_path / "both.npz", "")
     short = ["construct.steps=1", "specialize.tasks=none"]
     with pytest.raises(MdftError, match=r"got 4 that are, .*or say `duplicates: drop`"):
-        run(make_recipe(both, *short), progress=False)
+        run(make_recipe(both, *short), progress="off")
     dropping = make_recipe(both, "duplicates=drop", *short)
     assert build(dropping).tasks[0].head.weight.equal(clean.weight)
-    (note,) = run(dropping, progress=False).result["warnings"]
+    (note,) = run(dropping, progress="off").result["warnings"]
     assert note.endswith("4 of 34 were test images, pixel for pixel, and were dropped.")
 
 

@@ -59,7 +59,7 @@ def follow(folder: Path, marked: dict[str, str]) -> tuple[str, dict[str, Any]]:
     file.write_text(filled)
     recipe = Recipe.load(file, SMALL)
     assert plan(recipe).fits
-    result: dict[str, Any] = run(recipe, progress=False).result
+    result: dict[str, Any] = run(recipe, progress="off").result
     assert set(result["accuracy"]["specialized"]) == {task.name for task in recipe.tasks}
     return text, result
 

@@ -105,7 +105,7 @@ def test_preset_paper_is_the_papers_method() -> None:
            filter: {enabled: true, mu: 0.4, entropy_of: teacher},
            optimizer: {name: adam, lr: 0.001, schedule: constant}}
         specialize:
-          {tasks: all, steps: 20, batch: 64, representation: encoder, control: true,
+          {tasks: all, steps: 20, batch: 64, representation: encoder, control: false,
            optimizer: {name: adam, lr: 0.05, schedule: constant}}
     """)
 

@@ -21,7 +21,7 @@ from tests.app.conftest import Make, card
 
 def test_the_saved_model_and_the_card_load_bit_for_bit(make_recipe: Make) -> None:
     recipe = make_recipe()
-    folder = run(recipe, progress=False).folder
+    folder = run(recipe, progress="off").folder
     built = build(recipe)
     meta = built.meta_model()
     for name in ("meta", "specialized/letters"):
@@ -39,7 +39,7 @@ def test_the_saved_model_and_the_card_load_bit_for_bit(make_recipe: Make) -> Non
 
 def test_a_card_of_another_pool_is_refused(make_recipe: Make, files: Path, tmp_path: Path) -> None:
     recipe = make_recipe("specialize.tasks=none")
-    folder = run(recipe, progress=False).folder
+    folder = run(recipe, progress="off").folder
     models = tmp_path / "models"
     shutil.copytree(files / "models", models)
     state = load_file(models / "shapes.safetensors")
@@ -56,7 +56,7 @@ def test_a_run_by_row_is_small_and_read_again(make_recipe: Make, tmp_path: Path)
     recipe = make_recipe(
         "granularity=row", "specialize.tasks=[letters]", "specialize.control=false"
     )
-    folder = run(recipe, progress=False).folder
+    folder = run(recipe, progress="off").folder
     built = build(recipe)
     meta = built.meta_model()
     written = CoefficientCard.load(folder / "specialized" / "letters" / "card.json")
@@ -116,7 +116,7 @@ def test_weights_of_another_model_are_one_clear_error(tmp_path: Path) -> None:
 
 def test_a_sorted_card_is_the_same_model(make_recipe: Make) -> None:
     recipe = make_recipe("specialize.tasks=none")
-    folder = run(recipe, progress=False).folder
+    folder = run(recipe, progress="off").folder
     built = build(recipe)
     path = folder / "meta" / "card.json"
     expected = load(path, pool=built.pool).state_dict()

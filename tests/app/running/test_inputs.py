@@ -51,11 +51,11 @@ def test_resume_wants_the_same_inputs(stopped: Any, array: str, key: str) -> Non
         save_file({"weight": load_file(head)["weight"].flip(0).contiguous()}, head)
     np.savez(data, **content)
     with pytest.raises(MdftError, match=rf"shapes: {key} must be what the run was started with"):
-        run(recipe, resume=True, progress=False)
+        run(recipe, resume=True, progress="off")
 
 
 def test_resume_goes_on_with_the_same_inputs(stopped: Any) -> None:
-    assert run(stopped[0], resume=True, progress=False).report.is_file()
+    assert run(stopped[0], resume=True, progress="off").report.is_file()
 
 
 def test_stage_2_alone_wants_the_samples_of_the_run(
@@ -67,7 +67,7 @@ def test_stage_2_alone_wants_the_samples_of_the_run(
     recipe = make_recipe(
         "specialize.tasks=none", f"tasks[0].adapt.npz={data}", f"tasks[0].evaluate.npz={data}"
     )
-    folder = run(recipe, progress=False).folder
+    folder = run(recipe, progress="off").folder
     card = tmp_path / "card.json"
     specialize_run(folder, "shapes", (), card)
     assert card.is_file()
@@ -91,14 +91,14 @@ def test_labels_of_test_images_make_no_head(make_recipe: Make, files: Path, tmp_
         f"tasks[0].head={{prototypes: {{npz: {copy}}}}}",
     )
     with pytest.raises(MdftError, match=r"'shapes': .*copy.npz: images whose labels make the head"):
-        run(recipe, progress=False)
+        run(recipe, progress="off")
     assert not recipe.output.exists()
 
 
 def test_no_task_adapts_to_anothers_test_images(make_recipe: Make, files: Path) -> None:
     other = f"tasks[1].adapt={{npz: {files}/data/shapes.npz, x: x_test}}"
     with pytest.raises(MdftError, match=r"'letters': .* test images of task 'shapes'"):
-        run(make_recipe("specialize.tasks=none", other), progress=False)
+        run(make_recipe("specialize.tasks=none", other), progress="off")
 
 
 def test_packing_a_pool_again_keeps_what_the_recipe_says(

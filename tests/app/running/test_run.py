@@ -22,12 +22,12 @@ from mdft_fast.app.report import COMPARED
 from mdft_fast.app.running import check_finished
 from mdft_fast.app.running.measurement import worse_than_base
 from mdft_fast.learning import learner
-from tests.app.conftest import Make, card, metrics, run_until
+from tests.app.conftest import Make, assert_same_cards, card, metrics, run_until
 from tests.conftest import contents
 
 
 def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
-    summary = run(make_recipe("construct.filter.enabled=true"), progress=False)
+    summary = run(make_recipe("construct.filter.enabled=true"), progress="off")
     written = contents(summary.folder).keys()
     assert {
         "recipe.yaml", "splits.json", "metrics.jsonl", "result.json", "report.md", "report.html",
@@ -80,15 +80,12 @@ def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
     assert sum(line["stage"] == "control" for line in lines) == 6
 
 
-def assert_same_cards(one: Path, other: Path) -> None:
-    """Compares λ of two runs, stage by stage."""
-    for name in ("meta", "specialized/shapes", "specialized/letters"):
-        assert torch.equal(card(one, name), card(other, name)), name
-
-
-def test_the_same_command_twice_gives_equal_bits(make_recipe: Make, tmp_path: Path) -> None:
-    first = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
-    second = run(make_recipe(f"output={tmp_path / 'b'}"), progress=False)
+def test_the_same_command_twice_gives_equal_bits(
+    make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(make_recipe(f"output={tmp_path / 'a'}"), progress="off")
+    monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))  # which has no answer yet
+    second = run(make_recipe(f"output={tmp_path / 'b'}"), progress="off")
     assert_same_cards(first.folder, second.folder)
 
 
@@ -97,10 +94,10 @@ def test_a_stopped_run_by_row_goes_on_bit_for_bit(
     make_recipe: Make, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learner, "PATH_NUMBERS", 100)  # as λ by row of a real model
-    whole = run(make_recipe("granularity=row", f"output={tmp_path / 'whole'}"), progress=False)
+    whole = run(make_recipe("granularity=row", f"output={tmp_path / 'whole'}"), progress="off")
     recipe = make_recipe("granularity=row", f"output={tmp_path / 'stopped'}")
     run_until(after, recipe)
-    resumed = run(Recipe.load(recipe.output / "recipe.yaml"), resume=True, progress=False)
+    resumed = run(Recipe.load(recipe.output / "recipe.yaml"), resume=True, progress="off")
     assert_same_cards(resumed.folder, whole.folder)
     assert resumed.result["accuracy"] == whole.result["accuracy"]
     assert resumed.result["specialize"] == whole.result["specialize"]
@@ -125,14 +122,14 @@ def test_a_stopped_run_by_row_goes_on_bit_for_bit(
 def test_a_stopped_run_goes_on_bit_for_bit(
     make_recipe: Make, tmp_path: Path, after: int, missing: str
 ) -> None:
-    whole = run(make_recipe(f"output={tmp_path / 'whole'}"), progress=False)
+    whole = run(make_recipe(f"output={tmp_path / 'whole'}"), progress="off")
     recipe = make_recipe(f"output={tmp_path / 'stopped'}")
     run_until(after, recipe)
     written = recipe.output / "recipe.yaml"
     again = f"ended in {missing}; go on with: mdft run {written} --resume"
     with pytest.raises(MdftError, match=re.escape(again)):
         check_finished(recipe.output)
-    resumed = run(Recipe.load(written), resume=True, progress=False)  # as those words say
+    resumed = run(Recipe.load(written), resume=True, progress="off")  # as those words say
     check_finished(recipe.output)
     assert_same_cards(resumed.folder, whole.folder)
     assert resumed.result["accuracy"] == whole.result["accuracy"]
@@ -146,7 +143,7 @@ def test_a_line_cut_off_by_a_kill_is_made_again(make_recipe: Make) -> None:
     run_until(3, recipe)
     with open(recipe.output / "metrics.jsonl", "a") as file:
         file.write('{"stage": "construct", "task": null, "st')  # cut off by a kill
-    folder = run(recipe, resume=True, progress=False).folder
+    folder = run(recipe, resume=True, progress="off").folder
     lines = metrics(folder)
     assert [line["step"] for line in lines if line["stage"] == "construct"] == [1, 2, 3, 4]
 
@@ -154,7 +151,7 @@ def test_a_line_cut_off_by_a_kill_is_made_again(make_recipe: Make) -> None:
 def test_poisoned_labels_change_no_bit_of_what_is_learned(
     make_recipe: Make, tasks: Any, files: Path, tmp_path: Path
 ) -> None:
-    expected = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
+    expected = run(make_recipe(f"output={tmp_path / 'a'}"), progress="off")
     data = shutil.copytree(files / "data", tmp_path / "data")
     for name in ("shapes", "letters"):
         arrays = dict(np.load(data / f"{name}.npz"))
@@ -163,7 +160,7 @@ def test_poisoned_labels_change_no_bit_of_what_is_learned(
     for task in tasks:
         task["evaluate"]["npz"] = task["adapt"]["npz"] = str(data / f"{task['name']}.npz")
     poisoned = run(
-        make_recipe(f"output={tmp_path / 'b'}", f"tasks={json.dumps(tasks)}"), progress=False
+        make_recipe(f"output={tmp_path / 'b'}", f"tasks={json.dumps(tasks)}"), progress="off"
     )
     assert_same_cards(poisoned.folder, expected.folder)
     assert poisoned.result["holdout"] == expected.result["holdout"]
@@ -173,7 +170,7 @@ def test_poisoned_labels_change_no_bit_of_what_is_learned(
 def test_tasks_without_labels_run_too(make_recipe: Make, tasks: Any) -> None:
     for task in tasks:
         del task["evaluate"]
-    summary = run(make_recipe(f"tasks={json.dumps(tasks)}"), progress=False)
+    summary = run(make_recipe(f"tasks={json.dumps(tasks)}"), progress="off")
     assert summary.result["accuracy"] == {}
     assert summary.report.exists()
     assert summary.result["holdout"]["meta"] > 0
@@ -184,42 +181,42 @@ def test_a_used_folder_is_refused_and_left_alone(make_recipe: Make) -> None:
     recipe.output.mkdir(parents=True)
     (recipe.output / "thesis.txt").write_text("ten years of work")
     with pytest.raises(MdftError, match=r"must not exist or be empty.*--resume.*--output"):
-        run(recipe, progress=False)
+        run(recipe, progress="off")
     assert [p.name for p in recipe.output.iterdir()] == ["thesis.txt"]
 
 
 def test_resume_wants_a_run_of_the_same_recipe(make_recipe: Make) -> None:
     recipe = make_recipe("specialize.tasks=none")
     with pytest.raises(MdftError, match="no run to resume"):
-        run(recipe, resume=True, progress=False)
-    run(recipe, progress=False)
+        run(recipe, resume=True, progress="off")
+    run(recipe, progress="off")
     other = make_recipe("specialize.tasks=none", "construct.steps=9")
     with pytest.raises(MdftError, match=r"got another construct\.steps: 9 in place of \d+$"):
-        run(other, resume=True, progress=False)
+        run(other, resume=True, progress="off")
     written = recipe.output / "recipe.yaml"  # as a version without this key wrote it
     written.write_text(re.sub(r"^duplicates: .*\n", "", written.read_text(), flags=re.MULTILINE))
     assert "duplicates" not in written.read_text()
-    run(recipe, resume=True, progress=False)
+    run(recipe, resume=True, progress="off")
 
 
 def test_a_damaged_state_is_one_clear_error(make_recipe: Make) -> None:
     recipe = make_recipe("specialize.tasks=none")
-    run(recipe, progress=False)
+    run(recipe, progress="off")
     (recipe.output / "state" / "construct.pt").write_bytes(b"not a state")
     with pytest.raises(MdftError, match=r"construct.pt: not a readable state"):
-        run(recipe, resume=True, progress=False)
+        run(recipe, resume=True, progress="off")
 
 
 def test_a_packed_pool_gives_the_same_run(make_recipe: Make, tmp_path: Path) -> None:
-    first = run(make_recipe(f"output={tmp_path / 'a'}"), progress=False)
+    first = run(make_recipe(f"output={tmp_path / 'a'}"), progress="off")
     pack(make_recipe(), tmp_path / "pool")
     packed = json.dumps({"folder": str(tmp_path / "pool")})
-    second = run(make_recipe(f"pool={packed}", f"output={tmp_path / 'b'}"), progress=False)
+    second = run(make_recipe(f"pool={packed}", f"output={tmp_path / 'b'}"), progress="off")
     assert second.result["pool"]["checksum"] == first.result["pool"]["checksum"]
     assert torch.equal(card(first.folder), card(second.folder))
     wrong = make_recipe(f"pool={packed}", "preprocess.mean=0.4", f"output={tmp_path / 'c'}")
     with pytest.raises(MdftError, match="preprocess must be the pool's"):
-        run(wrong, progress=False)
+        run(wrong, progress="off")
 
 
 FAULTS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -251,7 +248,7 @@ def test_bad_checkpoints_are_one_clear_error(
 ) -> None:
     override, message = damage(files, tmp_path, what)
     with pytest.raises(MdftError, match=message) as caught:
-        run(make_recipe(override), progress=False)
+        run(make_recipe(override), progress="off")
     assert not (tmp_path / "run").exists()  # nothing half-written
     text = str(caught.value)
     assert "norm.bia" in text or what in ("base again", "truncated", "no file")
@@ -275,7 +272,7 @@ def test_bad_images_and_classes(make_recipe: Make, tasks: Any, files: Path, tmp_
             "specialize.tasks=none",
         )  # fmt: skip
         with pytest.raises(MdftError, match=message):
-            run(recipe, progress=False)
+            run(recipe, progress="off")
         assert i == 3 or not (tmp_path / f"run{i}").exists()  # 3: labels are opened last
 
 
@@ -288,23 +285,23 @@ def test_resume_refuses_other_models_and_other_samples(
         f"pool={{base: {copy / 'base.safetensors'}, models: {copy / 'models'}}}",
         f"tasks={tasks}", "specialize.tasks=none",
     )  # fmt: skip
-    run(recipe, progress=False)
+    run(recipe, progress="off")
     arrays = dict(np.load(copy / "data" / "shapes.npz"))
     arrays["x_unlabelled"][0] ^= 1
     np.savez(copy / "data" / "shapes.npz", **arrays)
     with pytest.raises(MdftError, match="shapes: samples must be what the run was started with"):
-        run(recipe, resume=True, progress=False)
+        run(recipe, resume=True, progress="off")
     state = load_file(copy / "models" / "shapes.safetensors")
     state["norm.bias"][0] += 1
     save_file(state, copy / "models" / "shapes.safetensors")
     with pytest.raises(MdftError, match="pool must be what the run was started with"):
-        run(recipe, resume=True, progress=False)
+        run(recipe, resume=True, progress="off")
 
 
 def test_coefficients_that_run_away_are_an_error_that_names_the_step(make_recipe: Make) -> None:
     recipe = make_recipe("construct.optimizer={name: sgd, lr: 1e38}", "specialize.tasks=none")
     with pytest.raises(MdftError, match=r"must stay finite.*at step \d of 4 .*lower the learning"):
-        run(recipe, progress=False)
+        run(recipe, progress="off")
     assert "NaN" not in (recipe.output / "metrics.jsonl").read_text()
 
 
@@ -315,7 +312,7 @@ def test_a_packed_pool_keeps_its_codec_and_is_left_whole(
     pack(make_recipe(), tmp_path / "pool", codec=codec)
     before = contents(tmp_path / "pool")
     packed = json.dumps({"folder": str(tmp_path / "pool")})
-    summary = run(make_recipe(f"pool={packed}", "specialize.tasks=none"), progress=False)
+    summary = run(make_recipe(f"pool={packed}", "specialize.tasks=none"), progress="off")
     assert summary.result["pool"]["codec"] == codec
     load(summary.folder / "meta" / "card.json", pool=tmp_path / "pool")
     assert contents(tmp_path / "pool") == before

@@ -80,11 +80,11 @@ def state(folder: Path, name: str) -> Tensor:
 
 
 def test_a_run_starts_from_the_merge(make_recipe: Make) -> None:
-    summary = run(make_recipe("start={method: mean, scale: 0.5}"), progress=False)
+    summary = run(make_recipe("start={method: mean, scale: 0.5}"), progress="off")
     folder, result = summary.folder, summary.result
     assert result["pool"]["vectors"] == ["mean", "shapes", "letters"]
     assert result["pool"]["start"] == "mean"
-    assert [p["name"] for p in result["phases"]][2:5] == ["samples", "start", "teachers"]
+    assert [p["name"] for p in result["phases"]][2:5] == ["samples", "teachers", "start"]
     assert [row["name"] for row in result["compared"]] == [
         "pretrained", "task_arithmetic", "start", "meta", "individual", "control", "specialized",
     ]  # fmt: skip
@@ -107,8 +107,8 @@ def test_a_run_starts_from_the_merge(make_recipe: Make) -> None:
 
 
 def test_its_measures_are_the_merges_own(make_recipe: Make, tmp_path: Path) -> None:
-    from_merge = run(make_recipe("start=mean", f"output={tmp_path / 'a'}"), progress=False).result
-    half = run(make_recipe("start=0.5", f"output={tmp_path / 'b'}"), progress=False).result
+    from_merge = run(make_recipe("start=mean", f"output={tmp_path / 'a'}"), progress="off").result
+    half = run(make_recipe("start=0.5", f"output={tmp_path / 'b'}"), progress="off").result
     assert from_merge["holdout"]["start"] == pytest.approx(half["holdout"]["start"], rel=1e-5)
     for name in ("pretrained", "task_arithmetic", "individual", "control"):
         assert from_merge["accuracy"][name] == half["accuracy"][name], name
@@ -119,7 +119,7 @@ def test_its_measures_are_the_merges_own(make_recipe: Make, tmp_path: Path) -> N
 
 def test_shares_are_lengths_over_their_sum(make_recipe: Make) -> None:
     recipe = make_recipe("start=mean", *SHORT)
-    summary = run(recipe, progress=False)
+    summary = run(recipe, progress="off")
     shares = summary.result["shares"]
     built = build(recipe)
     tau = built.pool.vectors.decode().double()
@@ -150,7 +150,7 @@ def _stop_before(what: str) -> Callable[[Recipe], None]:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(RunFolder, what, interrupt)
             with pytest.raises(KeyboardInterrupt):
-                run(recipe, progress=False)
+                run(recipe, progress="off")
 
     return stop
 
@@ -176,12 +176,12 @@ def test_a_stopped_run_goes_on_bit_for_bit_elsewhere(
     elsewhere: Callable[[], None],
 ) -> None:
     keys = ["start=mean", f"memory.codec={codec}", *SHORT]
-    whole = run(make_recipe(*keys, f"output={tmp_path / 'whole'}"), progress=False)
+    whole = run(make_recipe(*keys, f"output={tmp_path / 'whole'}"), progress="off")
     recipe = make_recipe(*keys, f"output={tmp_path / 'stopped'}")
     stop(recipe)
     assert kept is None or {path.name for path in recipe.output.iterdir()} == kept
     elsewhere()
-    resumed = run(Recipe.load(recipe.output / "recipe.yaml"), resume=True, progress=False)
+    resumed = run(Recipe.load(recipe.output / "recipe.yaml"), resume=True, progress="off")
     for name in ("meta", "specialized/letters"):
         one, other = (
             CoefficientCard.load(folder / name / "card.json")
@@ -198,13 +198,13 @@ def test_a_run_stopped_while_the_start_is_made_leaves_nothing(make_recipe: Make)
     recipe = make_recipe("start=mean", "specialize.tasks=none")
     _stop_before("claim")(recipe)
     assert not recipe.output.exists()
-    run(recipe, progress=False)
+    run(recipe, progress="off")
 
 
 def test_a_finished_run_is_opened_with_its_own_start(
     make_recipe: Make, tmp_path: Path, elsewhere: Callable[[], None]
 ) -> None:
-    folder = run(make_recipe("start=mean"), progress=False).folder
+    folder = run(make_recipe("start=mean"), progress="off").folder
     accuracy = json.loads((folder / "result.json").read_text())["accuracy"]
     before = load(folder / "meta" / "model.safetensors").state_dict()
     elsewhere()
@@ -247,10 +247,10 @@ def test_a_changed_or_missing_start_is_refused(
     damage: Callable[[Path], None], words: str, make_recipe: Make, tmp_path: Path
 ) -> None:
     recipe = make_recipe("start=mean", *SHORT)
-    folder = run(recipe, progress=False).folder
+    folder = run(recipe, progress="off").folder
     damage(folder / "start.safetensors")
     for open_again in (
-        lambda: run(recipe, resume=True, progress=False),
+        lambda: run(recipe, resume=True, progress="off"),
         lambda: export_model(folder, tmp_path / "meta.safetensors", None, None),
         lambda: specialize_run(folder, "letters", [], tmp_path / "card.json"),
         lambda: measure_model(folder / "meta" / "card.json", folder / "recipe.yaml", []),
@@ -264,12 +264,12 @@ def test_a_start_sees_the_samples_to_learn_from_alone(
 ) -> None:
     keys = ["start={method: counted, samples: 1000}", "construct.holdout=0.3", "seed=5"]
     recipe = make_recipe(*keys, "specialize.tasks=none")
-    folder = run(recipe, progress=False).folder
+    folder = run(recipe, progress="off").folder
     splits = json.loads((folder / "splits.json").read_text())["tasks"]
     for task in splits:
         assert Counted.seen[task["name"]] == len(task["learn"]) == 28
         assert task["learn"] == split(40, 0.3, 5, task["name"])[0].tolist()
-    run(recipe, resume=True, progress=False)
+    run(recipe, resume=True, progress="off")
     (folder / "splits.json").unlink()  # as if stopped before the teachers, and the data changed
     for task in tasks:
         task["adapt"]["x"] = "x_test"
@@ -277,7 +277,7 @@ def test_a_start_sees_the_samples_to_learn_from_alone(
     changed = make_recipe(*keys, "specialize.tasks=none", f"tasks={json.dumps(tasks)}")
     (folder / "recipe.yaml").write_text(changed.dump())
     with pytest.raises(MdftError, match=r"start.safetensors: samples must be what the run was"):
-        run(changed, resume=True, progress=False)
+        run(changed, resume=True, progress="off")
 
 
 def test_a_packed_start_is_rounded_once(make_recipe: Make, tmp_path: Path) -> None:
@@ -290,9 +290,9 @@ def test_a_packed_start_is_rounded_once(make_recipe: Make, tmp_path: Path) -> No
 def test_a_packed_start_gives_the_same_run(make_recipe: Make, tmp_path: Path) -> None:
     keys = ["start=mean", "specialize.tasks=none"]
     pool = pack(make_recipe("start=mean"), tmp_path / "pool", start=True)
-    first = run(make_recipe(*keys, f"output={tmp_path / 'a'}"), progress=False)
+    first = run(make_recipe(*keys, f"output={tmp_path / 'a'}"), progress="off")
     packed = make_recipe(*keys, *in_pool(tmp_path / "pool"), f"output={tmp_path / 'b'}")
-    second = run(packed, progress=False)
+    second = run(packed, progress="off")
     assert not (second.folder / "start.safetensors").exists(), "the pool has it"
     assert "start" not in [phase["name"] for phase in second.result["phases"]]
     assert torch.equal(card(first.folder), card(second.folder))
@@ -345,7 +345,7 @@ def test_the_merge_sees_transformed_vectors(make_recipe: Make, tmp_path: Path) -
     pool = pack(make_recipe(*keys), tmp_path / "pool", start=True)
     assert pool.methods == ("ties(density=0.4)", "start by mean(scale=1.0)")
     assert torch.allclose(pool.vectors.codes[0], pool.vectors.codes[1:].mean(0), atol=1e-7)
-    summary = run(make_recipe(*keys), progress=False)
+    summary = run(make_recipe(*keys), progress="off")
     assert summary.result["pool"]["checksum"] == pool.checksum
     export_model(summary.folder, tmp_path / "meta.safetensors", None, None)
 
