@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from pathlib import Path
@@ -35,10 +36,8 @@ def test_without_a_terminal_there_is_a_line_a_phase_and_one_at_the_end(
 def test_ten_seconds_later_a_step_is_a_line_with_what_matters(
     make_recipe: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [0.0]
-    monkeypatch.setattr(
-        progress.time, "monotonic", lambda: now.__setitem__(0, now[0] + 3) or now[0]
-    )
+    ticks = itertools.count(step=3.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(ticks))
     run(make_recipe(*SHORT))
     steps = [line for line in capsys.readouterr().err.splitlines() if "construct:" in line]
     assert steps
