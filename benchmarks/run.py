@@ -4,6 +4,7 @@
 python benchmarks/run.py kernels step --json benchmarks/results/FILE.json
 python benchmarks/run.py table2 fig3 --recipe RECIPE --out FOLDER
 python benchmarks/run.py methods RECIPE --json benchmarks/results/methods.json
+python benchmarks/run.py end_to_end RECIPE --clip8 --json benchmarks/results/end_to_end.json
 python benchmarks/run.py compare OLD.json NEW.json
 """
 
@@ -22,7 +23,13 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # an installed mdft_fast wins
 os.environ["MDFT_STRICT"] = "1"  # the reference must not race in the kernels' place
 
-from benchmarks import bench_memory, bench_methods, bench_step, compare  # noqa: E402
+from benchmarks import (  # noqa: E402
+    bench_end_to_end,
+    bench_memory,
+    bench_methods,
+    bench_step,
+    compare,
+)
 from benchmarks.harness import Busy, origin  # noqa: E402
 from benchmarks.machine import Machine, limit_memory, load  # noqa: E402
 from benchmarks.operands import DTYPES  # noqa: E402
@@ -32,9 +39,11 @@ from benchmarks.suites import SUITES  # noqa: E402
 from mdft_fast.arena import CODECS  # noqa: E402
 from mdft_fast.files import write_json  # noqa: E402
 
-COMMANDS = {"compare": compare.main, "methods": bench_methods.main} | dict.fromkeys(
-    [*ITEMS, "paper"], command.main
-)
+COMMANDS = {
+    "compare": compare.main,
+    "end_to_end": bench_end_to_end.main,
+    "methods": bench_methods.main,
+} | dict.fromkeys([*ITEMS, "paper"], command.main)
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
