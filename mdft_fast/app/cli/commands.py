@@ -61,13 +61,17 @@ def _mdft(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Shows the version.")
     ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar="MDFT_DEBUG", help="Shows an error's whole traceback."),
+    ] = False,
 ) -> None:
     """Makes one better model of a pool of fine-tuned ones, without labels.
 
     Start with `mdft demo`, which needs no files, or with `mdft init FOLDER` on your own
     checkpoints. Every command writes only where it says, and never over what is there unless asked.
 
-    MDFT_DEBUG=1 shows tracebacks in place of one-line errors.
+    An error is one line and exit code 1; --debug, or MDFT_DEBUG=1, shows its traceback.
     """
 
 
