@@ -12,11 +12,12 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from mdft_fast.errors import MdftError
 
 TRIES = 3  # another process may be exchanging the same entry just now
 _PIECE = 1 << 20  # bytes read and hashed at a time
+_TOKEN = 8  # bytes of a name that no other process chooses
+_UNFINISHED = re.compile(rf"\..+\.[0-9a-f]{{{2 * _TOKEN}}}\.part")
 _STRAY_S = 24 * 3600  # what is unfinished and older has no process any more, on any machine
 
 
@@ -43,7 +46,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: threads, and processes of other machines and containers, may write too.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(_TOKEN)}.part")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -51,6 +54,24 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Says whether a file is what :func:`replacing` writes to, and was not renamed yet."""
+    return _UNFINISHED.fullmatch(path.name) is not None
+
+
+def remove_unfinished(folder: Path, below: Iterable[str] = ()) -> None:
+    """Removes what killed processes left in a folder that no other process writes to now.
+
+    Args:
+        folder: which.
+        below: patterns of folders inside that are looked at too.
+    """
+    for place in (folder, *(inside for pattern in below for inside in folder.glob(pattern))):
+        for path in place.glob(".*.part"):
+            if is_unfinished(path):
+                path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:

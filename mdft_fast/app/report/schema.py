@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -17,8 +18,10 @@ from typing_extensions import NotRequired, TypedDict
 
 from mdft_fast.app.report.compared_models import ComparedModel, compared_models
 from mdft_fast.errors import MdftError
+from mdft_fast.json_checksums import check_content
 from mdft_fast.reference import EntropyOf
 
+METRICS = "metrics.jsonl"  # one JSON line a step
 T = TypeVar("T")
 
 
@@ -188,7 +191,7 @@ def read_result(folder: str | os.PathLike[str]) -> Result:
         MdftError: naming the file and the first key that is wrong.
     """
     path = Path(folder) / "result.json"
-    result = _checked(path, _content(path), TypeAdapter(Result))
+    result = _checked(path, _content(path), TypeAdapter(Result), Result.__annotations__)
     unnamed = result["accuracy"].keys() - {model.name for model in compared_models(result)}
     if unnamed:
         raise MdftError(f"{path}: compared: must name all of accuracy, got no {min(unnamed)!r}")
@@ -196,25 +199,31 @@ def read_result(folder: str | os.PathLike[str]) -> Result:
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[Metric]:
-    """Reads a run folder's ``metrics.jsonl``; an unfinished last line is left out."""
-    path = Path(folder) / "metrics.jsonl"
+    """Reads a run folder's ``metrics.jsonl``; an unfinished last line is left out.
+
+    Raises:
+        MdftError: naming the file, the first line that is not as it was written, and the key.
+    """
+    path = Path(folder) / METRICS
     if not path.exists():
         return []
     lines = _content(path).split("\n")[:-1]  # what follows the last line end was cut off
-    adapter = TypeAdapter(Metric)
-    return [_checked(f"{path}, line {i}", line, adapter) for i, line in enumerate(lines, 1)]
+    adapter, keys = TypeAdapter(Metric), Metric.__annotations__
+    return [_checked(f"{path}, line {i}", line, adapter, keys) for i, line in enumerate(lines, 1)]
 
 
 def _content(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="surrogateescape")  # damage is one line's
     except OSError as error:
         raise MdftError(f"{path}: not readable: {error.strerror}") from None
 
 
-def _checked(where: str | Path, content: str, adapter: TypeAdapter[T]) -> T:
+def _checked(where: str | Path, text: str, adapter: TypeAdapter[T], keys: Collection[str]) -> T:
     try:
-        return adapter.validate_python(json.loads(content))
+        content = json.loads(text)
+        check_content(where, content, keys)
+        return adapter.validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -22,6 +22,7 @@ from mdft_fast.app.running.vector_shares import vector_shares
 from mdft_fast.cards import CoefficientCard, save_model
 from mdft_fast.errors import MdftError
 from mdft_fast.files import write_json
+from mdft_fast.json_checksums import with_checksum
 from mdft_fast.model import MetaModel
 
 
@@ -53,8 +54,7 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
     Raises:
         MdftError: if anything in the recipe does not fit, or the folder is in use.
     """
-    folder = RunFolder(recipe.output, recipe, resume=resume)
-    with Progress(progress) as bars:
+    with RunFolder(recipe.output, recipe, resume=resume) as folder, Progress(progress) as bars:
         bars.say(f"writing to {folder.path}")
         phases = Phases(choose_device(recipe.device))
         with phases.phase("plan"):
@@ -77,7 +77,7 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
                 measured = measure(built, meta, learned)
                 shares = vector_shares(meta, learned) if built.pool.start is not None else None
         result = result_of(built, data, learned, taught, measured, phases, folder, shares)
-        write_json(folder.path / "result.json", result)
+        write_json(folder.path / "result.json", with_checksum(result))
         report = write_report(folder.path)
     return RunSummary(folder.path, result, report)
 

@@ -52,5 +52,7 @@ def test_a_long_message_is_cut_in_its_middle() -> None:
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    shown = call("init", tmp_path, "-o", tmp_path / "file" / "recipe.yaml", code=1)
+    shown = call(
+        "export", tmp_path / "file" / "card.json", "--to", tmp_path / "m.safetensors", code=1
+    )
     assert shown.stderr.startswith(f"error: {tmp_path / 'file'}")
