@@ -48,12 +48,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     # A name of its own: threads, and processes of other machines and containers, may write too.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(_TOKEN)}.part")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        with naming(target):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an error of writing say which file: of a full disk it does not say so itself."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def is_unfinished(path: Path) -> bool:

@@ -73,4 +73,10 @@ Output = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no tables.")]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify", help="Compares a packed pool with its checksums before use."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replaces what is there.")]

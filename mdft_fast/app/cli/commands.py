@@ -17,6 +17,7 @@ from mdft_fast.app.cli.arguments import (
     Quiet,
     RecipeFile,
     RunFolder,
+    Verify,
     check_free,
     readable,
 )
@@ -249,6 +250,7 @@ def run(
         bool, typer.Option("--resume", help="Goes on with a stopped run of the same recipe.")
     ] = False,
     quiet: Quiet = False,
+    verify: Verify = True,
 ) -> None:
     """Follows a recipe: learns, measures, writes a report.
 
@@ -258,7 +260,7 @@ def run(
 
     Example: mdft run recipe.yaml --set construct.steps=50 --output runs/short
     """
-    actions.run_recipe(recipe, assignments or (), output, resume, quiet)
+    actions.run_recipe(recipe, assignments or (), output, resume, quiet, verify)
 
 
 @app.command(name="eval")
@@ -266,6 +268,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="A card (.json) or saved weights (.safetensors).")],
     recipe: RecipeFile,
     assignments: Overrides = None,
+    verify: Verify = True,
 ) -> None:
     """Measures a model on a recipe's labelled tasks.
 
@@ -273,7 +276,7 @@ def evaluate(
 
     Example: mdft eval runs/real/specialized/mnist/card.json recipe.yaml
     """
-    accuracy = actions.measure_model(model, recipe, assignments or ())
+    accuracy = actions.measure_model(model, recipe, assignments or (), verify)
     body = [[name, f"{100 * value:.1f}"] for name, value in accuracy.items()]
     if len(body) > 1:
         body.append(["average", f"{100 * sum(accuracy.values()) / len(accuracy):.1f}"])
@@ -286,6 +289,7 @@ def specialize(
     task: Annotated[str, typer.Option("--task", help="Which task to specialize for.")],
     assignments: Overrides = None,
     overwrite: Overwrite = False,
+    verify: Verify = True,
 ) -> None:
     """Specializes a run's meta-model to one more task.
 
@@ -296,7 +300,7 @@ def specialize(
     """
     card = folder / "specialized" / task / "card.json"
     check_free(card, overwrite)
-    actions.specialize_run(folder, task, assignments or (), card)
+    actions.specialize_run(folder, task, assignments or (), card, verify)
     say(f"wrote {card}")
     measure = shlex.join(["mdft", "eval", str(card), str(folder / "recipe.yaml")])
     say(f"the run's report shows the run as it was; this measures the new card: {measure}")
@@ -313,6 +317,7 @@ def export(
         Path | None, typer.Option(help="The card's recipe; found beside it in a run folder.")
     ] = None,
     overwrite: Overwrite = False,
+    verify: Verify = True,
 ) -> None:
     """Writes a model's merged weights as one file.
 
@@ -324,7 +329,7 @@ def export(
     if to.suffix != ".safetensors":
         raise MdftError(f"--to: must be a .safetensors file, got {to}")
     check_free(to, overwrite)
-    actions.export_model(source, to, task, recipe)
+    actions.export_model(source, to, task, recipe, verify)
     say(f"wrote {to}")
 
 

@@ -67,7 +67,7 @@ def pack(
             built = build(recipe)
             pool = (started(built) if start else built).pool
         else:
-            pool = Pool.open(recipe.pool.folder)
+            pool = Pool.open(recipe.pool.folder, verify=True)
         pool.save(path, codec or narrower(recipe), overwrite=overwrite)
         return Pool.open(path)
     tasks = tasks_of_checkpoints(recipe)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mdft_fast.errors import MdftError
-from mdft_fast.files import TRIES
+from mdft_fast.files import TRIES, naming
 
 try:
     import fcntl
@@ -64,7 +64,8 @@ def _lock(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)  # whoever had it may just have removed it
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            _claim(handle, path)
+            with naming(path):
+                _claim(handle, path)
             if _is_still(handle, path):
                 return handle
         except BaseException:

@@ -24,7 +24,7 @@ from mdft_fast.app.running.same_inputs import (
     write_inputs,
 )
 from mdft_fast.errors import MdftError
-from mdft_fast.files import is_unfinished, remove_unfinished, write_text
+from mdft_fast.files import is_unfinished, naming, remove_unfinished, write_text
 from mdft_fast.json_checksums import with_checksum
 from mdft_fast.learning import StepRecord
 
@@ -124,7 +124,7 @@ class RunFolder:
 
     def append_metrics(self, record: StepRecord, stage: str) -> None:
         """Adds a step's line, on the disk before its state; ``stage`` sets control runs apart."""
-        with open(self._metrics, "a", encoding="utf-8") as file:
+        with naming(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
             file.write(_line({**record.as_dict(), "stage": stage}))
             file.flush()
             os.fsync(file.fileno())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ def write_state(path: Path, state: Mapping[str, Any], run: str) -> None:
         run: what names the run's recipe and inputs.
     """
     whole = {**state, _RUN: run}
+    written = io.BytesIO()  # torch's own writing to a full disk ends in a RuntimeError
+    torch.save({**whole, _CHECKSUM: _checksum(whole)}, written)
     with replacing(path) as temporary:
-        torch.save({**whole, _CHECKSUM: _checksum(whole)}, temporary)
+        temporary.write_bytes(written.getbuffer())
 
 
 def read_state(path: Path, run: str) -> dict[str, Any]:

@@ -41,7 +41,9 @@ class RunSummary:
     report: Path
 
 
-def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -> RunSummary:
+def run(
+    recipe: Recipe, *, resume: bool = False, progress: bool | None = None, verify: bool = True
+) -> RunSummary:
     """Runs a recipe and writes its run folder.
 
     λ is learned first, from tasks that hold no labels; only then are labelled samples opened.
@@ -50,6 +52,7 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
         recipe: what to do, see ``docs/recipes.md``.
         resume: goes on with a stopped run of the same recipe, bit for bit.
         progress: shows bars on standard error; None: where that is a terminal.
+        verify: of a packed pool, compares its content with its checksums before it is used.
 
     Raises:
         MdftError: if anything in the recipe does not fit, or the folder is in use.
@@ -61,7 +64,7 @@ def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -
             planned = plan(recipe, every=False)
             _check_fits(recipe, planned, bars)
         with phases.phase("load and pack"):
-            built = build(recipe)
+            built = build(recipe, verify=verify)
             for note in built.pool.notes:
                 bars.say(note)
         with phases.phase("samples"):
