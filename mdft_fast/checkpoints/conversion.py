@@ -56,6 +56,9 @@ def convert(
         for name in state.tensors
     ]
     entries.sort(key=lambda item: -item.dtype.itemsize)  # wider ones first: all stay aligned
+    for opened_state in (opened, state):
+        if opened_state is not None:
+            opened_state.check()
     with replacing(path) as temporary:
         write_tensors(temporary, entries, metadata=metadata)
     return state
