@@ -16,12 +16,12 @@ from mdft_fast.arena import Codec, Encoder, TaskVectors, forms_of, rows_of
 from mdft_fast.checkpoints import Entry, Written, entry, open_state, write_tensors
 from mdft_fast.errors import MdftError
 from mdft_fast.files import new_folder, write_text
+from mdft_fast.pool.derived_checksum import check_checksums
 from mdft_fast.pool.head import Head
 from mdft_fast.pool.manifest import BASE, MANIFEST, TAU, Manifest, head_file, read_manifest, to_json
 from mdft_fast.pool.packing import Packing, check_spec
 from mdft_fast.pool.pool_data import PoolData
 from mdft_fast.pool.task_checks import TaskInfo, TaskLike, check_classes
-from mdft_fast.pool.verification import check_checksums
 
 _BUFFER = "buffer."
 _HEADS = "heads"
