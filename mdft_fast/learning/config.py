@@ -21,7 +21,7 @@ Draw = Literal["kept", "batch"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Representation = Literal["encoder", "normalized", "logits"]
-Batch = Annotated[int, Interval(ge=1, le=1 << 20)]  # more is a slip of the finger
+Batch = Annotated[int, Interval(ge=1, le=1_000_000)]  # more is a slip of the finger
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from mdft_fast.arena import CODECS, ERROR_OF_CODEC, TILE, Codec, CodecError, Layout
 from mdft_fast.checkpoints import Written, as_preprocess
 from mdft_fast.errors import MdftError
+from mdft_fast.files import old_folder
 from mdft_fast.json_checksums import check_content, with_checksum
 from mdft_fast.pool.head import label_note
 from mdft_fast.pool.inventory import tied_to
@@ -101,7 +102,9 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads and checks ``pool.json``; every message begins with its path."""
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise MdftError(f"{folder}: no such pool folder")
+        old = old_folder(folder)
+        left = f"; a stopped exchange left the old one at {old}" if old.is_dir() else ""
+        raise MdftError(f"{folder}: no such pool folder{left}")
     if not path.is_file():
         raise MdftError(f"{folder}: not a pool, {MANIFEST} is missing")
     try:

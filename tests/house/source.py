@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 LIBRARY = (
-    *("version", "late_imports", "errors", "options", "files", "json_checksums"),
+    *("version", "late_imports", "errors", "options", "file_locks", "files", "json_checksums"),
     *("arena", "reference", "ops", "checkpoints", "pool", "model", "methods", "learning"),
     *("data", "heads", "evaluation", "cards"),
 )

@@ -5,23 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import os
 import socket
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from mdft_fast.errors import MdftError
+from mdft_fast.file_locks import is_still, try_lock
 from mdft_fast.files import TRIES, naming
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is locked there
-    fcntl = None  # type: ignore[assignment]
-
 LOCK = ".lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
 
 
 @contextlib.contextmanager
@@ -66,7 +59,7 @@ def _lock(folder: Path) -> int:
         try:
             with naming(path):
                 _claim(handle, path)
-            if _is_still(handle, path):
+            if is_still(handle, path):
                 return handle
         except BaseException:
             os.close(handle)
@@ -76,27 +69,12 @@ def _lock(folder: Path) -> int:
 
 
 def _claim(handle: int, path: Path) -> None:
-    if fcntl is not None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip()
-            raise MdftError(
-                f"{path.parent}: is in use by {holder or 'another process'}; wait for its end, or "
-                "name another folder with --output"
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+    if try_lock(handle) is False:
+        holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip()
+        raise MdftError(
+            f"{path.parent}: is in use by {holder or 'another process'}; wait for its end, or name "
+            "another folder with --output"
+        )
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     os.truncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
-
-
-def _is_still(handle: int, path: Path) -> bool:
-    """Says whether the file that was locked is the one of that name, not one removed since."""
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return stat.S_ISREG(there.st_mode) and os.path.samestat(os.fstat(handle), there)
