@@ -22,6 +22,10 @@ from mdft_fast.json_checksums import check_content
 from mdft_fast.reference import EntropyOf
 
 METRICS = "metrics.jsonl"  # one JSON line a step
+WITHOUT_METRICS = (
+    "put a copy back, or take the file away: the report has no curves of its steps then, and λ is "
+    "not in it"
+)
 T = TypeVar("T")
 
 
@@ -202,14 +206,29 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[Metric]:
     """Reads a run folder's ``metrics.jsonl``; an unfinished last line is left out.
 
     Raises:
-        MdftError: naming the file, the first line that is not as it was written, and the key.
+        MdftError: naming the file, the first line that is not as it was written, and the key; or
+            the line before which one is missing.
     """
     path = Path(folder) / METRICS
     if not path.exists():
         return []
     lines = _content(path).split("\n")[:-1]  # what follows the last line end was cut off
     adapter, keys = TypeAdapter(Metric), Metric.__annotations__
-    return [_checked(f"{path}, line {i}", line, adapter, keys) for i, line in enumerate(lines, 1)]
+    metrics, steps = [], dict[tuple[str, str | None], int]()
+    for i, line in enumerate(lines, 1):
+        where = f"{path}, line {i}"
+        try:
+            metric = _checked(where, line, adapter, keys)
+        except MdftError as error:
+            raise MdftError(f"{error}; {WITHOUT_METRICS}") from None
+        stage = metric["stage"], metric["task"]
+        wanted = steps.get(stage, metric["step"] - 1) + 1
+        if metric["step"] != wanted:
+            raise MdftError(f"{where}: step must be {wanted}, got {metric['step']}: lines are "
+                            f"missing; {WITHOUT_METRICS}")  # fmt: skip
+        steps[stage] = wanted
+        metrics.append(metric)
+    return metrics
 
 
 def _content(path: Path) -> str:

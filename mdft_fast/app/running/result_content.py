@@ -115,7 +115,7 @@ def _sample_counts(
         shares = [
             line["kept"][task.name] for line in folder.lines() if line["stage"] == "construct"
         ]
-        kept = round(len(task.learn) * sum(shares) / len(shares))
+        kept = round(len(task.learn) * sum(shares) / max(1, len(shares)))
     return {
         "name": task.name,
         "classes": task.classes,

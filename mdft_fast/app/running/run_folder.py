@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mdft_fast.app.recipe import Recipe
-from mdft_fast.app.report import METRICS, Metric, read_metrics
+from mdft_fast.app.report import METRICS, WITHOUT_METRICS, Metric, read_metrics
 from mdft_fast.app.running.folder_lock import LOCK, locked
 from mdft_fast.app.running.run_state import read_state, write_state
 from mdft_fast.app.running.same_inputs import (
@@ -130,14 +130,26 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def trim_metrics(self) -> None:
-        """Drops the lines of steps that no saved state holds: a resumed run makes them again."""
+        """Drops the lines of steps that no saved state holds: a resumed run makes them again.
+
+        Raises:
+            MdftError: if a state holds a step whose line is missing, or either is damaged.
+        """
         lines = read_metrics(self.path)
-        names = {state_name(line["stage"], line["task"]) for line in lines}
-        states = {name: self.load_state(name) or {"step": 0} for name in names}
+        last = {state_name(line["stage"], line["task"]): line["step"] for line in lines}
+        names = [path.stem for path in (self.path / "state").glob("*.pt")]
+        states = {name: self.load_state(name) for name in names}
+        done = {name: state["step"] for name, state in states.items() if state is not None}
+        for name, step in done.items() if lines else ():
+            if last.get(name, 0) < step:
+                raise MdftError(
+                    f"{self._metrics}: must have a line for each of {step} steps of {name}, got "
+                    f"{last.get(name, 0)}; {WITHOUT_METRICS}"
+                )
         held = [
             _line(line)
             for line in lines
-            if line["step"] <= states[state_name(line["stage"], line["task"])]["step"]
+            if line["step"] <= done.get(state_name(line["stage"], line["task"]), 0)
         ]
         write_text(self._metrics, "".join(held))
 

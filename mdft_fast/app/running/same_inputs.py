@@ -20,7 +20,7 @@ from mdft_fast.json_checksums import CHECKSUM, check_content, content_checksum, 
 
 RECIPE = "recipe.yaml"
 SPLITS = "splits.json"
-_KEYS = ("pool", "tasks", "recipe")
+_OLDER = ("pool", "tasks")  # keys of versions that wrote no checksum
 
 
 def write_inputs(folder: Path, recipe: Recipe, inputs: Mapping[str, Any]) -> str:
@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MdftError(f"{path}: not readable: {error}") from None
-    check_content(path, content, _KEYS)
+    check_content(path, content, _OLDER)
     return dict(content)
 
 
