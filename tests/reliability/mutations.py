@@ -38,10 +38,8 @@ from tests.reliability.children import child
 _A_CHILD = 25  # mutations in one child: a fork costs as much as reading a small file
 _RUN = "a run"
 _PREPROCESS = {"size": 32, "mean": 0.5, "std": 0.5}
-_INPUTS: Mapping[str, Any] = {
-    "pool": "0" * 64, "tasks": [{"name": "shapes", "samples": "1" * 64, "learn": [0], "holdout": []}]
-}  # fmt: skip
-Bytes = bytes
+_TASK = {"name": "shapes", "samples": "1" * 64, "learn": [0], "holdout": []}
+_INPUTS: Mapping[str, Any] = {"pool": "0" * 64, "tasks": [_TASK]}
 
 
 class Format(NamedTuple):
@@ -64,7 +62,8 @@ def formats(folder: Path) -> list[Format]:
     """Writes a small file of every format."""
     files = write_files(folder)
     model = {n: t for n, t in load_file(files / "models/shapes.safetensors").items() if "norm" in n}
-    save_file(model, folder / "few.safetensors")
+    few = folder / "few.safetensors"
+    save_file(model, few)
     torch.save(model, folder / "zip.pt")
     torch.save(model, folder / "legacy.pt", _use_new_zipfile_serialization=False)
     head, npz = files / "heads/shapes.safetensors", files / "data/shapes.npz"
@@ -84,8 +83,8 @@ def formats(folder: Path) -> list[Format]:
     image = _image(folder / "images")
     index = folder / "sharded/model.safetensors.index.json"
     index.parent.mkdir()
-    shutil.copy(folder / "few.safetensors", index.parent / "few.safetensors")
-    index.write_text(json.dumps({"weight_map": dict.fromkeys(model, "few.safetensors")}))
+    shutil.copy(few, index.parent)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(model, few.name)}))
 
     def verified() -> Any:
         opened = Pool.open(folder / "pool", verify=True)
@@ -93,7 +92,7 @@ def formats(folder: Path) -> list[Format]:
         return [opened.describe(), opened.base, *opened.vectors.tensors, *heads]
 
     return [
-        Format("safetensors", folder / "few.safetensors", _state(folder / "few.safetensors"), False),
+        Format("safetensors", few, _state(few), False),
         Format("torch, zip", folder / "zip.pt", _state(folder / "zip.pt"), True),
         Format("torch, legacy", folder / "legacy.pt", _state(folder / "legacy.pt"), False),
         Format("index of shards", index, _state(index), False),
@@ -132,9 +131,7 @@ def mutate(one: Format, times: int, seed: int) -> Counter[str]:
     while mutants:
         part = mutants[:_A_CHILD]
         ended = child(lambda say, part=part: _read_all(one, part, say))
-        mutants = (
-            mutants[len(ended.said) :] if len(ended.said) < len(part) else mutants[len(part) :]
-        )
+        mutants = mutants[len(ended.said) :]
         outcomes.update(_outcome(one, said, wanted) for said in ended.said)
         if len(ended.said) < len(part):
             outcomes["hang" if ended.hung else f"signal {ended.signal}"] += 1
@@ -160,7 +157,7 @@ def _is_beginning(words: str, wanted: str) -> bool:
     return wanted.startswith(words.rstrip("]")) if words.startswith("[") else False
 
 
-def _read_all(one: Format, mutants: Iterable[Bytes], say: Callable[[Any], None]) -> None:
+def _read_all(one: Format, mutants: Iterable[bytes], say: Callable[[Any], None]) -> None:
     for mutant in mutants:
         one.file.write_bytes(mutant)
         say(_content(one))
@@ -181,7 +178,7 @@ def _content(one: Format) -> list[str]:
         return ["raised", f"traceback: {type(error).__name__}"]
 
 
-def _parts(value: Any) -> Iterable[Bytes]:
+def _parts(value: Any) -> Iterable[bytes]:
     if isinstance(value, Tensor):
         yield f"{value.dtype} {list(value.shape)}".encode()
         yield value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
@@ -196,7 +193,7 @@ def _parts(value: Any) -> Iterable[Bytes]:
         yield repr(value).encode()
 
 
-def _mutant(whole: Bytes, draw: random.Random) -> Bytes:
+def _mutant(whole: bytes, draw: random.Random) -> bytes:
     """Returns a file with one change: a bit, a byte, a run of bytes, or its length."""
     size = len(whole)
     near = draw.choice((size, min(size, 400)))  # half of them where headers and directories are
