@@ -1,4 +1,5 @@
 # make demo   a fresh machine to a finished run      make test   build, then every test
+# make test-heavy   kills and mutations, minutes
 # make lint types docs native-gates sanitize cuda-check bench clean
 #
 # The environment is made on first use. VENV= names another folder, PYTHON= another interpreter.
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 BUILD := $(BIN)/python setup.py --quiet build_ext --inplace
 NATIVE_SOURCES := find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 
-.PHONY: demo test venv build lint format types docs native-gates sanitize cuda-check bench clean
+.PHONY: demo test test-heavy venv build lint format types docs native-gates sanitize cuda-check bench clean
 .PRECIOUS: $(VENV)/%.stamp
 
 demo: $(VENV)/demo.stamp
@@ -25,6 +26,13 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/dev.stamp
 	$(BUILD)
 	MDFT_STRICT=1 $(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+# Kills commands at their file operations and mutates files of every format: some minutes.
+test-heavy: $(VENV)/dev.stamp
+	$(BUILD)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.reliability \
+	  --json benchmarks/results/reliability.json $(HEAVY_ARGS)
+	$(BIN)/python -m benchmarks.pages
 
 venv: $(VENV)/dev.stamp
 

@@ -20,12 +20,17 @@ from torch import Tensor, nn
 from mdft_fast.checkpoints import write_tensors
 from mdft_fast.errors import MdftError
 from mdft_fast.files import replacing, write_json
+from mdft_fast.json_checksums import check_content, with_checksum
 from mdft_fast.model import Granularity, MetaModel, build_backbone
 from mdft_fast.pool import Pool, check_fits
 
 _FORMAT = "mdft_fast coefficient card"
 _VERSION = 1
 _ROW_VERSION = 2  # names stand for several columns, λ is base64: an older reader must not guess
+_KEYS = (
+    *("format", "version", "granularity", "pool_checksum", "columns", "rows", "coefficients"),
+    "about",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,17 +90,17 @@ class CoefficientCard:
             },
             "about": dict(self.about),
         }
-        write_json(path, card)
+        write_json(path, with_checksum(card))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> CoefficientCard:
         """Reads a card.
 
         Raises:
-            MdftError: if the file is no card, or one of an unknown version.
+            MdftError: if the file is no card, one of an unknown version, or not as it was written.
         """
         try:
-            card = json.loads(Path(path).read_text())
+            card = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise MdftError(f"{path}: not a readable coefficient card: {error}") from None
         if not isinstance(card, dict) or card.get("format") != _FORMAT:
@@ -103,6 +108,7 @@ class CoefficientCard:
         if card.get("version") not in (_VERSION, _ROW_VERSION):
             wanted = f"{_VERSION} or {_ROW_VERSION}"
             raise MdftError(f"{path}: version must be {wanted}, got {card.get('version')!r}")
+        check_content(path, card, _KEYS)
         try:
             numbers, columns = card["coefficients"], tuple(card["columns"])
             rows = tuple(card["rows"]) if card["version"] == _ROW_VERSION else None

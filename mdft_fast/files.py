@@ -8,22 +8,28 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mdft_fast.errors import MdftError
+from mdft_fast.file_locks import is_left_behind, is_still, try_lock
 
 TRIES = 3  # another process may be exchanging the same entry just now
 _PIECE = 1 << 20  # bytes read and hashed at a time
+_TOKEN = 8  # bytes of a name that no other process chooses
+_UNFINISHED = re.compile(rf"\..+\.[0-9a-f]{{{2 * _TOKEN}}}\.part")
 _STRAY_S = 24 * 3600  # what is unfinished and older has no process any more, on any machine
 
 
@@ -35,15 +41,60 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: threads, and processes of other machines and containers, may write too.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    with naming(target):
+        temporary, handle = _reserve(target)
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        with naming(target):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _reserve(target: Path) -> tuple[Path, int]:
+    """Returns an empty file beside a target, locked while it is written; removes dead ones."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        if is_unfinished(path) and is_left_behind(path):
+            path.unlink(missing_ok=True)
+    while True:
+        # A name of its own: threads, and processes of other machines, may write too.
+        path = target.with_name(f".{target.name}.{secrets.token_hex(_TOKEN)}.part")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try_lock(handle)
+        if is_still(handle, path):  # else another took it for a dead one before it was locked
+            return path, handle
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an error of writing say which file: of a full disk it does not say so itself."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def is_unfinished(path: Path) -> bool:
+    """Says whether a file is what :func:`replacing` writes to, and was not renamed yet."""
+    return _UNFINISHED.fullmatch(path.name) is not None
+
+
+def remove_unfinished(folder: Path, below: Iterable[str] = ()) -> None:
+    """Removes what killed processes left in a folder that no other process writes to now.
+
+    Args:
+        folder: which.
+        below: patterns of folders inside that are looked at too.
+    """
+    for place in (folder, *(inside for pattern in below for inside in folder.glob(pattern))):
+        for path in place.glob(".*.part"):
+            if is_unfinished(path):
+                path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
@@ -83,34 +134,79 @@ def new_folder(
     """
     path = Path(os.path.abspath(path))
     _check_target(path, overwrite, check_old)
-    token = secrets.token_hex(4)
-    temporary = path.with_name(f".{path.name}.new-{token}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        _flush_all(temporary)
-        _check_target(path, overwrite, check_old)
-        _swap(temporary, path, path.with_name(f".{path.name}.old-{token}"))
+        with scratch_folder(path, "new") as temporary:
+            yield temporary
+            _flush_all(temporary)
+            _check_target(path, overwrite, check_old)
+            _swap(temporary, path)
     except OSError as error:
         raise MdftError(f"{path}: could not be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _swap(temporary: Path, path: Path, aside: Path) -> None:
-    old = path.exists()
-    if old:
-        path.rename(aside)
+@contextlib.contextmanager
+def scratch_folder(path: Path, kind: str) -> Iterator[Path]:
+    """Yields a new folder beside a path, gone afterwards; those of dead processes go before.
+
+    Args:
+        path: what is made with it; its parent must exist.
+        kind: a word for its name.
+    """
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
+        if re.fullmatch(r"(new|plain)-[0-9a-f]{16}", old.name[len(path.name) + 2 :]) and (
+            is_left_behind(old)
+        ):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = path.with_name(f".{path.name}.{kind}-{secrets.token_hex(_TOKEN)}")
+    folder.mkdir()
+    handle = os.open(folder, os.O_RDONLY) if os.name != "nt" else None
     try:
+        if handle is not None:
+            try_lock(handle)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    """Puts a folder in the place of another, which has the temporary name then, or is gone."""
+    aside = old_folder(path)
+    if not path.exists():
         temporary.rename(path)
-    except OSError:
-        if old:
+    elif not _exchange(temporary, path):
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        try:
+            temporary.rename(path)
+        except OSError:
             aside.rename(path)
-        raise
+            raise
     _flush(path.parent)
-    if old:
-        shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def old_folder(path: Path) -> Path:
+    """Returns where a folder is for the moment in which another takes its place.
+
+    Where the system cannot exchange two names at once, a kill in that moment leaves it there.
+    """
+    return path.with_name(f".{path.name}.old")
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names in one step; False where the system cannot."""
+    library = ctypes.CDLL(None, use_errno=True) if os.name != "nt" else None
+    rename = getattr(library, "renameat2", None)
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    done: int = rename(here, os.fsencode(one), here, os.fsencode(other), exchange)
+    if done != 0 and ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
+    return done == 0
 
 
 def _check_target(path: Path, overwrite: bool, check_old: Callable[[Path], None]) -> None:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from mdft_fast.checkpoints.file_kinds import sniff
 from mdft_fast.checkpoints.lora import describe_adapter, to_base_dtype
 from mdft_fast.checkpoints.opening import open_state
 from mdft_fast.checkpoints.safetensors_file import FACTS, NORMALIZE
-from mdft_fast.checkpoints.safetensors_writer import entry, write_tensors
+from mdft_fast.checkpoints.safetensors_writer import Entry, entry, write_tensors
 from mdft_fast.checkpoints.state import State
 from mdft_fast.errors import MdftError
 from mdft_fast.files import replacing
+
+_MOST_GROWTH = 4  # ties, and adapters whose two factors become a whole matrix each, with room
+_SMALL = 1 << 26  # bytes that nobody minds
 
 
 def convert(
@@ -55,10 +59,35 @@ def convert(
         entry(name, state.tensors[name])._replace(pieces=map(state.tensors.__getitem__, (name,)))
         for name in state.tensors
     ]
+    _check_growth(Path(source), base, entries)
     entries.sort(key=lambda item: -item.dtype.itemsize)  # wider ones first: all stay aligned
+    for opened_state in (opened, state):
+        if opened_state is not None:
+            opened_state.check()
     with replacing(path) as temporary:
         write_tensors(temporary, entries, metadata=metadata)
     return state
+
+
+def _check_growth(
+    source: Path, base: str | os.PathLike[str] | None, entries: Sequence[Entry]
+) -> None:
+    """Refuses a small file whose tensors are one storage, each written out: none trains so."""
+    places = [source, *([Path(base)] if base is not None else [])]
+    held = sum(map(_bytes_on_disk, places))
+    wanted = sum(item.dtype.itemsize * math.prod(item.shape) for item in entries)
+    if wanted > _MOST_GROWTH * held + _SMALL:
+        raise MdftError(
+            f"{source}: its {len(entries)} tensors are {wanted:,} bytes written out, and it holds "
+            f"{held:,}: they share elements; save clones of those that are wanted"
+        )
+
+
+def _bytes_on_disk(path: Path) -> int:
+    """Returns the size of a file, of all in a folder, or of what lies beside an index."""
+    folder = path.parent if path.suffix == ".json" else path
+    files = [path] if folder.is_file() else folder.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def describe(path: str | os.PathLike[str], *, every: bool = False) -> str:

@@ -81,6 +81,7 @@ def read_adapter(
         {**base.left_out, **left_out},
         base.facts,
         base.formed | made.keys(),
+        check=adapter.check,
     )
 
 

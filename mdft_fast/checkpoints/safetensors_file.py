@@ -84,4 +84,10 @@ def read_index(path: Path, content: Any, read: Callable[[Path], State]) -> State
                 raise MdftError(f"{path}: knows nothing of tensor {name!r} in {file!r}")
     kinds = sorted({shard.format for shard in shards.values()})
     readers = {n: partial(shards[file].tensors.__getitem__, n) for n, file in where.items()}
-    return State(str(path), LazyTensors(readers), f"{len(shards)} shards ({', '.join(kinds)})")
+    words = f"{len(shards)} shards ({', '.join(kinds)})"
+
+    def check() -> None:
+        for shard in shards.values():
+            shard.check()
+
+    return State(str(path), LazyTensors(readers), words, check=check)

@@ -75,7 +75,7 @@ def write_tensors(
     header = _header(entries, path, metadata)
     total = hashlib.sha256()
     size = 0
-    with open(path, "xb") as file, ThreadPoolExecutor(1) as beside:
+    with open(path, "wb") as file, ThreadPoolExecutor(1) as beside:
         for piece in _all_pieces(header, entries):
             for start in range(0, len(piece), _PIECE):
                 part = piece[start : start + _PIECE]

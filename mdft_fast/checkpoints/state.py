@@ -29,6 +29,8 @@ class State:
         formed: names of tensors that were computed here (base + B·A), in float32 at least. Their
             dtype is ours, not the source's.
         normalize: of a head: whether it reads features at length 1; None: it does not say.
+        check: compares all elements with the checksums of the file, where its format has some;
+            raises if they disagree. Whoever uses values, and not forms alone, calls it before.
     """
 
     label: str
@@ -38,9 +40,11 @@ class State:
     facts: SourceFacts = dataclasses.field(default_factory=SourceFacts)
     formed: frozenset[str] = frozenset()
     normalize: bool | None = None
+    check: Callable[[], None] = lambda: None
 
     def sha256(self) -> str:
         """Returns one digest of all tensors, in the order of their names; every one is read."""
+        self.check()
         return digest(*(self.tensors[name] for name in sorted(self.tensors)))
 
 

@@ -53,7 +53,7 @@ def read_torch(path: Path, *, legacy: bool) -> State:
     Raises:
         MdftError: if the file is damaged or holds no tensors by name.
     """
-    root, elements = open_torch(path, legacy=legacy)
+    root, elements, check = open_torch(path, legacy=legacy)
     content = _find(path, root)
     kind = "torch, legacy" if legacy else "torch"
     facts, normalize = SourceFacts(), None
@@ -68,7 +68,9 @@ def read_torch(path: Path, *, legacy: bool) -> State:
         raise MdftError(f"{path}: must hold tensors by name, got a {kind_of(root)} without any")
     readers = {name: partial(ref.read, elements) for name, ref in content.tensors.items()}
     tensors = renamed(LazyTensors(readers), without_wrapper(content.tensors))
-    return State(str(path), tensors, kind, content.left_out, facts, normalize=normalize)
+    return State(
+        str(path), tensors, kind, content.left_out, facts, normalize=normalize, check=check
+    )
 
 
 def text_tower(name: str) -> bool:

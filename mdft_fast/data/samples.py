@@ -30,6 +30,7 @@ from mdft_fast.data.images.sources import (
     NpzSource,
     Source,
     as_tensor,
+    npz_form,
     read_npz,
     stack_images,
 )
@@ -185,7 +186,11 @@ def _in_memory(source: Source | Samples, preprocess: Mapping[str, Any]) -> Sampl
             )
         return source
     if isinstance(source, NpzSource):
-        return _samples(read_npz(source.path, source.x), _label(source, source.x), preprocess)
+        label = _label(source, source.x)
+        shape, dtype = npz_form(source.path, source.x)
+        kind = as_tensor(np.empty(0, dtype), label).dtype
+        _samples(torch.empty(shape, dtype=kind, device="meta"), label, preprocess)  # form first
+        return _samples(read_npz(source.path, source.x), label, preprocess)
     label = _label(source, "")
     if isinstance(source, (np.ndarray, Tensor)):
         return _samples(source, label, preprocess)
@@ -324,7 +329,7 @@ def _samples(images: Array | Tensor, label: str, preprocess: Mapping[str, Any]) 
             f"{label}: images must be {checked['size'][0]} x {checked['size'][1]} pixels as the "
             f"pool's preprocess says, got {size[0]} x {size[1]}; resize them before"
         )
-    if x.is_floating_point():
+    if x.is_floating_point() and not x.is_meta:
         x = x.float()
         bad = int((~x.isfinite()).sum())
         if bad:

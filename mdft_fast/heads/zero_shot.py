@@ -75,6 +75,7 @@ def load_clip(name: str, weights: str | os.PathLike[str]) -> tuple[nn.Module, An
     """
     quick = bool(clip_config(name).get("quick_gelu"))
     library, opened = _open_clip(), open_state(weights)
+    opened.check()
     activation = opened.facts.activation
     if activation is not None and quick != (activation == "quick_gelu"):
         raise MdftError(f"{weights}: its activation is {activation!r}, and {name} has another")

@@ -21,6 +21,7 @@ Draw = Literal["kept", "batch"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Representation = Literal["encoder", "normalized", "logits"]
+Batch = Annotated[int, Interval(ge=1, le=1_000_000)]  # more is a slip of the finger
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class ConstructConfig(StageConfig):
     """
 
     steps: Positive = 100
-    batch: Positive = 16  # AdaMerging's; not given in the paper
+    batch: Batch = 16  # AdaMerging's; not given in the paper
     draw: Draw = "kept"
     alpha: Weight = 1.0  # not given in the paper
     use_entropy: bool = True
@@ -133,7 +134,7 @@ class SpecializeConfig(StageConfig):
     """
 
     steps: Positive = 20
-    batch: Positive = 64
+    batch: Batch = 64
     representation: Representation = "encoder"
     optimizer: OptimizerConfig = OptimizerConfig(lr=0.05)
 

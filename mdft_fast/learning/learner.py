@@ -191,6 +191,13 @@ class Learner:
         for key, wanted in mine.items():
             if state.get(key) != wanted:
                 raise MdftError(f"resume: {key} must be {wanted}, got {state.get(key)}")
+        step, kept = state["step"], len(state["path"])
+        wanted = 2 if self.meta.coefficients.numel() > PATH_NUMBERS else step + 1
+        if not 0 <= step <= self.steps or kept != min(wanted, step + 1):
+            raise MdftError(
+                f"resume: step must be from 0 to {self.steps} with {wanted} λ on its path, got "
+                f"step {step} with {kept}"
+            )
         if set(state["orders"]) != set(self.orders):
             raise MdftError(
                 f"resume: tasks must be {sorted(self.orders)}, got {sorted(state['orders'])}"

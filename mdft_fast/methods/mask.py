@@ -45,7 +45,9 @@ class Mask(Transform):
 
     def survey(self, vectors: Vectors) -> Mapping[str, Tensor]:
         """Opens the file, whose tensors are read when they are asked for, and checks its names."""
-        masks = open_state(self.file).tensors
+        opened = open_state(self.file)
+        opened.check()
+        masks = opened.tensors
         missing = [name for name in vectors.tensors if name not in masks]
         if missing:
             raise MdftError(

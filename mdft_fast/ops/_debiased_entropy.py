@@ -235,7 +235,7 @@ def _kept_offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tu
 
 
 def _make_offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([c for b, c in rows for _ in range(b)], dtype=torch.int64)
+    lengths = torch.cat([torch.full((b,), c, dtype=torch.int64) for b, c in rows])
     counts = torch.tensor([b for b, _ in rows], dtype=torch.int64)
     zero = torch.zeros(1, dtype=torch.int64)
     return (

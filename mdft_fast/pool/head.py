@@ -97,6 +97,7 @@ class Head:
             MdftError: if the file is no head, or says another ``normalize``, or none is known.
         """
         opened = open_state(path)
+        opened.check()
         state, stored = opened.tensors, opened.normalize
         normalize = stored if normalize is None else normalize
         if normalize is None:

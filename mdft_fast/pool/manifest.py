@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from mdft_fast.arena import CODECS, ERROR_OF_CODEC, TILE, Codec, CodecError, Layout
 from mdft_fast.checkpoints import Written, as_preprocess
 from mdft_fast.errors import MdftError
+from mdft_fast.files import old_folder
+from mdft_fast.json_checksums import check_content, with_checksum
 from mdft_fast.pool.head import label_note
 from mdft_fast.pool.inventory import tied_to
 from mdft_fast.pool.pool_data import PoolData
@@ -21,6 +23,11 @@ MANIFEST = "pool.json"
 BASE = "base.safetensors"
 TAU = "tau.safetensors"
 _ERROR_KEYS = CodecError._fields
+_KEYS = (
+    *("schema", "checksum", "codec", "codec_relative_error", "tile_elements", "tasks", "backbone"),
+    *("activation", "preprocess", "notes", "left_out", "buffers", "tensors", "files", "methods"),
+    *("vectors", "ties"),
+)
 
 
 def head_file(task: str) -> str:
@@ -88,14 +95,16 @@ def to_json(pool: PoolData, files: Mapping[str, Written]) -> str:
         content |= {"methods": list(pool.methods), "vectors": list(pool.vector_names)}
     if pool.ties:
         content["ties"] = dict(pool.ties)
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(with_checksum(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Reads and checks ``pool.json``; every message begins with its path."""
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise MdftError(f"{folder}: no such pool folder")
+        old = old_folder(folder)
+        left = f"; a stopped exchange left the old one at {old}" if old.is_dir() else ""
+        raise MdftError(f"{folder}: no such pool folder{left}")
     if not path.is_file():
         raise MdftError(f"{folder}: not a pool, {MANIFEST} is missing")
     try:
@@ -111,6 +120,7 @@ def read_manifest(folder: Path) -> Manifest:
     schema = top.get("schema", int)
     if schema != SCHEMA:
         raise MdftError(f"{path}: schema version must be {SCHEMA}, got {schema}")
+    check_content(path, content, _KEYS)
     try:
         return _manifest(top)
     except MdftError as error:

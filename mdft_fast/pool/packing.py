@@ -200,6 +200,7 @@ class Packing:
         return tensor
 
     def _read(self, state: State, arena: Tensor) -> None:
+        state.check()
         for slot, out in zip(self.layout.slots, self.layout.views(arena), strict=True):
             out.copy_(self._tensor(state, slot.name))
 

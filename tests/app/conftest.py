@@ -82,10 +82,8 @@ def run_until(after: int, recipe: Recipe) -> None:
             run(recipe, progress="off")
 
 
-@pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints, heads and images of two tasks for timm's smallest ViT."""
-    folder = tmp_path_factory.mktemp("pool")
+def write_files(folder: Path) -> Path:
+    """Writes checkpoints, heads and images of two tasks for timm's smallest ViT."""
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -118,6 +116,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as :func:`write_files` fills it."""
+    return write_files(tmp_path_factory.mktemp("pool"))
+
+
 @pytest.fixture
 def tasks(make_recipe: Make) -> list[dict[str, Any]]:
     """The tasks of that recipe as its file has them, to be changed."""
@@ -125,13 +129,9 @@ def tasks(make_recipe: Make) -> list[dict[str, Any]]:
     return content
 
 
-@pytest.fixture
-def make_recipe(files: Path, tmp_path: Path, own_cache: Path) -> Make:
-    """Returns a function of overrides that gives a recipe with its output in a new folder.
-
-    No answer of another test's run is in the cache.
-    """
-    content: dict[str, Any] = {
+def recipe_of(files: Path) -> dict[str, Any]:
+    """Returns the content of a recipe for such a folder: a run of seconds."""
+    return {
         "version": 1,
         "start": 0.3,
         "pool": {"base": str(files / "base.safetensors"), "models": str(files / "models")},
@@ -152,8 +152,16 @@ def make_recipe(files: Path, tmp_path: Path, own_cache: Path) -> Make:
         "specialize": {"steps": 3, "batch": 8, "control": True},
         "output": "run",
     }  # fmt: skip
+
+
+@pytest.fixture
+def make_recipe(files: Path, tmp_path: Path, own_cache: Path) -> Make:
+    """Returns a function of overrides that gives a recipe with its output in a new folder.
+
+    No answer of another test's run is in the cache.
+    """
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(recipe_of(files)))
 
     def make(*overrides: str) -> Recipe:
         return Recipe.load(file, overrides)

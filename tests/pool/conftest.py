@@ -93,6 +93,7 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         content = json.loads((folder / "pool.json").read_text())
         change(content)
+        content.pop("sha256", None)  # as an older version wrote it
         (folder / "pool.json").write_text(json.dumps(content))
 
     return damage

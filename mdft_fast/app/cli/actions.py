@@ -18,7 +18,15 @@ from mdft_fast.app.forecast import plan, size
 from mdft_fast.app.opening import build, choose_device, open_pool, pack, spec_of, specialize_config
 from mdft_fast.app.recipe import Recipe, draft, parse, unknown_keys
 from mdft_fast.app.report import accuracy_table, write_report
-from mdft_fast.app.running import Style, check_finished, is_claimed, pool_of_card, run, same_task
+from mdft_fast.app.running import (
+    Style,
+    check_finished,
+    is_claimed,
+    locked,
+    pool_of_card,
+    run,
+    same_task,
+)
 from mdft_fast.cards import CoefficientCard, load, save_model
 from mdft_fast.checkpoints import describe, sniff
 from mdft_fast.errors import MdftError, nearest
@@ -126,16 +134,18 @@ def run_recipe(
     resume: bool,
     quiet: bool,
     json_log: bool = False,
+    verify: bool = True,
 ) -> None:
     """Runs a recipe and prints what came out; Ctrl-C prints how to go on."""
     recipe = load_recipe(path, assignments, output)
     try:
         style: Style | None = "off" if quiet else "json" if json_log else None
-        summary = run(recipe, resume=resume, progress=style)
+        summary = run(recipe, resume=resume, progress=style, verify=verify)
     except KeyboardInterrupt:
         again = ["mdft", "run", str(path)]
         again += [word for value in assignments for word in ("--set", value)]
         again += ["--output", str(output)] if output is not None else []
+        again += [] if verify else ["--no-verify"]
         if is_claimed(recipe.output):  # else nothing has begun
             again.append("--resume")
             complain("stopped; every finished step is saved. Go on with: " + shlex.join(again))
@@ -177,9 +187,11 @@ def show_accuracy(result: Mapping[str, Any]) -> None:
         show_table(["top-1, %", *(model.short for model in models)], body)
 
 
-def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict[str, float]:
+def measure_model(
+    model: Path, recipe: Path, assignments: Sequence[str], verify: bool = True
+) -> dict[str, float]:
     """Returns a saved model's accuracy on each labelled task of a recipe."""
-    built = build(load_recipe(recipe, assignments))
+    built = build(load_recipe(recipe, assignments), verify=verify)
     tasks = [task for task in built.tasks if task.evaluate is not None]
     if not tasks:
         raise MdftError(f"{recipe}: some task must have labelled samples (`evaluate`), got none")
@@ -194,7 +206,9 @@ def measure_model(model: Path, recipe: Path, assignments: Sequence[str]) -> dict
     return evaluate(module, tasks, preprocess=built.pool.preprocess).accuracy
 
 
-def specialize_run(folder: Path, task: str, assignments: Sequence[str], target: Path) -> None:
+def specialize_run(
+    folder: Path, task: str, assignments: Sequence[str], target: Path, verify: bool = True
+) -> None:
     """Specializes a run's meta-model to a task, and writes the card."""
     for assignment in assignments:
         key = assignment.partition("=")[0].strip()
@@ -205,23 +219,27 @@ def specialize_run(folder: Path, task: str, assignments: Sequence[str], target: 
     names = [one.name for one in recipe.tasks]
     if task not in names:
         raise MdftError(f"--task: must be one of {names}, got {task!r}{nearest(task, names)}")
-    built = build(recipe)
     file = _inside(folder, "meta/card.json")
-    card = CoefficientCard.load(file)
-    built = dataclasses.replace(built, pool=pool_of_card(recipe, built.pool, card, file))
-    meta = card.meta_model(built.pool, built.backbone, built.device)
-    specialize(meta, same_task(folder, built, meta, task), specialize_config(recipe))
-    about = {"stage": "specialize", "preset": recipe.preset, "seed": recipe.seed, "task": task}
-    CoefficientCard.of(meta, about).save(target)
+    with locked(folder):
+        built = build(recipe, verify=verify)
+        card = CoefficientCard.load(file)
+        built = dataclasses.replace(built, pool=pool_of_card(recipe, built.pool, card, file))
+        meta = card.meta_model(built.pool, built.backbone, built.device)
+        specialize(meta, same_task(folder, built, meta, task), specialize_config(recipe))
+        about = {"stage": "specialize", "preset": recipe.preset, "seed": recipe.seed, "task": task}
+        CoefficientCard.of(meta, about).save(target)
 
 
 def report_run(folder: Path) -> Path:
     """Writes a run's report again; returns the path of ``report.md``."""
     check_finished(folder)
-    return write_report(folder)
+    with locked(folder):
+        return write_report(folder)
 
 
-def export_model(source: Path, to: Path, task: str | None, recipe: Path | None) -> None:
+def export_model(
+    source: Path, to: Path, task: str | None, recipe: Path | None, verify: bool = True
+) -> None:
     """Writes the merged weights of a card, or of a run's meta or specialized model."""
     if source.is_dir():
         file = _inside(source, f"specialized/{task}/card.json" if task else "meta/card.json")
@@ -231,7 +249,7 @@ def export_model(source: Path, to: Path, task: str | None, recipe: Path | None) 
         file = source
     card = CoefficientCard.load(file)
     opened = load_recipe(recipe or _recipe_of(file), ())
-    backbone, pool = open_pool(opened)
+    backbone, pool = open_pool(opened, verify=verify)
     pool = pool_of_card(opened, pool, card, file)
     save_model(card.meta_model(pool, backbone, choose_device(opened.device)), to)
 

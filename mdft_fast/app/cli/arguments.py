@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from mdft_fast.app.cli.boundary import explain, is_usage
 from mdft_fast.app.cli.console import STOPPED, complain
 from mdft_fast.errors import MdftError
 
@@ -17,18 +17,25 @@ from mdft_fast.errors import MdftError
 class Group(TyperGroup):
     """Ends a command that raises with one line on standard error, no traceback."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Takes ``--debug`` wherever it stands: before the command or among its arguments."""
+        end = args.index("--") if "--" in args else len(args)
+        if "--debug" in args[:end]:
+            args = ["--debug", *(arg for arg in args[:end] if arg != "--debug"), *args[end:]]
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command; ``MDFT_DEBUG=1`` lets errors through as they are."""
+        """Runs the command; ``--debug`` lets errors through as they are."""
         try:
             return super().invoke(ctx)
-        except MdftError as error:
-            if os.environ.get("MDFT_DEBUG") == "1":
-                raise
-            complain(f"error: {error}")
-            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             complain("stopped")
             raise typer.Exit(STOPPED) from None
+        except Exception as error:
+            if is_usage(error) or ctx.params.get("debug"):
+                raise
+            complain(f"error: {explain(error)}")
+            raise typer.Exit(1) from None
 
 
 def readable(path: Path) -> Path:
@@ -69,5 +76,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tabl
 JsonLog = Annotated[
     bool,
     typer.Option("--json-log", help="Tells its progress as JSON, an object a line, on stderr."),
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify", help="Compares a packed pool with its checksums before use."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replaces what is there.")]

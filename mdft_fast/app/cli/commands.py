@@ -19,6 +19,7 @@ from mdft_fast.app.cli.arguments import (
     Quiet,
     RecipeFile,
     RunFolder,
+    Verify,
     check_free,
     readable,
 )
@@ -64,13 +65,17 @@ def _mdft(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Shows the version.")
     ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar="MDFT_DEBUG", help="Shows an error's whole traceback."),
+    ] = False,
 ) -> None:
     """Makes one better model of a pool of fine-tuned ones, without labels.
 
     Start with `mdft demo`, which needs no files, or with `mdft init FOLDER` on your own
     checkpoints. Every command writes only where it says, and never over what is there unless asked.
 
-    MDFT_DEBUG=1 shows tracebacks in place of one-line errors.
+    An error is one line and exit code 1; --debug, or MDFT_DEBUG=1, shows its traceback.
     """
 
 
@@ -249,6 +254,7 @@ def run(
     ] = False,
     quiet: Quiet = False,
     json_log: JsonLog = False,
+    verify: Verify = True,
 ) -> None:
     """Follows a recipe: learns, measures, writes a report.
 
@@ -258,7 +264,7 @@ def run(
 
     Example: mdft run recipe.yaml --set construct.steps=50 --output runs/short
     """
-    actions.run_recipe(recipe, assignments or (), output, resume, quiet, json_log)
+    actions.run_recipe(recipe, assignments or (), output, resume, quiet, json_log, verify)
 
 
 @app.command()
@@ -291,6 +297,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="A card (.json) or saved weights (.safetensors).")],
     recipe: RecipeFile,
     assignments: Overrides = None,
+    verify: Verify = True,
 ) -> None:
     """Measures a model on a recipe's labelled tasks.
 
@@ -298,7 +305,7 @@ def evaluate(
 
     Example: mdft eval runs/real/specialized/mnist/card.json recipe.yaml
     """
-    accuracy = actions.measure_model(model, recipe, assignments or ())
+    accuracy = actions.measure_model(model, recipe, assignments or (), verify)
     body = [[name, f"{100 * value:.1f}"] for name, value in accuracy.items()]
     if len(body) > 1:
         body.append(["average", f"{100 * sum(accuracy.values()) / len(accuracy):.1f}"])
@@ -311,6 +318,7 @@ def specialize(
     task: Annotated[str, typer.Option("--task", help="Which task to specialize for.")],
     assignments: Overrides = None,
     overwrite: Overwrite = False,
+    verify: Verify = True,
 ) -> None:
     """Specializes a run's meta-model to one more task.
 
@@ -321,7 +329,7 @@ def specialize(
     """
     card = folder / "specialized" / task / "card.json"
     check_free(card, overwrite)
-    actions.specialize_run(folder, task, assignments or (), card)
+    actions.specialize_run(folder, task, assignments or (), card, verify)
     say(f"wrote {card}")
     measure = shlex.join(["mdft", "eval", str(card), str(folder / "recipe.yaml")])
     say(f"the run's report shows the run as it was; this measures the new card: {measure}")
@@ -338,6 +346,7 @@ def export(
         Path | None, typer.Option(help="The card's recipe; found beside it in a run folder.")
     ] = None,
     overwrite: Overwrite = False,
+    verify: Verify = True,
 ) -> None:
     """Writes a model's merged weights as one file.
 
@@ -349,7 +358,7 @@ def export(
     if to.suffix != ".safetensors":
         raise MdftError(f"--to: must be a .safetensors file, got {to}")
     check_free(to, overwrite)
-    actions.export_model(source, to, task, recipe)
+    actions.export_model(source, to, task, recipe, verify)
     say(f"wrote {to}")
 
 

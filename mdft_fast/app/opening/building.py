@@ -87,15 +87,19 @@ class Built:
         )
 
 
-def build(recipe: Recipe) -> Built:
+def build(recipe: Recipe, *, verify: bool = True) -> Built:
     """Opens everything a recipe names.
+
+    Args:
+        recipe: what is opened.
+        verify: of a packed pool, compares its content with its checksums.
 
     Raises:
         MdftError: if a file is missing or does not fit; it names file and key.
     """
     recipe.check_files()
     if recipe.pool.folder is not None:
-        backbone, pool = open_packed(recipe)
+        backbone, pool = open_packed(recipe, verify=verify)
         base = _packed_base(recipe, pool, backbone)
         tasks = tasks_of(recipe, _heads(recipe, base), pool)
         check_heads(tasks, backbone, pool.preprocess)

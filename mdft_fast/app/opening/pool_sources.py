@@ -32,24 +32,29 @@ class _Headless(NamedTuple):
     head: None = None
 
 
-def open_pool(recipe: Recipe) -> tuple[nn.Module, Pool]:
+def open_pool(recipe: Recipe, *, verify: bool = True) -> tuple[nn.Module, Pool]:
     """Opens what weights are merged of: a recipe's backbone and pool, without heads of its own.
+
+    Args:
+        recipe: whose.
+        verify: of a packed pool, compares its content with its checksums.
 
     Raises:
         MdftError: if a file of the pool is missing or does not fit; it names file and key.
     """
     recipe.check_files(pool_alone=True)
     if recipe.pool.folder is not None:
-        backbone, pool = open_packed(recipe)
+        backbone, pool = open_packed(recipe, verify=verify)
         return backbone, prepared(recipe, pool)
     return from_checkpoints(recipe, [_Headless(task.name) for task in recipe.tasks])
 
 
-def open_packed(recipe: Recipe) -> tuple[nn.Module, Pool]:
-    """Opens a packed pool as it is, and its backbone without weights."""
+def open_packed(recipe: Recipe, *, verify: bool = True) -> tuple[nn.Module, Pool]:
+    """Opens a packed pool as it is, and its backbone without weights; see :func:`open_pool`."""
     assert recipe.pool.folder is not None
-    pool = Pool.open(recipe.pool.folder)
-    pool.check_finite(recipe.pool.folder)
+    pool = Pool.open(recipe.pool.folder, verify=verify)
+    if not verify:
+        pool.check_finite(recipe.pool.folder)
     backbone = without_weights(agreed_backbone(recipe, pool), pool)
     check_agrees(recipe, pool)
     check_start(recipe, pool)

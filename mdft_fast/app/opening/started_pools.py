@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 
 from mdft_fast.app.opening.building import Built, build, tasks_of_checkpoints
@@ -17,6 +16,7 @@ from mdft_fast.app.opening.pool_sources import (
 from mdft_fast.app.opening.recipe_start import start_of
 from mdft_fast.app.opening.sample_loading import LoadedData, load_data
 from mdft_fast.app.recipe import Recipe
+from mdft_fast.files import scratch_folder
 from mdft_fast.methods import Watch, apply
 from mdft_fast.pool import Pool
 
@@ -67,7 +67,7 @@ def pack(
             built = build(recipe)
             pool = (started(built) if start else built).pool
         else:
-            pool = Pool.open(recipe.pool.folder)
+            pool = Pool.open(recipe.pool.folder, verify=True)
         pool.save(path, codec or narrower(recipe), overwrite=overwrite)
         return Pool.open(path)
     tasks = tasks_of_checkpoints(recipe)
@@ -77,8 +77,8 @@ def pack(
         return Pool.pack(path, **arguments, codec=codec, overwrite=overwrite)
     beside = path.absolute().parent
     beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{path.name}.plain-") as folder:
-        plain = Pool.pack(Path(folder) / "pool", **arguments)
+    with scratch_folder(path.absolute(), "plain") as folder:
+        plain = Pool.pack(folder / "pool", **arguments)
         if not start:
             pool = apply(plain, recipe.transform, codec=codec)
         else:

@@ -78,7 +78,9 @@ def _load(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> nn.Module:
     module = build_backbone(spec)
     module_state, inventory = module.state_dict(), take_inventory(module)
     tensors = {name: t for name, t in module_state.items() if name in inventory.optional}
-    tensors |= fit(open_state(file), inventory).tensors
+    opened = open_state(file)
+    opened.check()
+    tensors |= fit(opened, inventory).tensors
     state = {name: tensors[name] for name in module_state if name in tensors}
     check_fits(file, state, module_state)
     module.load_state_dict(state)

@@ -100,7 +100,7 @@ def _message(item: dict[str, Any], root: type[Section]) -> str:
         return f"must be {wanted}, got {quoted(got)}{nearest(str(got), map(str, choices))}"
     if kind in _LIMITS:
         words, key = _LIMITS[kind]
-        return f"must be {words} {item['ctx'][key]:g}, got {quoted(got)}"
+        return f"must be {words} {item['ctx'][key]:.15g}, got {quoted(got)}"
     if kind in _WANTED:
         return f"must be {_WANTED[kind]}, got {quoted(got)}"
     return f"{item['msg']}, got {quoted(got)}"

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from mdft_fast.app.recipe.document import Keys, complaint
 from mdft_fast.app.recipe.error_lines import RecipeError, recipe_error
+from mdft_fast.app.recipe.moved_folder import where_it_lies_now
 from mdft_fast.app.recipe.presets import PRESETS, merged
 from mdft_fast.app.recipe.sample_sections import AdaptData
 from mdft_fast.app.recipe.sections import TaskRecipe
@@ -50,6 +51,7 @@ class Recipe(Keys):
             raise RecipeError(str(file), [str(error)]) from None
         if not isinstance(content, dict):
             raise RecipeError(str(file), ["must be a mapping of keys, see `mdft init`"])
+        content = where_it_lies_now(content, file.absolute().parent)
         content.setdefault("output", f"runs/{file.stem}")
         try:
             _override(content, overrides)

@@ -130,7 +130,10 @@ def located(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str) or not value:
         raise wrong("a path", value)
     folder = (info.context or {}).get("folder", Path.cwd())
-    return Path(os.path.normpath(Path(folder) / Path(value).expanduser()))
+    try:
+        return Path(os.path.normpath(Path(folder) / Path(value).expanduser()))
+    except RuntimeError:
+        raise wrong("a path; `~` has no home folder here", value) from None
 
 
 def _task_name(value: Any) -> Any:
@@ -164,6 +167,8 @@ def _bytes(value: Any) -> Any:
     """Reads 4GB, 4G, 500 MiB or a number of bytes."""
     if isinstance(value, str) and (parts := _SIZE.fullmatch(value)):
         number, unit, binary = parts.groups()
+        if len(number) > 20:  # more than any machine has
+            return None
         power = " KMGT".index(unit.upper()) if unit else 0
         value = int(float(number) * (1024 if binary else 1000) ** power)
     return value if type(value) is int and value > 0 else None

@@ -4,10 +4,19 @@
 from mdft_fast.app.report.accuracies import accuracy_table
 from mdft_fast.app.report.compared_models import COMPARED, ComparedModel, rows_of_table
 from mdft_fast.app.report.rendering import page, write_report
-from mdft_fast.app.report.schema import Metric, Result, read_metrics, read_result
+from mdft_fast.app.report.schema import (
+    METRICS,
+    WITHOUT_METRICS,
+    Metric,
+    Result,
+    read_metrics,
+    read_result,
+)
 
 __all__ = [
     "COMPARED",
+    "METRICS",
+    "WITHOUT_METRICS",
     "ComparedModel",
     "Metric",
     "Result",

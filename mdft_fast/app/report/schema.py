@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -17,8 +18,14 @@ from typing_extensions import NotRequired, TypedDict
 
 from mdft_fast.app.report.compared_models import ComparedModel, compared_models
 from mdft_fast.errors import MdftError
+from mdft_fast.json_checksums import check_content
 from mdft_fast.reference import EntropyOf
 
+METRICS = "metrics.jsonl"  # one JSON line a step
+WITHOUT_METRICS = (
+    "put a copy back, or take the file away: the report has no curves of its steps then, and λ is "
+    "not in it"
+)
 T = TypeVar("T")
 
 
@@ -190,7 +197,7 @@ def read_result(folder: str | os.PathLike[str]) -> Result:
         MdftError: naming the file and the first key that is wrong.
     """
     path = Path(folder) / "result.json"
-    result = _checked(path, _content(path), TypeAdapter(Result))
+    result = _checked(path, _content(path), TypeAdapter(Result), Result.__annotations__)
     unnamed = result["accuracy"].keys() - {model.name for model in compared_models(result)}
     if unnamed:
         raise MdftError(f"{path}: compared: must name all of accuracy, got no {min(unnamed)!r}")
@@ -198,25 +205,46 @@ def read_result(folder: str | os.PathLike[str]) -> Result:
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[Metric]:
-    """Reads a run folder's ``metrics.jsonl``; an unfinished last line is left out."""
-    path = Path(folder) / "metrics.jsonl"
+    """Reads a run folder's ``metrics.jsonl``; an unfinished last line is left out.
+
+    Raises:
+        MdftError: naming the file, the first line that is not as it was written, and the key; or
+            the line before which one is missing.
+    """
+    path = Path(folder) / METRICS
     if not path.exists():
         return []
     lines = _content(path).split("\n")[:-1]  # what follows the last line end was cut off
-    adapter = TypeAdapter(Metric)
-    return [_checked(f"{path}, line {i}", line, adapter) for i, line in enumerate(lines, 1)]
+    adapter, keys = TypeAdapter(Metric), Metric.__annotations__
+    metrics, steps = [], dict[tuple[str, str | None], int]()
+    for i, line in enumerate(lines, 1):
+        where = f"{path}, line {i}"
+        try:
+            metric = _checked(where, line, adapter, keys)
+        except MdftError as error:
+            raise MdftError(f"{error}; {WITHOUT_METRICS}") from None
+        stage = metric["stage"], metric["task"]
+        wanted = steps.get(stage, metric["step"] - 1) + 1
+        if metric["step"] != wanted:
+            raise MdftError(f"{where}: step must be {wanted}, got {metric['step']}: lines are "
+                            f"missing; {WITHOUT_METRICS}")  # fmt: skip
+        steps[stage] = wanted
+        metrics.append(metric)
+    return metrics
 
 
 def _content(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="surrogateescape")  # damage is one line's
     except OSError as error:
         raise MdftError(f"{path}: not readable: {error.strerror}") from None
 
 
-def _checked(where: str | Path, content: str, adapter: TypeAdapter[T]) -> T:
+def _checked(where: str | Path, text: str, adapter: TypeAdapter[T], keys: Collection[str]) -> T:
     try:
-        return adapter.validate_python(json.loads(content))
+        content = json.loads(text)
+        check_content(where, content, keys)
+        return adapter.validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recipe from start to end: stages, evaluation, files, report."""
 
+from mdft_fast.app.running.folder_lock import locked
 from mdft_fast.app.running.progress import Progress, Style
 from mdft_fast.app.running.provenance import environment, version_of
 from mdft_fast.app.running.run_folder import check_finished, is_claimed
@@ -15,6 +16,7 @@ __all__ = [
     "check_finished",
     "environment",
     "is_claimed",
+    "locked",
     "pool_of_card",
     "run",
     "same_task",

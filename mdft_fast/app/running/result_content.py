@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mdft_fast.app.opening import Built, LoadedData
 from mdft_fast.app.recipe import Recipe
+from mdft_fast.app.running.learning_failures import failures
 from mdft_fast.app.running.measurement import Measured, worse_than_base
 from mdft_fast.app.running.phases import Phases
 from mdft_fast.app.running.provenance import environment
@@ -82,6 +83,7 @@ def result_of(
             *worse_than_base(measured.accuracy),
             *data.notes,
             *first.warnings,
+            *failures(learned),
             *pool.notes,
             *([resumed] if folder.resume else []),
         ],
@@ -116,7 +118,7 @@ def _sample_counts(
         shares = [
             line["kept"][task.name] for line in folder.lines() if line["stage"] == "construct"
         ]
-        kept = round(len(task.learn) * sum(shares) / len(shares))
+        kept = round(len(task.learn) * sum(shares) / max(1, len(shares)))
     return {
         "name": task.name,
         "classes": task.classes,

@@ -26,7 +26,8 @@ from mdft_fast.app.opening import (
 from mdft_fast.app.running.answers import Answers
 from mdft_fast.app.running.phases import Phases
 from mdft_fast.app.running.progress import Progress
-from mdft_fast.app.running.run_folder import RunFolder, check_inputs, state_name
+from mdft_fast.app.running.run_folder import RunFolder, state_name
+from mdft_fast.app.running.same_inputs import check_inputs
 from mdft_fast.data import Samples
 from mdft_fast.learning import (
     Callback,

@@ -23,6 +23,7 @@ from mdft_fast.app.running.vector_shares import vector_shares
 from mdft_fast.cards import CoefficientCard, save_model
 from mdft_fast.errors import MdftError
 from mdft_fast.files import write_json
+from mdft_fast.json_checksums import with_checksum
 from mdft_fast.learning import StepRecord
 from mdft_fast.model import MetaModel
 
@@ -42,7 +43,9 @@ class RunSummary:
     report: Path
 
 
-def run(recipe: Recipe, *, resume: bool = False, progress: Style | None = None) -> RunSummary:
+def run(
+    recipe: Recipe, *, resume: bool = False, progress: Style | None = None, verify: bool = True
+) -> RunSummary:
     """Runs a recipe and writes its run folder.
 
     λ is learned first, from tasks that hold no labels; only then are labelled samples opened.
@@ -52,19 +55,19 @@ def run(recipe: Recipe, *, resume: bool = False, progress: Style | None = None) 
         resume: goes on with a stopped run of the same recipe, bit for bit.
         progress: how it tells on standard error how far it is: "bars", "lines", one JSON object a
             line ("json"), or "off"; None: bars on a terminal, else lines.
+        verify: of a packed pool, compares its content with its checksums before it is used.
 
     Raises:
         MdftError: if anything in the recipe does not fit, or the folder is in use.
     """
-    folder = RunFolder(recipe.output, recipe, resume=resume)
-    with Progress(progress) as bars:
+    with RunFolder(recipe.output, recipe, resume=resume) as folder, Progress(progress) as bars:
         bars.say(f"writing to {folder.path}")
         phases = Phases(choose_device(recipe.device), bars.phase)
         with phases.phase("plan"):
             planned = plan(recipe, every=False)
             _check_fits(recipe, planned, bars)
         with phases.phase("load and pack"):
-            built = build(recipe)
+            built = build(recipe, verify=verify)
             for note in built.pool.notes:
                 bars.say(note)
         with phases.phase("samples"):
@@ -92,7 +95,7 @@ def run(recipe: Recipe, *, resume: bool = False, progress: Style | None = None) 
                 measured = measure(built, meta, learned, taught, bars.count)
                 shares = vector_shares(meta, learned) if built.pool.start is not None else None
         result = result_of(built, data, learned, taught, measured, phases, folder, shares)
-        write_json(folder.path / "result.json", result)
+        write_json(folder.path / "result.json", with_checksum(result))
         report = write_report(folder.path)
         bars.say(f"done in {span(sum(phase['seconds'] for phase in phases.list))}: {report}")
     return RunSummary(folder.path, result, report)

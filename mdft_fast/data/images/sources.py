@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import warnings
-import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,13 @@ from mdft_fast.checkpoints import Preprocess
 from mdft_fast.data.images.decoding import Array, fit, is_pil
 from mdft_fast.data.images.listing import ListedSource
 from mdft_fast.errors import MdftError, nearest
+from mdft_fast.model import available_memory
+
+_HEADERS = {  # version of the npy format -> what reads its header; 3 differs in a name's letters
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +49,51 @@ LabelledSource = NpzSource | ListedSource | tuple[Array | Tensor, Array | Tensor
 
 def read_npz(path: str | os.PathLike[str], key: str) -> Array:
     """Reads one array of an npz file and touches no other; pickled arrays are refused."""
+    shape, dtype = npz_form(path, key)
+    bytes_, free = math.prod(shape) * dtype.itemsize, available_memory(torch.device("cpu"))
+    if bytes_ > free:
+        raise MdftError(
+            f"{path}: key {key!r} must fit into memory, of which {free:,} bytes are free, got "
+            f"{list(shape)} in {dtype}, {bytes_:,} bytes"
+        )
+    with _open_npz(path) as archive:
+        try:
+            array: Array = archive[key]
+        except Exception as error:  # zipfile, numpy and the decoders raise a dozen kinds
+            raise _unreadable(path, key, error) from None
+    return array
+
+
+def npz_form(path: str | os.PathLike[str], key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Returns shape and dtype of an array by its header; a small file may hold gigabytes."""
     with _open_npz(path) as archive:
         _check_key(path, key, archive.files)
+        names = archive.zip.namelist()
+        member = archive.zip.getinfo(key if key in names else f"{key}.npy")
         try:
-            array = archive[key]
-        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            raise MdftError(f"{path}: key {key!r} is not readable: {error}") from None
-    if not isinstance(array, np.ndarray):
-        raise MdftError(f"{path}: key {key!r} must be an array, got {type(array).__name__}")
-    return array
+            with archive.zip.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = _HEADERS.get(version)
+                if read is None:
+                    raise ValueError(f"unknown version {version} of the npy format")
+                shape, _, dtype = read(file)
+                held = member.file_size - file.tell()
+        except Exception as error:  # as above
+            raise _unreadable(path, key, error) from None
+    if dtype.hasobject:
+        raise MdftError(
+            f"{path}: key {key!r} is not readable: Object arrays are pickled, and may run code"
+        )
+    if math.prod(shape) * dtype.itemsize != held:
+        raise MdftError(
+            f"{path}: key {key!r} must hold {list(shape)} in {dtype} as its header says, got "
+            f"{held:,} bytes"
+        )
+    return shape, dtype
+
+
+def _unreadable(path: str | os.PathLike[str], key: str, error: Exception) -> MdftError:
+    return MdftError(f"{path}: key {key!r} is not readable: {type(error).__name__}: {error}")
 
 
 def check_npz_keys(path: str | os.PathLike[str], *keys: str) -> None:
@@ -77,7 +119,7 @@ def _open_npz(path: str | os.PathLike[str]) -> Any:
         archive = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise MdftError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile and numpy raise a dozen kinds for damage
         raise MdftError(f"{path}: not a readable npz file: {error}") from None
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise MdftError(f"{path}: must be an npz archive of named arrays, got one array")

@@ -41,7 +41,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Recipe, b
     """Replaces the run by one that notes what it was asked to do."""
     calls: list[tuple[Recipe, bool, Any]] = []
 
-    def run(recipe: Recipe, *, resume: bool = False, progress: bool | None = None) -> Any:
+    def run(recipe: Recipe, *, resume: bool, progress: bool | None, verify: bool) -> Any:
         calls.append((recipe, resume, progress))
         result = {
             "pool": {"tasks": [{"name": "mnist"}, {"name": "gtsrb"}]},
