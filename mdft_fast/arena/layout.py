@@ -174,6 +174,7 @@ class Layout:
             )
         return inside
 
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def plan(
         self,
         device: torch.device,
@@ -182,6 +183,8 @@ class Layout:
         merge_alone: bool = False,
     ) -> TilePlan:
         """Returns the index tensors that the operators read, made once per device and range.
+
+        To ``torch.compile`` they are constants of the graph.
 
         Args:
             device: where the arena lies.
@@ -280,6 +283,19 @@ class Layout:
             start = (slot.tile - first) * TILE
             views.append(arena[start : start + slot.numel].view(slot.shape))
         return views
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def plan_of_one(
+    elements: int,
+    device: torch.device,
+    tiles: tuple[int, int] | None = None,
+    *,
+    merge_alone: bool = False,
+) -> TilePlan:
+    """Returns the plan of :meth:`Layout.single`; see :meth:`Layout.plan`."""
+    made: TilePlan = Layout.single(elements).plan(device, tiles, merge_alone=merge_alone)
+    return made
 
 
 def name_means(coefficients: Tensor, rows: tuple[int, ...] | None) -> Tensor:

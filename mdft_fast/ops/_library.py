@@ -38,6 +38,7 @@ if torch.version.cuda and not _missing["cpu"]:
 LOADED = not _missing["cpu"]  # the schemas exist; fakes can be registered
 
 
+@torch.compiler.assume_constant_result
 def native(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Returns whether a native kernel runs ``op`` here; if not, warns once or raises.
 
