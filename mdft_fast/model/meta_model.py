@@ -263,11 +263,11 @@ class MetaModel(nn.Module):
         Differentiable in λ and in the batch: what the encoder takes, a tensor or, by keyword, a
         mapping of tensors. Floating ones are cast to the model's precision. In mode "resident" on
         the CPU, backward through a graph made before λ changed and was merged anew raises: its
-        weights are gone. Threads take turns; :meth:`materialize` gives a module that they can share.
+        weights are gone. Threads take turns; :meth:`materialize` gives a module that they share.
 
         Raises:
-            MdftError: while another thread is in :meth:`using`; under autocast outside of "resident": autocast saves copies of weights that
-                would outlive their block.
+            MdftError: while another thread is in :meth:`using`; under autocast outside of
+                "resident": autocast saves copies of weights that would outlive their block.
         """
         if self.mode != "resident" and torch.is_autocast_enabled(self.coefficients.device.type):
             raise MdftError(

@@ -72,10 +72,9 @@ def _check_shapes(grads: Sequence[Tensor | None], slots: Sequence[Slot]) -> None
             f"got {len(grads)}"
         )
     for slot, grad in zip(slots, grads, strict=True):
-        if grad is not None:
-            if grad.shape != slot.shape:  # else: no text while compiling
-                rule, got = list(slot.shape), checks.shape(grad)
-                checks.require(False, op, f"gradient of {slot.name!r}", rule, got)
+        if grad is not None and grad.shape != slot.shape:  # else: no text while compiling
+            rule, got = list(slot.shape), checks.shape(grad)
+            checks.require(False, op, f"gradient of {slot.name!r}", rule, got)
 
 
 def dot_gradients(
