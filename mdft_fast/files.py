@@ -28,10 +28,28 @@ _STRAY_S = 24 * 3600  # what is unfinished and older has no process any more, on
 
 
 def cache_folder() -> Path:
-    """Returns the folder for what can be made again: ``$MDFT_CACHE``, else the user's cache."""
-    ours = os.environ.get("MDFT_CACHE")
-    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(ours) if ours else Path(users) / "mdft_fast"
+    """Returns the folder for what can be made again: ``$MDFT_CACHE``, else the user's cache.
+
+    Raises:
+        MdftError: if nothing names one: a process may have no home.
+    """
+    ours, users = os.environ.get("MDFT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return expanded(ours) if ours else expanded(users or "~/.cache") / "mdft_fast"
+    except MdftError as error:
+        raise MdftError(f"cache: {error}; MDFT_CACHE names a folder for it") from None
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Returns a path with ``~`` and ``~user`` as the folders they stand for.
+
+    Raises:
+        MdftError: if there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise MdftError(f"{path}: must begin with a home folder that there is, got none") from None
 
 
 @contextlib.contextmanager

@@ -91,7 +91,17 @@ class Samples:
             seed: of the changes; with it, an image's own is always the same.
         """
         batch = self.batch(indices, device)
-        drawn = torch.rand(len(self), 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        drawn = (
+            torch.rand(
+                len(self),
+                4,
+                generator=torch.Generator().manual_seed(seed),
+                dtype=torch.float32,
+                device="cpu",
+            )
+            * 2
+            - 1
+        )
         turn, scale, *shift = drawn[indices.cpu()].to(batch.device).unbind(1)
         turn, scale = turn * _TURN, 1 + scale * _SCALE
         rows = [
@@ -207,7 +217,7 @@ def load_labelled(
         listing = on_disk.listing(role)
         samples = _from_cache(listing, preprocess)
         label = f"{listing.name}: labels"
-        labels = torch.tensor(cached_labels(listing))
+        labels = torch.tensor(cached_labels(listing), device="cpu")
     elif isinstance(source, NpzSource):
         labels = read_labels(source)
         samples = load_samples(source, preprocess)
@@ -221,14 +231,16 @@ def load_labelled(
     else:
         samples = load_samples(source, preprocess)
         label = f"{_label(source, '')}: labels"
-        labels = torch.tensor([_item_label(source, i, label) for i in range(len(samples))])
+        labels = torch.tensor(
+            [_item_label(source, i, label) for i in range(len(samples))], device="cpu"
+        )
     return samples, _checked_labels(labels, len(samples), classes, label)
 
 
 def read_labels(source: NpzSource | ListedSource, role: Role = "test") -> Tensor:
     """Reads the labels of a source on disk, and no image; ``role`` as in :func:`load_labelled`."""
     if isinstance(source, ListedSource):
-        return torch.tensor(cached_labels(source.listing(role)))
+        return torch.tensor(cached_labels(source.listing(role)), device="cpu")
     if source.y is None:
         raise MdftError(f"{source.path}: no key of labels is given; use NpzSource(path, x, y)")
     return as_tensor(read_npz(source.path, source.y), _label(source, source.y))

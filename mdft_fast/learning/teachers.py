@@ -106,7 +106,7 @@ def _teach(
     learn, held_out = split(len(samples), holdout, seed, task.name)
     head = meta.heads[task.name]
     with meta.using(meta.individual(task.name)):
-        everything = torch.arange(len(samples))
+        everything = torch.arange(len(samples), device="cpu")
         device = meta.coefficients.device
         features = torch.cat(
             [meta.encode(samples.batch(i, device)) for i in everything.split(batch or _BATCH)]

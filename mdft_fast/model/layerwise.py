@@ -215,7 +215,7 @@ class Layerwise:
             self._buffer = torch.empty(piece.elements, dtype=self._dtype, device=device)
         elif self._buffer is None or not _is_ours_alone(self._buffer):
             with torch.inference_mode(False):  # else no later training step could save it
-                self._buffer = torch.empty(self.elements, dtype=self._dtype)
+                self._buffer = torch.empty(self.elements, dtype=self._dtype, device="cpu")
         return self._buffer
 
     def _hooks(

@@ -348,7 +348,7 @@ class MetaModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MetaModel:
         """Moves everything to another device; dtypes stay, since λ is learned in float32."""
-        probe = fn(torch.empty(0, device=self.coefficients.device))
+        probe = fn(torch.empty(0, device=self.coefficients.device, dtype=torch.float32))
         if probe.dtype != torch.float32:
             raise MdftError(f"meta-model: the dtype must stay float32, got {probe.dtype}")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -12,7 +12,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 LIBRARY = (
-    *("version", "late_imports", "errors", "options", "files", "arena", "reference", "ops"),
+    *(
+        "version",
+        "late_imports",
+        "errors",
+        "terminal",
+        "options",
+        "files",
+        "arena",
+        "reference",
+        "ops",
+    ),
     *("checkpoints", "pool", "model", "methods", "learning", "data", "heads", "evaluation"),
     "cards",
 )

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from pydantic_core import PydanticCustomError, core_schema
 
 from mdft_fast.errors import nearest
+from mdft_fast.files import expanded
 from mdft_fast.options import kind_of, words_of
 from mdft_fast.pool import TASK_NAME_FORM, is_task_name
 
@@ -130,7 +131,7 @@ def located(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str) or not value:
         raise wrong("a path", value)
     folder = (info.context or {}).get("folder", Path.cwd())
-    return Path(os.path.normpath(Path(folder) / Path(value).expanduser()))
+    return Path(os.path.normpath(Path(folder) / expanded(value)))
 
 
 def _task_name(value: Any) -> Any:

@@ -7,8 +7,10 @@ import sys
 
 from rich import progress as bars
 from rich.console import Console
+from rich.text import Text
 
 from mdft_fast.learning import StepRecord
+from mdft_fast.terminal import is_terminal, printable
 
 
 class Progress:
@@ -19,14 +21,14 @@ class Progress:
     """
 
     def __init__(self, enabled: bool | None = None) -> None:
-        self.enabled = sys.stderr.isatty() if enabled is None else enabled
+        self.enabled = is_terminal(sys.stderr) if enabled is None else enabled
         self._rows: dict[str, bars.TaskID] = {}
         self._bars = bars.Progress(
-            bars.TextColumn("{task.description:<28}"),
+            bars.TextColumn("{task.description:<28}", markup=False),
             bars.BarColumn(bar_width=24),
             bars.MofNCompleteColumn(),
             bars.TimeRemainingColumn(compact=True),
-            bars.TextColumn("{task.fields[note]}"),
+            bars.TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
         )
 
@@ -42,7 +44,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Prints a line above the bars."""
         if self.enabled:
-            self._bars.console.print(text)
+            self._bars.console.print(Text(printable(text)), soft_wrap=True)
 
     def step(self, name: str, record: StepRecord) -> None:
         """Shows a step of the stage ``name``."""
@@ -56,7 +58,7 @@ class Progress:
 
     def _update(self, name: str, done: int, total: int, note: str = "") -> None:
         if name not in self._rows:
-            self._rows[name] = self._bars.add_task(name, total=total, note="")
+            self._rows[name] = self._bars.add_task(printable(name), total=total, note="")
         self._bars.update(self._rows[name], completed=done, note=note)
 
 
