@@ -110,9 +110,8 @@ def get_requires_for_build_sdist(config_settings: dict[str, Any] | None = None) 
     return [tool for tool in missing_tools() if tool.startswith("setuptools")]
 
 
-def check_tools() -> None:
+def check_tools(missing: list[str]) -> None:
     """Stops with one line where a front end was told not to bring the tools, or did not."""
-    missing = missing_tools()
     if missing:
         stop(
             f"mdft_fast: without build isolation the environment must have {', '.join(missing)}; "
@@ -130,7 +129,7 @@ def ready_backend() -> Any:
     """As :func:`setuptools_backend`, once all is there that a build needs."""
     use_environment()
     check_torch()
-    check_tools()
+    check_tools(missing_tools())
     return setuptools_backend()
 
 
@@ -159,4 +158,5 @@ def build_editable(*args: Any, **options: Any) -> str:
 
 def build_sdist(*args: Any, **options: Any) -> str:
     """Packs the sources; see PEP 517."""
+    check_tools(get_requires_for_build_sdist())
     return setuptools_backend().build_sdist(*args, **options)
