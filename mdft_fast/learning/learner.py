@@ -151,7 +151,8 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         for loss in losses:
             loss.backward()
-        self._optimizer.step()
+        with torch.device("cpu"):  # what an optimizer makes by default is read on the host
+            self._optimizer.step()
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:

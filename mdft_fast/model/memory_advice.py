@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib
 import mmap
 import os
 import sys
@@ -78,16 +77,11 @@ def available_memory(device: torch.device) -> int:
     with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
         rows = Path("/proc/meminfo").read_text().splitlines()
         free.append(1024 * int(next(r for r in rows if r.startswith("MemAvailable")).split()[1]))
-    with contextlib.suppress(OSError, ValueError, ImportError):  # ulimit -v, as some schedulers set
-        free.append(_left_of_addresses())
+    with contextlib.suppress(OSError, ValueError, StopIteration):  # ulimit -v: schedulers set it
+        rows = Path("/proc/self/limits").read_text().splitlines()
+        limit = int(next(r for r in rows if r.startswith("Max address space")).split()[3])
+        free.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE)
     return max(0, min(free, default=sys.maxsize))
-
-
-def _left_of_addresses() -> int:
-    resource = importlib.import_module("resource")  # Windows has none
-    limit = int(resource.getrlimit(resource.RLIMIT_AS)[0])
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
-    return limit - used if limit != resource.RLIM_INFINITY else sys.maxsize
 
 
 # Names of limit and use, and of files' pages in memory.stat, which are given back at need.

@@ -34,8 +34,8 @@ def debiased_entropy_loss(
     logits: Sequence[Float[Tensor, "_ _"]],
     teacher_logits: Sequence[Float[Tensor, "_ _"]],
     *,
-    alpha: float = 1.0,
-    mu: float = 0.4,
+    alpha: float | Float[Tensor, ""] = 1.0,
+    mu: float | Float[Tensor, ""] = 0.4,
     entropy_of: EntropyOf = "teacher",
     use_entropy: bool = True,
     filter: bool = True,
@@ -56,6 +56,7 @@ def debiased_entropy_loss(
         teacher_logits: for each task ``[B_k, C_k]`` logits of its own teacher; p is their
             softmax. Data: no gradient flows into them.
         alpha: weight of the soft cross-entropy, >= 0 (no unit). 0: plain entropy minimization.
+            Data, as ``mu`` is.
         mu: threshold of filter and weight as a share of the largest entropy log C, >= 0.
         entropy_of: whose entropy filter and weight read, ``"teacher"`` or ``"meta"``.
         use_entropy: whether the loss holds H(q); False leaves the cross-entropy alone.
@@ -99,6 +100,7 @@ def debiased_entropy_loss(
     for name, option in (("alpha", alpha), ("mu", mu), ("divide_by", divide_by)):
         words = f"{name} is data; pass {name}.detach()"
         checks.refuse_gradients("debiased_entropy", words, option)
+    alpha, mu = float(alpha), float(mu)
     z = logits[0]
     has_kernel = native("debiased_entropy", z.device, z.dtype)
     row_offsets, task_rows = _offsets(rows, z.device)
