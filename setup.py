@@ -2,7 +2,8 @@
 """A shim: lets CMake build the native libraries when setuptools asks for extensions.
 
 Sources and flags are in CMakeLists.txt, everything else in pyproject.toml. Environment variables:
-``MDFT_WITH_CUDA=0/1`` overrides the choice by nvcc's presence, ``CMAKE_ARGS`` is passed on.
+``MDFT_WITH_CUDA=0/1`` overrides the choice by nvcc's presence, ``MDFT_CUDA_ARCHITECTURES`` (such as
+``75;90``) the choice of GPUs, ``CMAKE_ARGS`` is passed on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 
@@ -45,6 +47,7 @@ def cmake_choices(package: Path, editable: bool) -> list[str]:
         f"-DMDFT_PYBIND11_INCLUDE={pybind11 / 'include' if pybind11 else ''}",
         f"-DMDFT_PACKAGE_DIR={package}",
         f"-DMDFT_WITH_CUDA={os.environ.get('MDFT_WITH_CUDA') or 'AUTO'}",
+        f"-DMDFT_CUDA_ARCHITECTURES={os.environ.get('MDFT_CUDA_ARCHITECTURES', '')}",
         f"-DMDFT_BUILD_EMULATED={'ON' if editable else 'OFF'}",
         *shlex.split(os.environ.get("CMAKE_ARGS", "")),
     ]
@@ -60,9 +63,16 @@ class CMakeBuild(build_ext):
         kind = "editable" if editable else "cmake-wheel"
         build = ROOT / "build" / f"{kind}-{sys.implementation.cache_tag}"
         cmake = program("cmake", "CMAKE_BIN_DIR")
-        configure = ["-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
-        subprocess.check_call([cmake, *configure, *cmake_choices(package, editable)])
-        subprocess.check_call([cmake, "--build", str(build)])
+        configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
+        configure += cmake_choices(package, editable)
+        known = (build / "CMakeCache.txt").exists()
+        done = subprocess.run(configure, check=False).returncode == 0
+        if not done and known:  # it may be of another place, compiler or machine
+            print(f"mdft_fast: {build} does not fit any more; building anew", flush=True)
+            shutil.rmtree(build)
+            done = subprocess.run(configure, check=False).returncode == 0
+        if not done or subprocess.run([cmake, "--build", str(build)], check=False).returncode != 0:
+            raise CompileError("mdft_fast: the native build failed; cmake's words above say why")
 
     def get_outputs(self) -> list[str]:
         """Names nothing: CMake has put the libraries where setuptools collects them."""

@@ -110,26 +110,42 @@ def get_requires_for_build_sdist(config_settings: dict[str, Any] | None = None) 
     return [tool for tool in missing_tools() if tool.startswith("setuptools")]
 
 
+def check_tools(missing: list[str]) -> None:
+    """Stops with one line where a front end was told not to bring the tools, or did not."""
+    if missing:
+        stop(
+            f"mdft_fast: without build isolation the environment must have {', '.join(missing)}; "
+            f"install them first (pip install {' '.join(repr(tool) for tool in missing)})"
+        )
+
+
 def setuptools_backend() -> Any:
     """Imports the backend that does the work, only once pip has made it importable."""
     use_environment()
     return importlib.import_module("setuptools.build_meta")
 
 
+def ready_backend() -> Any:
+    """As :func:`setuptools_backend`, once all is there that a build needs."""
+    use_environment()
+    check_torch()
+    check_tools(missing_tools())
+    return setuptools_backend()
+
+
 def prepare_metadata_for_build_wheel(*args: Any, **options: Any) -> str:
     """Writes the metadata; see PEP 517."""
-    return setuptools_backend().prepare_metadata_for_build_wheel(*args, **options)
+    return ready_backend().prepare_metadata_for_build_wheel(*args, **options)
 
 
 def prepare_metadata_for_build_editable(*args: Any, **options: Any) -> str:
     """Writes the metadata; see PEP 660."""
-    return setuptools_backend().prepare_metadata_for_build_editable(*args, **options)
+    return ready_backend().prepare_metadata_for_build_editable(*args, **options)
 
 
 def build_wheel(*args: Any, **options: Any) -> str:
     """Builds a wheel; see PEP 517."""
-    backend = setuptools_backend()
-    check_torch()
+    backend = ready_backend()
     # setuptools packs all that it finds there: a module deleted since would come along.
     shutil.rmtree(WHEEL_BUILD, ignore_errors=True)
     return backend.build_wheel(*args, **options)
@@ -137,11 +153,10 @@ def build_wheel(*args: Any, **options: Any) -> str:
 
 def build_editable(*args: Any, **options: Any) -> str:
     """Builds in place and links the source tree; see PEP 660."""
-    backend = setuptools_backend()
-    check_torch()
-    return backend.build_editable(*args, **options)
+    return ready_backend().build_editable(*args, **options)
 
 
 def build_sdist(*args: Any, **options: Any) -> str:
     """Packs the sources; see PEP 517."""
+    check_tools(get_requires_for_build_sdist())
     return setuptools_backend().build_sdist(*args, **options)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mdft_fast.errors import MdftError
+from mdft_fast.files import expanded
 
 KINDS = {
     "images": "decoded images",
@@ -43,10 +44,16 @@ class CacheEntry:
 
 
 def cache_folder() -> Path:
-    """Returns the folder for what can be made again: ``$MDFT_CACHE``, else the user's cache."""
-    ours = os.environ.get("MDFT_CACHE")
-    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(ours) if ours else Path(users) / "mdft_fast"
+    """Returns the folder for what can be made again: ``$MDFT_CACHE``, else the user's cache.
+
+    Raises:
+        MdftError: if nothing names one: a process may have no home.
+    """
+    ours, users = os.environ.get("MDFT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return expanded(ours) if ours else expanded(users or "~/.cache") / "mdft_fast"
+    except MdftError as error:
+        raise MdftError(f"cache: {error}; MDFT_CACHE names a folder for it") from None
 
 
 def cache_limit() -> int:

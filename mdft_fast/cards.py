@@ -161,7 +161,7 @@ def _base64(numbers: np.ndarray[Any, Any]) -> str:
 
 
 def _from_list(numbers: list[float]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float32)
+    return torch.tensor(numbers, dtype=torch.float32, device="cpu")
 
 
 def _from_base64(text: str) -> Tensor:

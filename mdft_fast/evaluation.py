@@ -132,7 +132,7 @@ def _predict(model: MetaModel | nn.Module, test: TestSet, batch: int) -> Tensor:
     head = test.task.head.to(device)
     classes = [
         head(encode(test.samples.batch(indices, device))).argmax(-1).cpu()
-        for indices in torch.arange(len(test.samples)).split(batch)
+        for indices in torch.arange(len(test.samples), device="cpu").split(batch)
     ]
     return torch.cat(classes)
 

@@ -33,6 +33,18 @@ _UNFINISHED = re.compile(rf"\..+\.[0-9a-f]{{{2 * _TOKEN}}}\.part")
 _STRAY_S = 24 * 3600  # what is unfinished and older has no process any more, on any machine
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Returns a path with ``~`` and ``~user`` as the folders they stand for.
+
+    Raises:
+        MdftError: if there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise MdftError(f"{path}: must begin with a home folder that there is, got none") from None
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary name to write to; at the end it is flushed to the disk and renamed.

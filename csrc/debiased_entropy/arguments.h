@@ -28,7 +28,7 @@ struct EntropyArgs {
   bool* kept;                   // [R]
   void* grad;                   // [M]
   DType logits_dtype, teacher_dtype;
-  int64_t M, R;
+  int64_t M, R, K;
   double alpha, mu;
   bool use_entropy, filter, reweight;
   bool normalize;  // the weights have mean 1 over the task's kept rows

@@ -30,6 +30,10 @@
 // Where filter or weight reads an H that is NaN, the row is kept with weight NaN, so that the loss
 // of its task and its gradient are NaN: a broken teacher must not pass for one that is unsure.
 //
+// Offsets must run from 0 to the end without decreasing: the CPU refuses others. A GPU cannot
+// without waiting for it: there loss and gradient are NaN in every task whose rows or elements are
+// cut off at the end or belong to another task too.
+//
 // debiased_entropy_backward: grad[m] * grad_loss[task of m], in the dtype of grad.
 #pragma once
 
@@ -145,6 +149,7 @@ inline EntropyArgs entropy_args(const Tensor& logits, const Tensor& teacher,
           .teacher_dtype = dtype_of(teacher.scalar_type()),
           .M = logits.size(0),
           .R = row_offsets.size(0) - 1,
+          .K = task_rows.size(0) - 1,
           .alpha = alpha,
           .mu = mu,
           .use_entropy = use_entropy,

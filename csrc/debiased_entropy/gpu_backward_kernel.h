@@ -13,7 +13,7 @@ struct EntropyBackwardArgs {
   const int64_t* task_rows;    // [K + 1]
   const void* grad_loss;       // [K]
   void* out;                   // [M]
-  int64_t M, R;
+  int64_t M, R, K;
   int64_t blocks;  // of a task
 };
 
@@ -23,15 +23,17 @@ struct EntropyBackwardKernel {
   using Args = EntropyBackwardArgs;
   static constexpr int kThreads = 256;
   static constexpr int kMinBlocks = 1;
-  struct Shared {};
+  using Shared = Verdict<kThreads / kWarp>;
 
-  static MDFT_DEVICE void run(const Args& a, const Block<kThreads>& block, Shared&) {
+  static MDFT_DEVICE void run(const Args& a, const Block<kThreads>& block, Shared& alone) {
     const int64_t task = block.index / a.blocks;
     const Part rows = part(a.task_rows, task, a.R);
     if (rows.begin == rows.end) return;
+    block.phase([&](int warp) { alone.of_warp[warp] = owns_alone(a, block, warp, task); });
     const int64_t begin = part(a.row_offsets, rows.begin, a.M).begin;
     const int64_t end = part(a.row_offsets, rows.end - 1, a.M).end;
-    const acc_t by = static_cast<const acc_t*>(a.grad_loss)[task];
+    const bool sound = alone.sound();
+    const acc_t by = sound ? static_cast<const acc_t*>(a.grad_loss)[task] : kNaN<acc_t>;
     const auto* grad = static_cast<const scalar_t*>(a.grad);
     auto* out = static_cast<scalar_t*>(a.out);
     block.each_thread([&](int thread) {
@@ -39,7 +41,7 @@ struct EntropyBackwardKernel {
       for (int64_t m = first; m < end; m += a.blocks * kThreads) {
         // 0 stays 0 where the factor is infinite: a removed row has no gradient.
         const acc_t g = widen(grad[m]);
-        narrow(g == 0 ? acc_t{0} : g * by, out + m);
+        narrow(g == 0 && sound ? acc_t{0} : g * by, out + m);
       }
     });
   }

@@ -9,7 +9,8 @@
 // between the rows' numbers and the gradient.
 //
 // Offsets lie in device memory, where checking them on the host would wait for the GPU. Ones that
-// are out of range are cut to what is there, and the task's loss becomes NaN.
+// are out of range are cut to what is there; the loss and the gradient of a task with such ones, or
+// with rows or elements of another task's, become NaN.
 #pragma once
 
 #include "debiased_entropy/arguments.h"
@@ -24,18 +25,22 @@ struct EntropyKernel {
   static constexpr int kMinBlocks = 1;
   static constexpr acc_t kNoLogit = -std::numeric_limits<acc_t>::infinity();
   static constexpr acc_t kLowest = std::numeric_limits<acc_t>::lowest();
-  struct Shared {};
+  using Shared = Verdict<kThreads / kWarp>;
 
-  static MDFT_DEVICE void run(const Args& a, const Block<kThreads>& block, Shared&) {
+  static MDFT_DEVICE void run(const Args& a, const Block<kThreads>& block, Shared& alone) {
     const Part rows = part(a.task_rows, block.index, a.R);
     block.phase([&](int warp) {
+      alone.of_warp[warp] = owns_alone(a, block, warp, block.index);
       for (int64_t r = rows.begin + warp; r < rows.end; r += block.kWarps) make_numbers(a, r);
     });
     block.phase([&](int warp) {
-      if (warp == 0) reduce_task(a, block.index, rows);
+      if (warp == 0) reduce_task(a, block.index, rows, alone.sound());
     });
     block.each_warp([&](int warp) {
-      for (int64_t r = rows.begin + warp; r < rows.end; r += block.kWarps) write_gradient(a, r);
+      const bool sound = alone.sound();
+      for (int64_t r = rows.begin + warp; r < rows.end; r += block.kWarps) {
+        write_gradient(a, r, sound);
+      }
     });
   }
 
@@ -116,13 +121,13 @@ struct EntropyKernel {
   }
 
   // Filter, weight and loss of one task (equations 4 to 6), a row a lane.
-  static MDFT_DEVICE void reduce_task(const Args& a, int64_t task, const Part& rows) {
+  static MDFT_DEVICE void reduce_task(const Args& a, int64_t task, const Part& rows, bool sound) {
     auto* entropy = static_cast<acc_t*>(a.entropy);
     auto* weight = static_cast<acc_t*>(a.weight);
     Lanes<double> count, weights, total;
     each_lane([&](int lane) {
       count[lane] = weights[lane] = 0;
-      total[lane] = rows.whole ? 0 : kNaN<double>;
+      total[lane] = sound ? 0 : kNaN<double>;
       for (int64_t r = rows.begin + lane; r < rows.end; r += kWarp) {
         RowNumbers& n = a.numbers[r];
         const LaneRow<acc_t> z = logits_of(a, r);
@@ -135,7 +140,6 @@ struct EntropyKernel {
         a.kept[r] = keep;
         count[lane] += keep;
         weights[lane] += n.scale;
-        if (!z.part.whole) total[lane] = kNaN<double>;
       }
     });
     const double kept = warp_sum(count);
@@ -157,13 +161,13 @@ struct EntropyKernel {
     });
   }
 
-  static MDFT_DEVICE void write_gradient(const Args& a, int64_t r) {
+  static MDFT_DEVICE void write_gradient(const Args& a, int64_t r, bool sound) {
     branch<acc_t>(a.logits_dtype,
-                  [&](auto type) { write_gradient_as<type_of<decltype(type)>>(a, r); });
+                  [&](auto type) { write_gradient_as<type_of<decltype(type)>>(a, r, sound); });
   }
 
   template <typename scalar_t>
-  static MDFT_DEVICE void write_gradient_as(const Args& a, int64_t r) {
+  static MDFT_DEVICE void write_gradient_as(const Args& a, int64_t r, bool sound) {
     const LaneRow<acc_t> z = logits_of(a, r);
     const LaneRow<acc_t> t = teacher_of(a, r);
     const RowNumbers n = a.numbers[r];
@@ -172,8 +176,9 @@ struct EntropyKernel {
     const auto entropy_scale = static_cast<acc_t>(a.use_entropy ? -n.scale : 0.0);
     each_lane([&](int lane) {
       for (int64_t i = lane; i < z.size(); i += kWarp) {
-        acc_t g = 0;  // a removed row: exactly 0, also where the logits are not finite
-        if (n.scale != 0) {
+        // A removed row: exactly 0, also where the logits are not finite.
+        acc_t g = sound ? 0 : kNaN<acc_t>;
+        if (sound && n.scale != 0) {
           const acc_t log_q = log_softmax(z.read(i, kNoLogit), n.shift, n.log_sum);
           const acc_t q = exponential(log_q);
           const acc_t p = probability(a, t, i, n.teacher_shift, n.teacher_log_sum);

@@ -57,6 +57,7 @@ inline Tensor debiased_entropy_backward(const Tensor& grad, const Tensor& row_of
                                  .out = out.mutable_data_ptr(),
                                  .M = M,
                                  .R = row_offsets.size(0) - 1,
+                                 .K = K,
                                  .blocks = blocks};
   const DType dtype = dtype_of(grad.scalar_type());
   with_accumulator(dtype, [&](auto acc) {

@@ -15,7 +15,15 @@ from mdft_fast.arena.codecs import (
     forms_of,
     rows_of,
 )
-from mdft_fast.arena.layout import TILE, Layout, Slot, TilePlan, makes_fakes, name_means
+from mdft_fast.arena.layout import (
+    TILE,
+    Layout,
+    Slot,
+    TilePlan,
+    makes_fakes,
+    name_means,
+    plan_of_one,
+)
 from mdft_fast.arena.task_vectors import (
     CODECS,
     DTYPE_OF_CODEC,
@@ -51,6 +59,7 @@ __all__ = [
     "forms_of",
     "makes_fakes",
     "name_means",
+    "plan_of_one",
     "raw",
     "rows_of",
 ]

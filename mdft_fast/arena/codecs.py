@@ -74,7 +74,10 @@ def empty_vectors(K: int, N: int, codec: Codec, codes: Tensor | None = None) -> 
     ``codes`` is the room for the codes, from an earlier call; None: it is made.
     """
     forms = forms_of(K, N, codec)
-    made = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in forms.items()}
+    made = {
+        name: torch.empty(shape, dtype=dtype, device="cpu")
+        for name, (dtype, shape) in forms.items()
+    }
     return TaskVectors(made["codes"] if codes is None else codes, codec, made.get("scales"))
 
 
@@ -134,7 +137,10 @@ class Encoder:
     def _encode(self, row: TaskVectors, owner: str) -> TaskVectors:
         out = empty_vectors(1, row.N, self.codec, self._codes)
         self._codes = out.codes
-        worst, largest = torch.empty(row.N // GROUP), torch.empty(row.N // GROUP)
+        worst, largest = (
+            torch.empty(row.N // GROUP, dtype=torch.float32, device="cpu"),
+            torch.empty(row.N // GROUP, dtype=torch.float32, device="cpu"),
+        )
         for first in range(0, row.N, PIECE):
             last = min(first + PIECE, row.N)
             exact = row.decode(first, last)
@@ -151,9 +157,11 @@ class Encoder:
 
     def _note(self, worst: Tensor, largest: Tensor) -> None:
         """Takes one vector's errors and magnitudes, ``[N / GROUP]`` each, into ``errors``."""
-        groups = torch.tensor([slot.tiles * (TILE // GROUP) for slot in self._layout.slots])
-        slot_of = torch.arange(len(groups)).repeat_interleave(groups)
-        none = torch.zeros(len(groups), dtype=torch.float64)
+        groups = torch.tensor(
+            [slot.tiles * (TILE // GROUP) for slot in self._layout.slots], device="cpu"
+        )
+        slot_of = torch.arange(len(groups), device="cpu").repeat_interleave(groups)
+        none = torch.zeros(len(groups), dtype=torch.float64, device="cpu")
         absolute = none.scatter_reduce(0, slot_of, worst.double(), "amax")
         magnitude = none.scatter_reduce(0, slot_of, largest.double(), "amax")
         relative = torch.where(magnitude > 0, absolute / magnitude, 0.0)

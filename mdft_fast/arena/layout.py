@@ -28,7 +28,7 @@ TILE = 1024  # elements; 4 KiB of float32: one memory page, and all running sums
 
 def makes_fakes() -> bool:
     """Returns whether tensors made now are fakes (of FakeTensorMode), which nobody may keep."""
-    return type(torch.empty(0)) is not Tensor
+    return type(torch.empty(0, dtype=torch.float32, device="cpu")) is not Tensor
 
 
 class Slot(NamedTuple):
@@ -174,6 +174,7 @@ class Layout:
             )
         return inside
 
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def plan(
         self,
         device: torch.device,
@@ -182,6 +183,8 @@ class Layout:
         merge_alone: bool = False,
     ) -> TilePlan:
         """Returns the index tensors that the operators read, made once per device and range.
+
+        To ``torch.compile`` they are constants of the graph.
 
         Args:
             device: where the arena lies.
@@ -201,26 +204,32 @@ class Layout:
     ) -> TilePlan:
         slots = self.slots_in(tiles)
         first, last = tiles or (0, self.tiles)
-        counts = torch.tensor([slot.tiles for slot in slots], dtype=torch.int64)
+        counts = torch.tensor([slot.tiles for slot in slots], dtype=torch.int64, device="cpu")
         # Output sizes that follow from shapes, not from data: fakes can make a plan too.
-        slot_of = torch.arange(len(slots)).repeat_interleave(counts, output_size=last - first)
-        columns = torch.tensor([slot.column for slot in slots], dtype=torch.int64)[slot_of]
-        tensor_tiles = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        slot_of = torch.arange(len(slots), device="cpu").repeat_interleave(
+            counts, output_size=last - first
+        )
+        columns = torch.tensor([slot.column for slot in slots], dtype=torch.int64, device="cpu")[
+            slot_of
+        ]
+        tensor_tiles = torch.cat(
+            [torch.zeros(1, dtype=torch.int64, device="cpu"), counts.cumsum(0)]
+        )
         rows = None
         if self.rows is not None:
-            begins = (torch.arange(last - first) - tensor_tiles[:-1][slot_of]) * TILE
+            begins = (torch.arange(last - first, device="cpu") - tensor_tiles[:-1][slot_of]) * TILE
             lengths = [max(slot.numel // slot.rows, 1) for slot in slots]
-            length = torch.tensor(lengths, dtype=torch.int64)[slot_of]
+            length = torch.tensor(lengths, dtype=torch.int64, device="cpu")[slot_of]
             columns = columns + begins // length
             capped = length.clamp(max=TILE)
             phase = capped - (length - begins % length).clamp(max=TILE)
             rows = torch.stack([capped, phase], -1).int().to(device)
-        order = starts = torch.zeros(0, dtype=torch.int64)
+        order = starts = torch.zeros(0, dtype=torch.int64, device="cpu")
         if not merge_alone:
             order = columns.argsort(stable=True)
-            owned = torch.zeros(self.L, dtype=torch.int64)
+            owned = torch.zeros(self.L, dtype=torch.int64, device="cpu")
             owned = owned.index_add(0, columns, torch.ones_like(columns))
-            starts = torch.cat([torch.zeros(1, dtype=torch.int64), owned.cumsum(0)])
+            starts = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), owned.cumsum(0)])
         columns, order, starts = (x.int().to(device) for x in (columns, order, starts))
         return TilePlan(columns, order, starts, tensor_tiles, first, last, rows)
 
@@ -241,7 +250,7 @@ class Layout:
         Differentiable in ``tensors``.
         """
         self._check_tensors(tensors, who)
-        parts = [torch.zeros(0)] if not self.slots else []
+        parts = [torch.zeros(0, dtype=torch.float32, device="cpu")] if not self.slots else []
         for slot in self.slots:
             x = tensors[slot.name]
             parts += [x.reshape(-1), x.new_zeros(slot.tiles * TILE - slot.numel)]
@@ -280,6 +289,19 @@ class Layout:
             start = (slot.tile - first) * TILE
             views.append(arena[start : start + slot.numel].view(slot.shape))
         return views
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def plan_of_one(
+    elements: int,
+    device: torch.device,
+    tiles: tuple[int, int] | None = None,
+    *,
+    merge_alone: bool = False,
+) -> TilePlan:
+    """Returns the plan of :meth:`Layout.single`; see :meth:`Layout.plan`."""
+    made: TilePlan = Layout.single(elements).plan(device, tiles, merge_alone=merge_alone)
+    return made
 
 
 def name_means(coefficients: Tensor, rows: tuple[int, ...] | None) -> Tensor:

@@ -102,7 +102,7 @@ def arguments_of(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
 
 def example_input(preprocess: Preprocess) -> Batch:
     """Returns what an encoder takes for one sample, on the meta device: a shape without numbers."""
-    return torch.empty(1, 3, *preprocess["size"], device="meta")
+    return torch.empty(1, 3, *preprocess["size"], device="meta", dtype=torch.float32)
 
 
 def describe_preprocess(preprocess: Preprocess) -> str:

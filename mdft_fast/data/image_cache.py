@@ -37,6 +37,7 @@ from mdft_fast.data.images.decoding import Array, fit
 from mdft_fast.data.images.listing import Listing, Opened
 from mdft_fast.errors import MdftError, need
 from mdft_fast.files import TRIES, filled_once, remove_strays, replacing, write_json
+from mdft_fast.terminal import is_terminal, printable
 
 Watch = Callable[[str, int, int], None]  # what is done, how many of how many
 
@@ -354,7 +355,7 @@ def _writing(listing: Listing) -> Iterator[None]:
 def _shown(watch: Watch | None, words: str, total: int) -> Iterator[Callable[[int], None]]:
     """Gives what to call with each number of images that are done."""
     done = 0
-    if watch is not None or not sys.stderr.isatty():
+    if watch is not None or not is_terminal(sys.stderr):
 
         def tell(count: int) -> None:
             nonlocal done
@@ -366,7 +367,7 @@ def _shown(watch: Watch | None, words: str, total: int) -> Iterator[Callable[[in
         return
     console = need("rich.console").Console(stderr=True)
     with need("rich.progress").Progress(console=console, transient=True) as bars:
-        bar = bars.add_task(words, total=total)
+        bar = bars.add_task(need("rich.markup").escape(printable(words)), total=total)
         yield lambda count: bars.advance(bar, count)
 
 

@@ -34,7 +34,7 @@ def shared_images(adapt: Samples, test: Samples) -> tuple[list[int], list[int]] 
 
 def unshared(samples: Samples, *tests: Samples) -> Tensor:
     """Returns the indices of the samples whose image is in none of the test sets, int64 ``[m]``."""
-    kept = torch.ones(len(samples), dtype=torch.bool)
+    kept = torch.ones(len(samples), dtype=torch.bool, device="cpu")
     for test in tests:
         shared = shared_images(samples, test)
         kept[shared[0] if shared else []] = False

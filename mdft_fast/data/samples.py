@@ -64,7 +64,7 @@ class Samples:
     @property
     def numbers(self) -> Tensor:
         """Which images of their source they are, int64 ``[n]``; ``of`` so many."""
-        return torch.arange(len(self.x)) if self.rows is None else self.rows
+        return torch.arange(len(self.x), device="cpu") if self.rows is None else self.rows
 
     @property
     def of(self) -> int:
@@ -108,7 +108,17 @@ class Samples:
             seed: of the changes; with it, an image's own is always the same.
         """
         batch = self.batch(indices, device)
-        drawn = torch.rand(len(self), 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        drawn = (
+            torch.rand(
+                len(self),
+                4,
+                generator=torch.Generator().manual_seed(seed),
+                dtype=torch.float32,
+                device="cpu",
+            )
+            * 2
+            - 1
+        )
         turn, scale, *shift = drawn[indices.cpu()].to(batch.device).unbind(1)
         turn, scale = turn * _TURN, 1 + scale * _SCALE
         rows = [
@@ -255,7 +265,10 @@ def load_labelled(
     if on_disk is not None:
         listing = on_disk.listing(role)
         samples = _from_cache(listing, preprocess, choose=choose)
-        label, labels = f"{listing.name}: labels", torch.tensor(cached_labels(listing))
+        label, labels = (
+            f"{listing.name}: labels",
+            torch.tensor(cached_labels(listing), device="cpu"),
+        )
         labels = _checked_labels(labels, len(samples.x), classes, label)
         return samples, labels if samples.rows is None else labels[samples.rows]
     if isinstance(source, NpzSource):
@@ -271,7 +284,9 @@ def load_labelled(
     else:
         samples = load_samples(source, preprocess)
         label = f"{_label(source, '')}: labels"
-        labels = torch.tensor([_item_label(source, i, label) for i in range(len(samples))])
+        labels = torch.tensor(
+            [_item_label(source, i, label) for i in range(len(samples))], device="cpu"
+        )
     labels = _checked_labels(labels, len(samples), classes, label)
     if choose is None:
         return samples, labels
@@ -282,7 +297,7 @@ def load_labelled(
 def read_labels(source: NpzSource | ListedSource, role: Role = "test") -> Tensor:
     """Reads the labels of a source on disk, and no image; ``role`` as in :func:`load_labelled`."""
     if isinstance(source, ListedSource):
-        return torch.tensor(cached_labels(source.listing(role)))
+        return torch.tensor(cached_labels(source.listing(role)), device="cpu")
     if source.y is None:
         raise MdftError(f"{source.path}: no key of labels is given; use NpzSource(path, x, y)")
     return as_tensor(read_npz(source.path, source.y), _label(source, source.y))

@@ -82,10 +82,10 @@ def prototype_head(
 @torch.no_grad()
 def _sums(encoder: nn.Module, samples: Samples, labels: Tensor, C: int, normalize: bool) -> Tensor:
     """Returns the sums of features by class, float64 ``[C, D]``."""
-    place = next(encoder.parameters(), torch.empty(0)).device
+    place = next(encoder.parameters(), torch.empty(0, dtype=torch.float32, device="cpu")).device
     sums: Tensor | None = None
     for start in range(0, len(samples), _BATCH):
-        rows = torch.arange(start, min(start + _BATCH, len(samples)))
+        rows = torch.arange(start, min(start + _BATCH, len(samples)), device="cpu")
         features = encoder(samples.batch(rows, place))
         if not isinstance(features, Tensor) or features.dim() != 2:
             got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -93,7 +93,11 @@ def _sums(encoder: nn.Module, samples: Samples, labels: Tensor, C: int, normaliz
         # Summed on the CPU: there the order is fixed.
         features = features.to("cpu", torch.float64)
         features = F.normalize(features, dim=-1) if normalize else features
-        sums = torch.zeros(C, features.shape[1], dtype=torch.float64) if sums is None else sums
+        sums = (
+            torch.zeros(C, features.shape[1], dtype=torch.float64, device="cpu")
+            if sums is None
+            else sums
+        )
         sums.index_add_(0, labels[rows], features)
     assert sums is not None  # a class without an image is refused before
     return sums

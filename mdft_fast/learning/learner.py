@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdft_fast.errors import MdftError
 from mdft_fast.learning.config import OptimizerConfig
@@ -104,6 +104,11 @@ class Learner:
         capturable: bool = False,
     ) -> None:
         self.meta, self.config, self.steps, self.orders = meta, config, steps, orders
+        if not isinstance(meta.coefficients, nn.Parameter):
+            raise MdftError(
+                "coefficients: must be a plain parameter to be learned, got one that a "
+                "parametrization makes"
+            )
         if not meta.coefficients.requires_grad or torch.is_inference_mode_enabled():
             raise MdftError("coefficients: must require grad to be learned, got frozen ones")
         self.step = 0
@@ -146,7 +151,8 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         for loss in losses:
             loss.backward()
-        self._optimizer.step()
+        with torch.device("cpu"):  # what an optimizer makes by default is read on the host
+            self._optimizer.step()
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:

@@ -53,7 +53,10 @@ class Losses(NamedTuple):
     @staticmethod
     def zeros(tasks: int, device: torch.device) -> Losses:
         """Returns float32 zeros for K tasks: to add to, or to write to."""
-        return Losses(torch.zeros(tasks, device=device), torch.zeros(tasks, device=device))
+        return Losses(
+            torch.zeros(tasks, device=device, dtype=torch.float32),
+            torch.zeros(tasks, device=device, dtype=torch.float32),
+        )
 
 
 class Encoded(NamedTuple):

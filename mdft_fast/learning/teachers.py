@@ -116,7 +116,7 @@ def own_features(meta: MetaModel, task: str, samples: Samples, batch: int | None
     """
     device = meta.coefficients.device
     with meta.using(meta.individual(task)):
-        parts = torch.arange(len(samples)).split(batch or _BATCH)
+        parts = torch.arange(len(samples), device="cpu").split(batch or _BATCH)
         return torch.cat([meta.encode(samples.batch(indices, device)) for indices in parts])
 
 

@@ -149,7 +149,7 @@ class Calibrate(InputMerge):
         total.diagonal().add_(ridge)
         made = solve(total, right + pull)
         if turn.sensitivities:
-            eye = torch.eye(made.shape[1], device=made.device)
+            eye = torch.eye(made.shape[1], device=made.device, dtype=torch.float32)
             measured = [turn.sensitivities[k].metric for k in range(len(deltas))]
             metrics = [self.fisher * metric + (1 - self.fisher) * eye for metric in measured]
             cross = pull.float()

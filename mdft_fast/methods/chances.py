@@ -29,4 +29,6 @@ def chance(
         device: where they go.
     """
     generator = generator_of(f"{method.name}/{seed}/{site.slot.name}/{vector}")
-    return torch.rand(tuple(shape), generator=generator).to(device)
+    return torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device="cpu").to(
+        device
+    )

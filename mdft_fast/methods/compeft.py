@@ -50,7 +50,9 @@ class Compeft(Transform):
 
 def _deviation(vectors: Vectors) -> Tensor:
     """Returns each vector's standard deviation over all its elements, float64 ``[K]``."""
-    mean = _sums(vectors, torch.zeros((), dtype=torch.float64), 1) / vectors.parameters
+    mean = (
+        _sums(vectors, torch.zeros((), dtype=torch.float64, device="cpu"), 1) / vectors.parameters
+    )
     return torch.sqrt(_sums(vectors, mean[:, None], 2) / vectors.parameters)
 
 

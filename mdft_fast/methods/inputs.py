@@ -48,7 +48,7 @@ class TaskInputs:
     def some(self, count: int) -> TaskInputs:
         """Returns some of these inputs, spread evenly over them; all where there are fewer."""
         n = len(self.indices)
-        at = torch.arange(min(count, n)) * n // max(min(count, n), 1)
+        at = torch.arange(min(count, n), device="cpu") * n // max(min(count, n), 1)
         return dataclasses.replace(self, indices=self.indices[at], copies=0)
 
     def batches(self, size: int) -> Iterator[Batch]:

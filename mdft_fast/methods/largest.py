@@ -25,7 +25,7 @@ def kth_largest(vectors: Iterable[Tensor], rank: int) -> Tensor:
     """
     high, rank_inside = _find(
         _count((_bits(tensor) >> _LOW for tensor in vectors), 1 << _HIGH),
-        torch.tensor(rank),
+        torch.tensor(rank, device="cpu"),
     )
     outside = 1 << _LOW  # a bin for what does not share the upper bits
     lows = (
@@ -43,7 +43,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 def _count(numbers: Iterable[Tensor], bins: int) -> Tensor:
     """Returns how often each row holds each number, int64 ``[K, bins]``."""
-    total = torch.zeros((), dtype=torch.int64)
+    total = torch.zeros((), dtype=torch.int64, device="cpu")
     for rows in numbers:
         # Each row has bins of its own.
         first = bins * torch.arange(len(rows), dtype=rows.dtype, device=rows.device)[:, None]

@@ -23,8 +23,8 @@ class Moments:
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
-        self.cross = torch.zeros(inputs, outputs, device=device)
-        self._gram = torch.zeros(inputs, inputs, device=device)
+        self.cross = torch.zeros(inputs, outputs, device=device, dtype=torch.float32)
+        self._gram = torch.zeros(inputs, inputs, device=device, dtype=torch.float32)
 
     def add(self, x: Tensor, y: Tensor | None, weights: Tensor) -> None:
         """Adds rows.

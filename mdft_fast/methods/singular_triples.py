@@ -84,7 +84,9 @@ def thin_triples(matrix: Tensor, level: float = 0.0) -> Triples | None:
         width = widths.pop(0) - left.shape[1] if widths else 0
         if width <= 0:
             return None
-        test = torch.randn(matrix.shape[1], width, generator=generator, dtype=torch.float64)
+        test = torch.randn(
+            matrix.shape[1], width, generator=generator, dtype=torch.float64, device="cpu"
+        )
         sketch = rest @ test.to(matrix.device)
         # The rest is at right angles to the columns there are only within its own round-off.
         basis = torch.linalg.qr(sketch - left @ (left.mT @ sketch)).Q

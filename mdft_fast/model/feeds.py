@@ -39,6 +39,13 @@ class Feed(ABC):
     """
 
     device: torch.device
+    _base: Tensor
+    _vectors: TaskVectors
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Tells changes of base and task vectors in place apart."""
+        return versions_of(self._base, self._vectors.codes, self._vectors.scales)
 
     @abstractmethod
     def take(self, piece: Piece, following: Piece | None = None) -> Sequence[Operands]:
@@ -97,12 +104,12 @@ class ArenaFeed(Feed):
 class StagedFeed(Feed):
     """Copies each piece from the host into one of two buffers, ahead of need.
 
-    While the device works on one piece, the next one is copied on a stream of its own; the host's
-    arenas are in pinned memory where the device is a GPU, so the copies need no thread.
+    While the device works on one piece, the next one is copied on a stream of its own.
 
     Args:
-        base: ``[N]`` pre-trained arena on the host.
-        vectors: the task vectors on the host.
+        base: ``[N]`` pre-trained arena on the host; :func:`pinned` for a GPU, so that copies need
+            no thread.
+        vectors: the task vectors on the host, likewise.
         layout: their map.
         pieces: all pieces.
         device: where the pieces go.
@@ -118,14 +125,16 @@ class StagedFeed(Feed):
     ) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        if self._stream is not None:
-            base, vectors = base.pin_memory(), _pinned(vectors)
         self._base, self._vectors = base, vectors
         self._layouts = {tiles: layout.cut(tiles) for p in pieces for tiles in p.ranges}
         self._slots: dict[str, _Slot] = {}  # at most two, the older one first
+        self._copied = self.versions  # of what the slots were copied from
 
     def take(self, piece: Piece, following: Piece | None = None) -> Sequence[Operands]:
         """See :class:`Feed`."""
+        if self._copied != self.versions:
+            self._slots.clear()
+            self._copied = self.versions
         if piece.name not in self._slots:
             self._fetch(piece)
         slot = self._slots.pop(piece.name)
@@ -191,6 +200,11 @@ def shares(one: Tensor, other: Tensor) -> bool:
     return same
 
 
+def versions_of(*tensors: Tensor | None) -> tuple[int, ...]:
+    """Returns what changes with every change in place; of a tensor that has no version, -1."""
+    return tuple(-1 if t.is_inference() else t._version for t in tensors if t is not None)
+
+
 def _parts(base: Tensor, vectors: TaskVectors, tiles: Range) -> list[Tensor]:
     """Returns a range's base, codes and, where there are, scales; views."""
     first, last = tiles[0] * TILE, min(tiles[1] * TILE, base.shape[0])
@@ -201,6 +215,7 @@ def _parts(base: Tensor, vectors: TaskVectors, tiles: Range) -> list[Tensor]:
     ]
 
 
-def _pinned(vectors: TaskVectors) -> TaskVectors:
+def pinned(base: Tensor, vectors: TaskVectors) -> tuple[Tensor, TaskVectors]:
+    """Returns arenas in memory from which a GPU copies by itself."""
     scales = None if vectors.scales is None else vectors.scales.pin_memory()
-    return TaskVectors(vectors.codes.pin_memory(), vectors.codec, scales)
+    return base.pin_memory(), TaskVectors(vectors.codes.pin_memory(), vectors.codec, scales)

@@ -23,17 +23,19 @@ from torch.autograd.graph import saved_tensors_hooks
 from mdft_fast.arena import TILE
 from mdft_fast.checkpoints import Batch, arguments_of
 from mdft_fast.errors import MdftError
-from mdft_fast.model.feeds import Feed, shares
+from mdft_fast.model.feeds import Feed, shares, versions_of
 from mdft_fast.model.partition import Absent, Piece, installed, replaced_forward
 from mdft_fast.model.recompute import recomputed
+from mdft_fast.model.turns import Turns
 from mdft_fast.ops import merge_tensors
 
 
 class _Pass:
     """One forward pass and the backward passes through it."""
 
-    def __init__(self, coefficients: Tensor) -> None:
+    def __init__(self, coefficients: Tensor, versions: tuple[int, ...]) -> None:
         self.coefficients = coefficients
+        self.versions = versions  # of base and task vectors
         # What backward merges with. It asks for a gradient as λ does, so that a recomputation saves
         # the same tensors as the forward did.
         self.snapshot = coefficients.detach().clone().requires_grad_(coefficients.requires_grad)
@@ -74,6 +76,7 @@ class Layerwise:
         feed: brings base and task vectors.
         dtype: of the merged weights.
         checkpointing: whether a block's activations are computed again in backward.
+        turns: whose turn it is: backward, too, merges into the buffer.
 
     Attributes:
         elements: of the largest piece: merged weights that exist at once.
@@ -89,7 +92,9 @@ class Layerwise:
         *,
         dtype: torch.dtype,
         checkpointing: bool,
+        turns: Turns,
     ) -> None:
+        self._turns = turns
         self._backbone, self._outside, self._blocks = backbone, outside, tuple(blocks)
         self._absent = [
             (piece.owners, [Absent(names[number]) for number in piece.numbers])
@@ -102,7 +107,7 @@ class Layerwise:
 
     def encode(self, batch: Batch, coefficients: Tensor) -> Tensor:
         """Runs the backbone on a batch with the weights that λ gives."""
-        this = _Pass(coefficients)
+        this = _Pass(coefficients, self._feed.versions)
         with contextlib.ExitStack() as stack:
             stack.callback(setattr, this, "finished", True)
             for number, piece in enumerate(self._blocks):
@@ -145,11 +150,12 @@ class Layerwise:
         # In the recomputation of a checkpoint the way leads back.
         if this.finished:
             following = (self._outside, *self._blocks)[number]
-        self._enter(this, self._blocks[number], following, hooks=not self._checkpointing)
-        try:
-            out = forward(*args, **kwargs)
-        finally:
-            self._leave(this)
+        with self._turns:
+            self._enter(this, self._blocks[number], following, hooks=not self._checkpointing)
+            try:
+                out = forward(*args, **kwargs)
+            finally:
+                self._leave(this)
         return out
 
     def _enter(
@@ -166,6 +172,8 @@ class Layerwise:
         except BaseException:
             stack.close()
             raise
+        if hooks and torch.is_grad_enabled():
+            stack.callback(_check_unchanged, weights, versions_of(*weights))
         stack.enter_context(installed(piece.owners, weights))
         this.inside = stack
 
@@ -178,6 +186,11 @@ class Layerwise:
         self, this: _Pass, piece: Piece, coefficients: Tensor, following: Piece | None
     ) -> list[Tensor]:
         """Merges a piece into the buffer; returns its tensors, views of the buffer."""
+        if this.finished and self._feed.versions != this.versions:
+            raise RuntimeError(
+                "meta-model: base and task vectors must stay as they were until backward is done, "
+                "got ones that were changed in place"
+            )
         self._held = None  # until the merge is done, whatever interrupts it
         # An alias with its own version for each range: autograd takes the second merge for a change
         # of the first one's weights otherwise. What is saved is a note, so no version is needed.
@@ -202,7 +215,7 @@ class Layerwise:
             self._buffer = torch.empty(piece.elements, dtype=self._dtype, device=device)
         elif self._buffer is None or not _is_ours_alone(self._buffer):
             with torch.inference_mode(False):  # else no later training step could save it
-                self._buffer = torch.empty(self.elements, dtype=self._dtype)
+                self._buffer = torch.empty(self.elements, dtype=self._dtype, device="cpu")
         return self._buffer
 
     def _hooks(
@@ -219,11 +232,13 @@ class Layerwise:
 
         def unpack(packed: _Weight | _Staged | _Other) -> Tensor:
             if isinstance(packed, _Weight):
-                self._again(this, piece)
-                assert self._buffer is not None
-                return self._buffer.as_strided(*packed)
+                with self._turns:
+                    self._again(this, piece)
+                    assert self._buffer is not None
+                    return self._buffer.as_strided(*packed)
             if isinstance(packed, _Staged):
-                return self._feed.tensor(piece, packed.number)
+                with self._turns:
+                    return self._feed.tensor(piece, packed.number)
             if packed.tensor._version != packed.version:  # hooks turn autograd's own check off
                 raise RuntimeError(
                     "meta-model: a tensor that backward needs has been changed in place"
@@ -243,10 +258,11 @@ class Layerwise:
 
     def _drop(self, this: _Pass, piece: Piece) -> None:
         """Forgets a piece's weights: backward through it is done."""
-        if self._held == (this, piece):
-            self._held = None
-            if self._feed.device.type != "cpu":
-                self._buffer = None
+        with self._turns:
+            if self._held == (this, piece):
+                self._held = None
+                if self._feed.device.type != "cpu":
+                    self._buffer = None
 
     def _check_all_ran(self, this: _Pass) -> None:
         missing = [p.name for i, p in enumerate(self._blocks) if i not in this.ran]
@@ -256,6 +272,15 @@ class Layerwise:
                 f"no call of {missing[0]!r} ({len(missing)} in all); name the blocks "
                 f"(blocks=[...]) or use mode 'resident'"
             )
+
+
+def _check_unchanged(weights: Sequence[Tensor], versions: tuple[int, ...]) -> None:
+    """Refuses weights that the backbone changed: backward would merge them as they were."""
+    if versions_of(*weights) != versions:
+        raise MdftError(
+            "meta-model: a weight must stay as it is merged, got one that the backbone changed in "
+            "place; use mode 'resident'"
+        )
 
 
 def _is_ours_alone(buffer: Tensor) -> bool:

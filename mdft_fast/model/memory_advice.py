@@ -9,7 +9,7 @@ import functools
 import mmap
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -67,17 +67,63 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def available_memory(device: torch.device) -> int:
-    """Returns the bytes that are free: on the GPU, or for the process without swapping."""
+    """Returns the bytes that are free: on the GPU, or for the process without swapping.
+
+    Of a batch system or a container the tightest limit counts, of whatever group above.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = []
-    with contextlib.suppress(OSError, StopIteration):
+    free = list(_left_in_groups(Path("/proc/self"), Path("/sys/fs/cgroup")))
+    with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
         rows = Path("/proc/meminfo").read_text().splitlines()
         free.append(1024 * int(next(r for r in rows if r.startswith("MemAvailable")).split()[1]))
-    with contextlib.suppress(OSError, ValueError, KeyError):  # a container's: "max", or bytes
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free.append(limit - used + int(kept["inactive_file"]))  # files' pages: given back at need
-    return min(free) if free else sys.maxsize
+    with contextlib.suppress(OSError, ValueError, StopIteration):  # ulimit -v: schedulers set it
+        rows = Path("/proc/self/limits").read_text().splitlines()
+        limit = int(next(r for r in rows if r.startswith("Max address space")).split()[3])
+        free.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE)
+    return max(0, min(free, default=sys.maxsize))
+
+
+# Names of limit and use, and of files' pages in memory.stat, which are given back at need.
+_V2 = "memory.max", "memory.current", "inactive_file"
+_V2_SOFT = "memory.high", "memory.current", "inactive_file"  # above it all but stands still
+_V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+
+
+def _left_in_groups(process: Path, mounted: Path) -> Iterator[int]:
+    """Yields what is left of each limit that a control group sets, from ours up to the root.
+
+    Args:
+        process: the folder that holds ``cgroup``: lines of number, controllers and path.
+        mounted: where the groups are mounted; version 1 has a folder a controller there.
+    """
+    try:
+        lines = (process / "cgroup").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    # A container sees its own group at the root.
+    places = [(mounted, "/", _V2), (mounted, "/", _V2_SOFT)]
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if not controllers:
+            places += [(mounted, path, _V2), (mounted, path, _V2_SOFT)]
+        elif "memory" in controllers.split(","):
+            places.append((mounted / "memory", path, _V1))
+            places.append((mounted / "memory", "/", _V1))
+    seen = set()
+    for root, path, names in places:
+        group = root / path.strip("/")
+        if ".." in group.parts:  # of another namespace: not to be seen from here
+            continue
+        for folder in (group, *group.parents):
+            if (folder, names) not in seen and (folder == root or root in folder.parents):
+                seen.add((folder, names))
+                yield from _left_in(folder, *names)
+
+
+def _left_in(folder: Path, limit: str, used: str, given_back: str) -> Iterator[int]:
+    with contextlib.suppress(OSError, ValueError, KeyError):  # no limit: "max", or no such file
+        most = int((folder / limit).read_text())
+        taken = int((folder / used).read_text())
+        rows = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        yield most - taken + int({row[0]: row[1] for row in rows if len(row) == 2}[given_back])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
@@ -12,18 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
-from mdft_fast.arena import Slot
+from mdft_fast.arena import Slot, TaskVectors
 from mdft_fast.checkpoints import Batch, Entry, check_activation, entry
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.model.batches import in_dtype
-from mdft_fast.model.feeds import ArenaFeed, Feed, StagedFeed
+from mdft_fast.model.feeds import ArenaFeed, Feed, StagedFeed, pinned
 from mdft_fast.model.granularity import Granularity, group_columns
 from mdft_fast.model.initial_coefficients import StartLike, initial_coefficients, on_tasks
 from mdft_fast.model.layerwise import Layerwise
 from mdft_fast.model.memory_advice import return_freed_memory
+from mdft_fast.model.parametrized import is_plain, originals, write
+from mdft_fast.model.parametrized import restore as restore_originals
 from mdft_fast.model.partition import cut, find_blocks, find_owners, names_of
 from mdft_fast.model.placeholders import empty_copy, exact_copies, restore
 from mdft_fast.model.resident import Resident
+from mdft_fast.model.turns import Turns
 from mdft_fast.ops import merge_tensors
 from mdft_fast.pool import Head, Pool
 
@@ -31,6 +35,12 @@ Mode = Literal["resident", "layerwise", "streamed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Precision = Literal["fp32", "bf16"]
 DTYPE_OF_PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+_FIXED = {
+    *("pool", "base", "vectors", "layout"),
+    *("mode", "granularity", "precision", "checkpointing"),
+}
 
 
 class MetaModel(nn.Module):
@@ -79,6 +89,9 @@ class MetaModel(nn.Module):
     """
 
     _backbone: nn.Module
+    _turns: Turns
+    base: Tensor
+    vectors: TaskVectors
 
     def __init__(
         self,
@@ -94,6 +107,7 @@ class MetaModel(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        self.__dict__["_turns"] = Turns()
         _check_option("mode", mode, MODES)
         _check_option("precision", precision, get_args(Precision))
         if isinstance(start, StartLike):
@@ -102,7 +116,7 @@ class MetaModel(nn.Module):
         self.precision, self.checkpointing = precision, checkpointing
         self.layout = group_columns(pool.layout, granularity)
         self.heads: dict[str, Head] = dict(pool.heads)
-        self.base, self.vectors = pool.base, pool.vectors
+        self.__dict__.update(base=pool.base, vectors=pool.vectors)
         start = initial_coefficients(pool) if start is None else start
         self.coefficients = nn.Parameter(self.as_coefficients(start))
         check_activation(backbone, pool.activation, "the pool")
@@ -119,11 +133,16 @@ class MetaModel(nn.Module):
 
     def _place(self, device: torch.device) -> None:
         """Puts everything on a device, and what runs the backbone with it."""
-        self.coefficients.data = self.coefficients.data.to(device)
+        if is_plain(self):  # else torch has moved what it is made of
+            self.coefficients.data = self.coefficients.data.to(device)
         self._backbone.to(device)
         self.heads = {name: head.to(device) for name, head in self.heads.items()}
+        base, vectors = self.base, self.vectors
         if self.mode != "streamed":
-            self.base, self.vectors = self.base.to(device), self.vectors.to(device)
+            base, vectors = base.to(device), vectors.to(device)
+        elif device.type == "cuda":
+            base, vectors = pinned(base, vectors)
+        self.__dict__.update(base=base, vectors=vectors)
         self._runner = self._make_runner(device)
 
     def _make_runner(self, device: torch.device) -> Resident | Layerwise:
@@ -135,15 +154,16 @@ class MetaModel(nn.Module):
             owners = find_owners(module, layout, ties)
             options = self._compile_options
             runs: Any = module if options is None else torch.compile(module, **options)
-            return Resident(runs, owners, blocks, *arenas, dtype=dtype)
+            return Resident(runs, owners, blocks, *arenas, dtype=dtype, turns=self._turns)
         feed: Feed = ArenaFeed(*arenas, ahead=self.mode == "streamed")
         if self.mode == "streamed" and device.type != "cpu":
             feed = StagedFeed(*arenas, (outside, *blocks), device)
         names = [slot.name for slot in layout.slots]
         checkpointing = self.checkpointing
         return Layerwise(
-            module, outside, blocks, names, feed, dtype=dtype, checkpointing=checkpointing
-        )
+            module, outside, blocks, names, feed, dtype=dtype, checkpointing=checkpointing,
+            turns=self._turns,
+        )  # fmt: skip
 
     def compile(self, **options: Any) -> None:
         """Runs the backbone through ``torch.compile`` from now on; the first call compiles.
@@ -173,7 +193,8 @@ class MetaModel(nn.Module):
     def as_coefficients(self, value: float | Sequence[float] | Tensor) -> Tensor:
         """Returns a new float32 ``[K, L]`` from one number, one a vector, or a whole matrix."""
         shape = (self.pool.K, self.layout.L)
-        matrix = torch.as_tensor(value, dtype=torch.float32).detach().clone()
+        device = value.device if isinstance(value, Tensor) else "cpu"
+        matrix = torch.as_tensor(value, dtype=torch.float32, device=device).detach().clone()
         if matrix.dim() == 1 and matrix.shape[0] == shape[0]:
             matrix = matrix[:, None].expand(shape).clone()
         elif matrix.dim() == 0:
@@ -205,21 +226,36 @@ class MetaModel(nn.Module):
         """Returns the ``[K, L]`` coefficients of task arithmetic: 0 at a merge's vector."""
         return self.as_coefficients(on_tasks(self.pool, value))
 
-    @torch.no_grad()
     def set_coefficients(self, value: float | Sequence[float] | Tensor) -> None:
-        """Sets λ; see :meth:`as_coefficients`."""
-        self.coefficients.copy_(self.as_coefficients(value))
+        """Sets λ's values; see :meth:`as_coefficients`. No gradient flows into ``value``.
+
+        λ under ``torch.nn.utils.parametrize`` is set through the parametrization's inverse.
+
+        Raises:
+            MdftError: if the value does not fit, a parametrization cannot give it, or another
+                thread is in :meth:`using`.
+        """
+        wanted = self.as_coefficients(value)
+        with self._turns:
+            self._turns.check_owner()
+            write(self, wanted)
 
     @contextlib.contextmanager
     def using(self, value: float | Sequence[float] | Tensor) -> Iterator[None]:
-        """Sets λ for the length of a ``with``; what it was comes back bit for bit."""
-        before = self.coefficients.detach().clone()
-        self.set_coefficients(value)
+        """Sets λ for the length of a ``with``; what it was comes back bit for bit.
+
+        Meanwhile other threads are refused. See :meth:`set_coefficients`.
+        """
+        with self._turns:
+            before = [tensor.detach().clone() for tensor in originals(self)]
+            self.set_coefficients(value)
+            outer, self._turns.owner = self._turns.owner, threading.get_ident()
         try:
             yield
         finally:
-            with torch.no_grad():
-                self.coefficients.copy_(before)
+            with self._turns:
+                restore_originals(self, before)
+                self._turns.owner = outer
 
     def encode(self, batch: Batch) -> Tensor:
         """Returns the encoder's output, float32 ``[B, D]``, for a batch of B samples.
@@ -227,11 +263,11 @@ class MetaModel(nn.Module):
         Differentiable in λ and in the batch: what the encoder takes, a tensor or, by keyword, a
         mapping of tensors. Floating ones are cast to the model's precision. In mode "resident" on
         the CPU, backward through a graph made before λ changed and was merged anew raises: its
-        weights are gone.
+        weights are gone. Threads take turns; :meth:`materialize` gives a module that they share.
 
         Raises:
-            MdftError: under autocast outside of "resident": autocast saves copies of weights that
-                would outlive their block.
+            MdftError: while another thread is in :meth:`using`; under autocast outside of
+                "resident": autocast saves copies of weights that would outlive their block.
         """
         if self.mode != "resident" and torch.is_autocast_enabled(self.coefficients.device.type):
             raise MdftError(
@@ -239,7 +275,9 @@ class MetaModel(nn.Module):
                 "precision 'bf16'"
             )
         inputs = in_dtype(batch, DTYPE_OF_PRECISION[self.precision])
-        return self._runner.encode(inputs, self.coefficients).float()
+        with self._turns:
+            self._turns.check_owner()
+            return self._runner.encode(inputs, self.coefficients).float()
 
     def forward(self, batch: Batch, task: str) -> Tensor:
         """Returns the logits ``[B, C]`` of a task for a batch, see :meth:`encode`."""
@@ -252,7 +290,8 @@ class MetaModel(nn.Module):
         Differentiable in λ. In mode "resident" the buffer is the one that is kept.
         """
         if isinstance(self._runner, Resident):
-            return self._runner.weights(self.coefficients)
+            with self._turns:
+                return self._runner.weights(self.coefficients)
         dtype = DTYPE_OF_PRECISION[self.precision]
         coefficients = self.coefficients.to(self.base.device)
         return merge_tensors(self.base, self.vectors, coefficients, self.layout, out_dtype=dtype)
@@ -263,7 +302,8 @@ class MetaModel(nn.Module):
 
         Merges tensor by tensor: beside the copy, one tensor is in memory.
         """
-        module = copy.deepcopy(self._backbone).float()
+        with self._turns:  # no weight is in it
+            module = copy.deepcopy(self._backbone).float()
         restore(module, self._exact)
         owners = find_owners(module, self.layout, self.pool.ties)
         device = self.coefficients.device
@@ -275,7 +315,9 @@ class MetaModel(nn.Module):
 
     def entries(self) -> Iterator[Entry]:
         """Yields what :meth:`materialize`'s state dict would hold, each merged when it is read."""
-        for name, value in self._backbone.state_dict().items():  # without the merged weights
+        with self._turns:
+            held = self._backbone.state_dict()  # without the merged weights
+        for name, value in held.items():
             yield entry(name, self._exact.get(name, value))
         names = names_of(self.layout, self.pool.ties)
         for slot, all_of_it in zip(self.layout.slots, names, strict=True):
@@ -290,6 +332,12 @@ class MetaModel(nn.Module):
         (weight,) = merge_tensors(*arguments, tiles=(tiles, tiles + slot.tiles))
         return weight
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses to replace what the merged weights come from: it would not be noticed."""
+        if name in _FIXED and name in self.__dict__:
+            raise MdftError(f"meta-model: {name} must stay; make another MetaModel")
+        super().__setattr__(name, value)
+
     def train(self, mode: bool = True) -> MetaModel:
         """Keeps the backbone in eval mode: only λ is trained, and λ has no mode."""
         return super().train(mode)
@@ -300,7 +348,7 @@ class MetaModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MetaModel:
         """Moves everything to another device; dtypes stay, since λ is learned in float32."""
-        probe = fn(torch.empty(0, device=self.coefficients.device))
+        probe = fn(torch.empty(0, device=self.coefficients.device, dtype=torch.float32))
         if probe.dtype != torch.float32:
             raise MdftError(f"meta-model: the dtype must stay float32, got {probe.dtype}")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -29,7 +29,7 @@ def empty_copy(backbone: nn.Module, pool: Pool) -> Any:
                     f"its weights are there during forward alone; use checkpointing=True"
                 )
     # Found in its memo, a weight is taken by deepcopy for copied already: none is ever made.
-    empty = nn.Parameter(torch.empty(0), requires_grad=False)
+    empty = nn.Parameter(torch.empty(0, dtype=torch.float32, device="cpu"), requires_grad=False)
     clone = copy.deepcopy(backbone, {id(parameter): empty for parameter in merged})
     for module in clone.modules():
         for name, parameter in module._parameters.items():

@@ -80,7 +80,7 @@ def split(n: int, holdout: float, seed: int, stream: str = "") -> tuple[Tensor, 
 
 def permutation(n: int, key: str) -> Tensor:
     """Returns a permutation of 0..n-1 that depends on n and the key alone, int64."""
-    return torch.randperm(n, generator=generator_of(key))
+    return torch.randperm(n, generator=generator_of(key), device="cpu")
 
 
 def generator_of(key: str) -> torch.Generator:

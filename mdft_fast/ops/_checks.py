@@ -52,9 +52,14 @@ def split(op: str, deltas: Tensor | TaskVectors) -> tuple[Tensor, Tensor | None]
 def split_data(op: str, deltas: Tensor | TaskVectors) -> tuple[Tensor, Tensor | None]:
     """As :func:`split`; refuses what a gradient would have to reach."""
     codes, scales = split(op, deltas)
-    if codes.requires_grad or (scales is not None and scales.requires_grad):
-        raise ValueError(f"{op}: deltas are data, not parameters; pass deltas.detach()")
+    refuse_gradients(op, "deltas are data, not parameters; pass deltas.detach()", codes, scales)
     return codes, scales
+
+
+def refuse_gradients(op: str, words: str, *values: object) -> None:
+    """Refuses tensors that ask for a gradient which is never computed."""
+    if any(isinstance(x, Tensor) and x.requires_grad for x in values):
+        raise ValueError(f"{op}: {words}")
 
 
 def check_covers(op: str, layout: Layout, elements: int) -> None:
@@ -66,10 +71,11 @@ def check_covers(op: str, layout: Layout, elements: int) -> None:
         )
 
 
-def check_columns(op: str, layout: Layout, coefficients: Tensor) -> None:
+def check_columns(op: str, L: int, coefficients: Tensor) -> None:
     """Refuses λ with other columns than the layout's: those too many would have no gradient."""
-    fits = coefficients.dim() != 2 or coefficients.shape[1] == layout.L
-    require(fits, op, "coefficients", f"[{len(coefficients)}, {layout.L}]", shape(coefficients))
+    if coefficients.dim() == 2 and coefficients.shape[1] != L:  # else: no text while compiling
+        wanted = f"[{len(coefficients)}, {L}]"
+        require(False, op, "coefficients", wanted, shape(coefficients))
 
 
 # ---- what the reference would let pass

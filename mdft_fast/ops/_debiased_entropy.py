@@ -34,8 +34,8 @@ def debiased_entropy_loss(
     logits: Sequence[Float[Tensor, "_ _"]],
     teacher_logits: Sequence[Float[Tensor, "_ _"]],
     *,
-    alpha: float = 1.0,
-    mu: float = 0.4,
+    alpha: float | Float[Tensor, ""] = 1.0,
+    mu: float | Float[Tensor, ""] = 0.4,
     entropy_of: EntropyOf = "teacher",
     use_entropy: bool = True,
     filter: bool = True,
@@ -56,6 +56,7 @@ def debiased_entropy_loss(
         teacher_logits: for each task ``[B_k, C_k]`` logits of its own teacher; p is their
             softmax. Data: no gradient flows into them.
         alpha: weight of the soft cross-entropy, >= 0 (no unit). 0: plain entropy minimization.
+            Data, as ``mu`` is.
         mu: threshold of filter and weight as a share of the largest entropy log C, >= 0.
         entropy_of: whose entropy filter and weight read, ``"teacher"`` or ``"meta"``.
         use_entropy: whether the loss holds H(q); False leaves the cross-entropy alone.
@@ -80,7 +81,8 @@ def debiased_entropy_loss(
         loss and its gradient are NaN. A removed row adds exactly 0 to both, whatever its logits.
 
     Raises:
-        ValueError: if an option is unknown, the lists do not match or ``divide_by`` requires grad.
+        ValueError: if an option is unknown, the lists do not match, or ``alpha``, ``mu`` or
+            ``divide_by`` requires grad: none is computed.
         RuntimeError: if dtypes, devices or sizes break the rules above; on double backward.
 
     ``loss`` is differentiable in ``logits``, with filter and weight held constant; nothing else
@@ -95,8 +97,10 @@ def debiased_entropy_loss(
             f"debiased_entropy: reweight must be one of {list(REWEIGHTS)} and entropy_of one of "
             f"{list(ENTROPIES)}, got {reweight!r} and {entropy_of!r}"
         )
-    if divide_by is not None and divide_by.requires_grad:
-        raise ValueError("debiased_entropy: divide_by is data; pass divide_by.detach()")
+    for name, option in (("alpha", alpha), ("mu", mu), ("divide_by", divide_by)):
+        words = f"{name} is data; pass {name}.detach()"
+        checks.refuse_gradients("debiased_entropy", words, option)
+    alpha, mu = float(alpha), float(mu)
     z = logits[0]
     has_kernel = native("debiased_entropy", z.device, z.dtype)
     row_offsets, task_rows = _offsets(rows, z.device)
@@ -148,7 +152,15 @@ class DebiasedEntropyFunction(torch.autograd.Function):
             )
         scaled = differentiable_once("debiased_entropy", scaled, *logits, grad_loss)
         assert scaled is not None  # it was a tensor
-        return (*(None,) * _OPTIONS, *_unflatten_dense_tensors(scaled, logits))
+        return (*(None,) * _OPTIONS, *_parts(scaled, logits))
+
+
+def _parts(flat: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
+    if not torch.compiler.is_compiling():
+        return _unflatten_dense_tensors(flat, like)
+    sizes = [x.shape[0] * x.shape[1] for x in like]  # which may be symbols
+    parts = flat.split(sizes)
+    return [part.view(x.shape) for part, x in zip(parts, like, strict=True)]
 
 
 _OPTIONS = 11  # arguments of DebiasedEntropyFunction before the logits
@@ -223,9 +235,25 @@ def _join_teachers(
 
 def _offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns ``row_offsets [R + 1]`` and ``task_rows [K + 1]`` for tasks of (B, C)."""
+    if torch.compiler.is_compiling():
+        return _traced_offsets(rows, device)
     if makes_fakes():
         return _make_offsets(rows, device)
     return _kept_offsets(rows, device)
+
+
+def _traced_offsets(
+    rows: tuple[tuple[int, int], ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Makes offsets of sizes that may be symbols: one graph then serves every batch."""
+    row_parts, task_parts, elements, count = [], [], 0, 0
+    for b, c in rows:
+        row_parts.append(elements + c * torch.arange(b, device=device))
+        task_parts.append(torch.full((1,), count, dtype=torch.int64, device=device))
+        elements, count = elements + b * c, count + b
+    for parts, end in ((row_parts, elements), (task_parts, count)):
+        parts.append(torch.full((1,), end, dtype=torch.int64, device=device))
+    return torch.cat(row_parts), torch.cat(task_parts)
 
 
 @functools.lru_cache(maxsize=256)
@@ -235,9 +263,10 @@ def _kept_offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tu
 
 
 def _make_offsets(rows: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    lengths = torch.cat([torch.full((b,), c, dtype=torch.int64) for b, c in rows])
-    counts = torch.tensor([b for b, _ in rows], dtype=torch.int64)
-    zero = torch.zeros(1, dtype=torch.int64)
+    whole: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
+    lengths = torch.tensor([c for b, c in rows for _ in range(b)], **whole)
+    counts = torch.tensor([b for b, _ in rows], **whole)
+    zero = torch.zeros(1, **whole)
     return (
         torch.cat([zero, lengths.cumsum(0)]).to(device),
         torch.cat([zero, counts.cumsum(0)]).to(device),

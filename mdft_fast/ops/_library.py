@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mdft_fast.errors import MdftError, MdftFallbackWarning, need
+from mdft_fast.ops._gpu_code import built_for, why_no_code, why_unusable
 
 _FOLDER = Path(__file__).parent.parent / "lib"
 _warned: set[tuple[str, str, str]] = set()
@@ -31,13 +32,20 @@ def _load(name: str) -> str:
     return ""
 
 
-_missing = {"cpu": _load("libmdft_ops.so"), "cuda": "this torch has no CUDA"}
-if torch.version.cuda and not _missing["cpu"]:
-    _missing["cuda"] = _load("libmdft_ops_cuda.so")
+def _load_cuda(cpu: str) -> str:
+    if not torch.version.cuda:
+        return "this torch has no CUDA"
+    # The CPU's library holds the schemas.
+    return cpu or why_unusable(built_for()[0], torch.version.cuda) or _load("libmdft_ops_cuda.so")
+
+
+_missing = {"cpu": _load("libmdft_ops.so")}
+_missing["cuda"] = _load_cuda(_missing["cpu"])
 
 LOADED = not _missing["cpu"]  # the schemas exist; fakes can be registered
 
 
+@torch.compiler.assume_constant_result
 def native(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Returns whether a native kernel runs ``op`` here; if not, warns once or raises.
 
@@ -45,6 +53,8 @@ def native(op: str, device: torch.device, dtype: torch.dtype) -> bool:
         MdftError: if there is none and the environment says ``MDFT_STRICT=1``.
     """
     why = _missing.get(device.type, f"no kernel for {device.type}") if LOADED else _missing["cpu"]
+    if not why and device.type == "cuda":
+        why = why_no_code(device.index)
     if not why or (LOADED and device.type == "meta"):
         return True
     message = f"{op}: no native kernel for {device.type} {dtype_name(dtype)} ({why})"
@@ -62,15 +72,27 @@ def kernels() -> dict[str, str]:
 
     Returns:
         ``cpu``: "avx2" or "portable"; ``cuda``: "cuda", or "cuda (no GPU here)"; either may be
-        "reference" and why. ``fell_back``: where the plain-torch reference ran so far.
+        "reference" and why, for some GPUs too. ``fell_back``: where the plain-torch reference ran
+        so far.
     """
     report = {device: why and f"reference ({why})" for device, why in _missing.items()}
     report["cpu"] = report["cpu"] or _cpu_loops()
     if not report["cuda"]:
-        report["cuda"] = "cuda" if torch.cuda.is_available() else "cuda (no GPU here)"
+        report["cuda"] = _gpu_kernels()
     if _warned:
         report["fell_back"] = ", ".join(" ".join(key) for key in sorted(_warned))
     return report
+
+
+def _gpu_kernels() -> str:
+    if not torch.cuda.is_available():
+        return "cuda (no GPU here)"
+    whys = [why_no_code(index) for index in range(torch.cuda.device_count())]
+    without = [f"cuda:{index}: {why}" for index, why in enumerate(whys) if why]
+    if not without:
+        return "cuda"
+    words = f"reference ({'; '.join(without)})"
+    return words if all(whys) else f"cuda, {words}"
 
 
 def _cpu_loops() -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast import reference
-from mdft_fast.arena import TILE, Layout, TaskVectors, TilePlan, makes_fakes
+from mdft_fast.arena import TILE, Layout, TaskVectors, TilePlan, makes_fakes, plan_of_one
 from mdft_fast.ops import _checks as checks
 from mdft_fast.ops._autograd import differentiable_once
 from mdft_fast.ops._library import LOADED, dtype_name, native
@@ -72,11 +73,11 @@ def merge(
         task and layer as in AdaMerging (arXiv:2310.02575).
     """
     if layout is None:
-        layout = Layout.single(base.shape[0])
         if coefficients.dim() == 1:
             coefficients = coefficients[:, None]
-    checks.check_covers("merge", layout, base.shape[-1])
-    checks.check_columns("merge", layout, coefficients)
+    else:
+        checks.check_covers("merge", layout, base.shape[-1])
+    checks.check_columns("merge", 1 if layout is None else layout.L, coefficients)
     codes, scales = checks.split_data("merge", deltas)
     (merged,) = MergeFunction.apply(
         base, codes, scales, coefficients, layout, tiles, out, out_dtype, True, False
@@ -159,7 +160,7 @@ def merge_tensors(
     if out is not None and out.is_leaf and out.requires_grad:
         raise RuntimeError("merge: out must not be a parameter, got a leaf that requires grad")
     checks.check_covers("merge", layout, base.shape[-1])
-    checks.check_columns("merge", layout, coefficients)
+    checks.check_columns("merge", layout.L, coefficients)
     return MergeFunction.apply(
         base, codes, scales, coefficients, layout, tiles, out, out_dtype, False, current
     )
@@ -189,7 +190,8 @@ class MergeFunction(torch.autograd.Function):
     """Autograd around ``merge``: ``apply`` takes the arguments of forward, in order.
 
     Returns a tuple: every tensor of the layout (or of the range of tiles) as a view of one
-    buffer; the whole buffer alone where ``flat``. ``current``: ``out`` holds the result already.
+    buffer; the whole buffer alone where ``flat``, and where ``layout`` is None: one column.
+    ``current``: ``out`` holds the result already.
     """
 
     @staticmethod
@@ -198,7 +200,7 @@ class MergeFunction(torch.autograd.Function):
         codes: Tensor,
         scales: Tensor | None,
         coefficients: Tensor,
-        layout: Layout,
+        layout: Layout | None,
         tiles: Tiles | None,
         out: Tensor | None,
         out_dtype: torch.dtype,
@@ -208,9 +210,9 @@ class MergeFunction(torch.autograd.Function):
         if current and out is not None:
             merged = out
         else:
-            plan = layout.plan(base.device, tiles, merge_alone=True)
+            plan = _plan(layout, base.shape[0], base.device, tiles, merge_alone=True)
             merged = _merge(base, codes, scales, coefficients, plan, out, out_dtype)
-        return (merged,) if flat else tuple(layout.views(merged, tiles))
+        return (merged,) if flat or layout is None else tuple(layout.views(merged, tiles))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -227,12 +229,12 @@ class MergeFunction(torch.autograd.Function):
         codes, scales = ctx.saved_tensors
         needs_base, _, _, needs_coefficients = ctx.needs_input_grad[:4]
         with torch.no_grad():
-            plan = ctx.layout.plan(codes.device, ctx.tiles)
+            plan = _plan(ctx.layout, ctx.elements, codes.device, ctx.tiles)
             contiguous = [None if g is None else g.contiguous() for g in grads]
             parts = contiguous
             if ctx.flat and plan.rows is None:
-                count = torch.tensor([0, plan.last - plan.first])
-                plan = plan._replace(tensor_tiles=count)
+                whole = torch.tensor([0, plan.last - plan.first], device="cpu")
+                plan = TilePlan(plan.columns, plan.order, plan.starts, whole, plan.first, plan.last)
             elif ctx.flat and contiguous[0] is not None:  # padding must not count as rows
                 parts = list(ctx.layout.views(contiguous[0], ctx.tiles))
             dots = dot_gradients(parts, codes, scales, plan) if needs_coefficients else None
@@ -240,6 +242,19 @@ class MergeFunction(torch.autograd.Function):
         base = differentiable_once("merge", base, *grads)
         dots = differentiable_once("merge", dots, *grads)
         return base, None, None, dots, None, None, None, None, None, None
+
+
+def _plan(
+    layout: Layout | None,
+    elements: int,
+    device: torch.device,
+    tiles: Tiles | None,
+    merge_alone: bool = False,
+) -> TilePlan:
+    if layout is not None:
+        return layout.plan(device, tiles, merge_alone=merge_alone)
+    elements = operator.index(elements)  # while compiling: a number, no symbol
+    return plan_of_one(elements, device, tiles, merge_alone=merge_alone)
 
 
 def _base_gradient(ctx: Any, grads: list[Tensor | None], device: torch.device) -> Tensor:

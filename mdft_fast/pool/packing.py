@@ -120,7 +120,7 @@ class Packing:
     def base(self) -> Tensor:
         """``[N]`` float32 arena of the base, read when first asked for."""
         if self._base_arena is None:
-            arena = torch.zeros(self.layout.elements)
+            arena = torch.zeros(self.layout.elements, dtype=torch.float32, device="cpu")
             self._read(self._base, arena)
             if not math.isfinite(largest(arena)):
                 raise self._not_finite(self._base, arena)
@@ -138,7 +138,7 @@ class Packing:
         The next one may overwrite the last. A model that equals the base or another model is an
         error.
         """
-        row = torch.zeros(self.layout.elements)
+        row = torch.zeros(self.layout.elements, dtype=torch.float32, device="cpu")
         seen: dict[str, State] = {}
         for task, state in zip(self.tasks, self._models, strict=True):
             self._round_off.append(self._subtract(state, row))

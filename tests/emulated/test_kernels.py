@@ -337,6 +337,40 @@ def test_entropy_of_wrong_offsets_is_nan(grid: Grid) -> None:
         grid.ops.debiased_entropy_backward(args[0], wrong[3], wrong[4], torch.ones_like(loss))
 
 
+@pytest.mark.parametrize(
+    ("task_rows", "row_offsets", "touched"),
+    [
+        ([0, 4, 2, 6], None, [0, 1, 2]),  # 0 and 2 share rows, 1 runs backwards
+        ([0, 2, 1, 6], None, [0, 1, 2]),
+        ([0, 2, 4, 7], None, [2]),  # a row that is not there
+        ([0, 2, 4, 6], [0, 4, 13, 12, 16, 20, 24], [0, 1]),  # 0's last row ends in 1's first
+        ([0, 2, 4, 6], [0, 4, 8, 12, 18, 17, 24], [1, 2]),
+        ([0, 2, 4, 6], [0, 4, 8, 14, 13, 20, 24], [1, 2]),
+        ([0, 2, 4, 6], [-3, 4, 8, 12, 16, 20, 24], [0]),
+        ([0, 2, 4, 6], [0, 4, 8, 12, 16, 20, 2**40], [2]),
+    ],
+)
+def test_tasks_that_share_rows_or_elements_are_nan(
+    task_rows: list[int], row_offsets: list[int] | None, touched: list[int], grid: Grid
+) -> None:
+    args = ragged(grid.device, [2, 2, 2], [4], F32)
+    switches = (1.0, 0.4, True, False, 1, False)  # without the filter every row has a gradient
+    wanted = grid.ops.debiased_entropy(*args, *switches)
+    args[4] = args[4].new_tensor(task_rows)
+    args[3] = args[3] if row_offsets is None else args[3].new_tensor(row_offsets)
+    loss, *_, grad = grid.ops.debiased_entropy(*args, *switches)
+    assert loss.isnan().nonzero().flatten().tolist() == touched
+    others = [k for k in range(3) if k not in touched]
+    assert torch.equal(loss[others], wanted[0][others])
+    scaled = grid.ops.debiased_entropy_backward(
+        torch.ones_like(grad), args[3], args[4], torch.ones_like(loss)
+    )
+    for result in (grad, scaled):
+        sound = ~result.view(3, 8).isnan()
+        assert sound[others].all()
+        assert not sound[touched].any(1).all()  # also where elements were left as allocated
+
+
 @pytest.mark.parametrize("dtype", [*NARROW, F64], ids=name)
 @pytest.mark.parametrize(
     ("counts", "classes"), [([3, 0, 2], [5, 1]), ([40, 1], [5000]), ([1] * 300, [3])]

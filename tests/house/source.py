@@ -12,9 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 LIBRARY = (
-    *("version", "late_imports", "errors", "options", "file_locks", "files", "json_checksums"),
-    *("cache", "arena", "reference", "ops", "checkpoints", "pool", "model", "methods", "learning"),
-    *("data", "heads", "evaluation", "cards"),
+    *("version", "late_imports", "errors", "terminal", "options", "file_locks", "files"),
+    *("json_checksums", "cache", "arena", "reference", "ops", "checkpoints", "pool", "model"),
+    *("methods", "learning", "data", "heads", "evaluation", "cards"),
 )
 PROGRAM = ("recipe", "report", "opening", "forecast", "running", "demo", "cli")
 ROOMS = ("_native", *LIBRARY, *(f"app.{room}" for room in PROGRAM))

@@ -166,3 +166,37 @@ def test_each_rule_sees_an_offence(tmp_path: Path) -> None:
     assert list(of_images("def f(images):\n    '''Takes a pixel.'''")) != []
     assert list(of_images("x.image_size")) != []
     assert list(of_images("need('image_size')\ndef f(pixel_values, batch): ...")) == []
+
+
+# ---- no side effects: "no hidden device"
+
+FLOATING = ("zeros", "ones", "empty", "rand", "randn", "linspace", "eye", "logspace", "normal")
+MADE = (
+    *FLOATING,
+    *("tensor", "as_tensor", "scalar_tensor", "full", "arange", "randint", "randperm"),
+    *("tril_indices", "triu_indices"),
+)
+
+
+def hidden_defaults(source: str) -> list[str]:
+    """Returns calls that make a tensor on torch's default device, or in its default dtype."""
+    found = []
+    for node in nodes(source):
+        made = getattr(node, "func", None)
+        if not isinstance(made, ast.Attribute) or getattr(made.value, "id", "") != "torch":
+            continue
+        assert isinstance(node, ast.Call)
+        given = {keyword.arg for keyword in node.keywords}
+        wanted = {"device"} if made.attr in MADE else set()
+        wanted |= {"dtype"} if made.attr in FLOATING else set()
+        if wanted - given and None not in given:  # None: **options
+            found.append(f"line {node.lineno}: torch.{made.attr} without {sorted(wanted - given)}")
+    return found
+
+
+def test_every_tensor_names_its_device_and_dtype() -> None:
+    assert hidden_defaults("torch.zeros(3)\ntorch.arange(4, device='cpu')\nx.zeros(3)") == [
+        "line 1: torch.zeros without ['device', 'dtype']"
+    ]
+    found = {name: hidden for name, s in SOURCES.items() if (hidden := hidden_defaults(s))}
+    assert found == {}

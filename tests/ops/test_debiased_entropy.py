@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import pytest
@@ -516,6 +517,32 @@ def test_refuses_a_second_derivative(device: torch.device) -> None:
         torch.autograd.grad(penalty, z, retain_graph=True)
     with pytest.raises(RuntimeError, match="debiased_entropy: only the first derivative"):
         penalty.backward()
+
+
+@pytest.mark.parametrize("name", ["alpha", "mu"])
+def test_refuses_options_that_ask_for_a_gradient(name: str, device: torch.device) -> None:
+    rows, option = make_rows([(4, 3)], device), torch.tensor(0.5, requires_grad=True)
+    with pytest.raises(ValueError, match=f"{name} is data; pass {name}.detach"):
+        mdft_fast.debiased_entropy_loss(*rows, **{name: option})
+    value = mdft_fast.debiased_entropy_loss(*rows, **{name: option.detach()})
+    assert torch.equal(value.loss, mdft_fast.debiased_entropy_loss(*rows, **{name: 0.5}).loss)
+
+
+@pytest.mark.parametrize("options", [{}, {"dynamic": True}])
+def test_one_graph_serves_every_batch_size(options: Any, device: torch.device) -> None:
+    def step(z: list[Tensor], t: list[Tensor]) -> Tensor:
+        return mdft_fast.debiased_entropy_loss(z, t, reweight="normalized").loss.sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", **options)
+    for sizes in ([(16, 10), (3, 4)], [(9, 10), (5, 4)], [(2, 10), (7, 4)]):
+        rows = make_rows(sizes, device)
+        z = [x.requires_grad_() for x in rows.logits]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of caches that are traced
+            got = torch.autograd.grad(compiled(z, rows.teacher), z)
+        for one, other in zip(got, torch.autograd.grad(step(z, rows.teacher), z), strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_refuses_a_divisor_that_requires_grad(device: torch.device) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +358,31 @@ def test_runs_on_fakes_before_and_after_real_ones(device: torch.device) -> None:
         with FakeTensorMode():
             fake = shapes()
         assert fake == shapes()
+
+
+@pytest.mark.parametrize("options", [{}, {"dynamic": True}])
+@pytest.mark.parametrize("layout", [None, SMALL])
+def test_compiles_with_a_plan_that_is_not_made_yet(
+    layout: Layout | None, options: Any, device: torch.device
+) -> None:
+    def step(base: Tensor, deltas: Tensor, lam: Tensor) -> Tensor:
+        return mdft_fast.merge(base, deltas, lam, layout).square().sum()
+
+    torch._dynamo.reset()
+    Layout.single.cache_clear()
+    if layout is not None:
+        layout._plans.clear()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", **options)
+    for K in (2, 3):
+        arena = make_arena(K, SMALL, device)
+        lam = arena.coefficients if layout is not None else arena.coefficients[:, 0].clone()
+        lam.requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of caches that are traced
+            (got,) = torch.autograd.grad(compiled(arena.base, arena.deltas, lam), lam)
+        torch.testing.assert_close(
+            got, *torch.autograd.grad(step(arena.base, arena.deltas, lam), lam)
+        )
 
 
 @pytest.mark.parametrize("wrong", ["short", "few", "float64"])

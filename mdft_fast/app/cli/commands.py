@@ -27,6 +27,7 @@ from mdft_fast.app.cli.console import say, show_codec_errors, show_table
 from mdft_fast.cache import KINDS
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.late_imports import LateModule
+from mdft_fast.terminal import open_standard_streams
 from mdft_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Runs the command line of this process."""
+    open_standard_streams()
     app()
 
 
@@ -380,14 +382,17 @@ def report(folder: RunFolder) -> None:
 def doctor() -> None:
     """Shows what this installation can do, and tests it.
 
-    Versions, kernels, devices, extras, folders, and a self-test of one second. Writes nothing.
-    Ends with code 1 if the operators' answers are wrong.
+    Versions, kernels, devices, extras, folders, and a self-test of every operator on every device
+    in a second or two. Writes nothing. Ends with code 1 if an operator fails or its answers are
+    wrong.
     """
     for name, value in installation.findings().items():
         say(f"{name:<12} {value}")
-    good, words = installation.self_test()
-    say(f"{'self-test':<12} {words}")
-    raise typer.Exit(0 if good else 1)
+    sound = True
+    for device, good, words in installation.self_tests():
+        say(f"{'self-test':<12} {device}: {words}")
+        sound = sound and good
+    raise typer.Exit(0 if sound else 1)
 
 
 @app.command()

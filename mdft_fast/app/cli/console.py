@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
+
+from mdft_fast.terminal import printable
 
 if TYPE_CHECKING:  # it loads torch
     from mdft_fast.arena import CodecError
@@ -21,25 +24,40 @@ _WORST = 10  # tensors whose codec error is shown unasked
 
 
 def say(text: object) -> None:
-    """Prints to standard output, as it is."""
-    typer.echo(text)
+    """Prints to standard output, as it is but for what a terminal would obey."""
+    typer.echo(printable(str(text)))
 
 
 def complain(text: str) -> None:
-    """Prints to standard error, as it is."""
-    typer.echo(text, err=True)
+    """Prints to standard error, as :func:`say` does."""
+    typer.echo(printable(text), err=True)
 
 
 def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
     """Prints a table, whole in a narrow terminal too; a last row "average" is set apart."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", overflow="fold", no_wrap=True)
+        justify: JustifyMethod = "right" if i else "left"
+        table.add_column(_plain(name), justify=justify, overflow="fold", no_wrap=True)
     for line in body:
         last = line is body[-1] and line[0] == "average"
         if last:
             table.add_section()
-        table.add_row(*line, style="bold" if last else None)
+        table.add_row(*map(_plain, line), style="bold" if last else None)
+    _print_whole(table)
+
+
+def show_wide_table(header: Sequence[str], body: Sequence[Sequence[str]], *, words: int) -> None:
+    """Prints a table without lines, whole, too; its first ``words`` columns are words."""
+    table = Table(box=None, pad_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(_plain(name), justify="left" if i < words else "right")
+    for line in body:
+        table.add_row(*map(_plain, line))
+    _print_whole(table)
+
+
+def _print_whole(table: Table) -> None:
     console = Console(highlight=False)
     unbounded = console.options.update(max_width=_UNBOUNDED)
     needed = Measurement.get(console, unbounded, table).maximum
@@ -47,14 +65,9 @@ def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
     console.print(table)
 
 
-def show_wide_table(header: Sequence[str], body: Sequence[Sequence[str]], *, words: int) -> None:
-    """Prints a table of at least 100 columns, whose first ``words`` columns are words."""
-    table = Table(box=None, pad_edge=False)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i < words else "right")
-    for line in body:
-        table.add_row(*line)
-    Console(width=max(100, Console().width)).print(table)
+def _plain(text: str) -> Text:
+    """Returns a cell whose brackets and colons are no markup."""
+    return Text(printable(text))
 
 
 def show_codec_errors(errors: Mapping[str, CodecError], all_tensors: bool) -> None:

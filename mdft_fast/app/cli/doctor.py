@@ -8,15 +8,17 @@ import os
 import platform
 import re
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
+from mdft_fast import reference
 from mdft_fast.app.demo import default_folder, is_finished
 from mdft_fast.app.running import version_of
-from mdft_fast.arena import Layout
+from mdft_fast.arena import TILE, Layout
 from mdft_fast.errors import MdftError, need
-from mdft_fast.ops import kernels, merge
-from mdft_fast.reference import merge as exact_merge
+from mdft_fast.ops import debiased_entropy_loss, kernels, merge, merge_dots
 from mdft_fast.version import __version__
 
 _DISTRIBUTION = "mdft-fast"
@@ -24,7 +26,6 @@ _DISTRIBUTION = "mdft-fast"
 
 def findings() -> dict[str, str]:
     """Returns what is installed and what it can use, a line an item."""
-    demo = default_folder()
     return {
         "mdft_fast": __version__,
         "python": f"{platform.python_version()}, {platform.platform()}",
@@ -34,9 +35,17 @@ def findings() -> dict[str, str]:
         **_native(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         "gpu": _gpus(),
-        "demo pool": f"{demo}" if is_finished(demo) else "not built yet; mdft demo builds it",
-        "cache": str(demo.parent),
+        **_folders(),
     }
+
+
+def _folders() -> dict[str, str]:
+    try:
+        demo = default_folder()
+    except MdftError as error:  # no home
+        return {"cache": str(error)}
+    built = str(demo) if is_finished(demo) else "not built yet; mdft demo builds it"
+    return {"demo pool": built, "cache": str(demo.parent)}
 
 
 def _dependencies() -> dict[str, str]:
@@ -70,38 +79,99 @@ def _packages(extra: str = "") -> list[str]:
     return names
 
 
-def self_test() -> tuple[bool, str]:
-    """Runs ``merge`` on 4 M elements and compares it with the reference in float64.
+def self_tests() -> Iterator[tuple[str, bool, str]]:
+    """Runs every operator on each device, and compares it with the reference in float64.
 
-    Returns:
-        Whether it is right, and the words for it.
+    Yields:
+        The device, whether all is right there, and the words for it.
     """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for device in (torch.device("cpu"), *(torch.device("cuda", i) for i in range(gpus))):
+        try:
+            words, good = _test_merge(device)
+            wrong = [] if good else ["merge"]
+            wrong += [op for op, right in _test_others(device).items() if not right]
+        except (RuntimeError, MdftError) as error:  # a launch without code, say
+            yield str(device), False, f"FAILS: {str(error).splitlines()[0]}"
+            continue
+        right = f"{words}; merge_dots and debiased_entropy are right"
+        said = f"{', '.join(wrong)} gives WRONG numbers" if wrong else right
+        yield str(device), not wrong, said
+
+
+def _test_merge(device: torch.device) -> tuple[str, bool]:
+    """Merges 4 M elements; returns the rate in words, and whether the numbers are right."""
     count = 1 << 22
-    generator = torch.Generator().manual_seed(0)
-    base = torch.randn(count, generator=generator)
-    deltas = torch.randn(4, count, generator=generator)
-    coefficients = torch.linspace(0.1, 0.4, 4)[:, None]
+    base, deltas = _drawn(count).to(device), _drawn(4, count).to(device)
+    coefficients = torch.linspace(0.1, 0.4, 4, dtype=torch.float32, device=device)[:, None]
     layout = Layout.single(count)
     merge(base, deltas, coefficients, layout)  # the first call touches fresh memory
+    _wait(device)
     started = time.perf_counter()
     merged = merge(base, deltas, coefficients, layout)
+    _wait(device)
     seconds = time.perf_counter() - started
-    plan = layout.plan(torch.device("cpu"))
+    plan = layout.plan(device)
     wide = base.double(), deltas.double(), coefficients.double()
-    exact = exact_merge(*wide, plan, torch.float64)
-    magnitude = exact_merge(wide[0].abs(), wide[1].abs(), wide[2].abs(), plan, torch.float64)
+    exact = reference.merge(*wide, plan, torch.float64)
+    magnitude = reference.merge(wide[0].abs(), wide[1].abs(), wide[2].abs(), plan, torch.float64)
     # five terms summed and once rounded: six roundings at most
-    good = bool(((merged - exact).abs() <= 6 * torch.finfo(torch.float32).eps * magnitude).all())
+    good = _within(merged, exact, 6 * magnitude)
     rate = 4 * count * 6 / seconds / 1e9  # bytes: base, 4 task vectors, the result
-    words = f"merge of 4 x {count:,} elements is right" if good else "merge gives WRONG numbers"
-    return good, f"{words}, {1000 * seconds:.1f} ms, {rate:.1f} GB/s"
+    words = f"merge of 4 x {count:,} elements is right"
+    return f"{words}, {1000 * seconds:.1f} ms, {rate:.1f} GB/s", good
+
+
+def _test_others(device: torch.device) -> dict[str, bool]:
+    """Returns for each other operator whether its numbers, and its backward's, are right."""
+    count = 64 * TILE
+    grad, deltas = _drawn(count).to(device), _drawn(4, count).to(device)
+    plan = Layout.single(count).plan(device)
+    wide = [grad.double()], deltas.double(), plan
+    magnitude = reference.merge_dots([wide[0][0].abs()], wide[1].abs(), plan)
+    # a tile's products are summed in float32, in whatever order, and rounded once more
+    dots = _within(merge_dots(grad, deltas), reference.merge_dots(*wide), (TILE + 1) * magnitude)
+
+    logits, teachers = _drawn(16, 10).to(device), 4 * _drawn(16, 10).to(device)
+    found = [
+        torch.cat([result.loss.detach(), torch.autograd.grad(result.loss.sum(), z)[0].flatten()])
+        for z, result in (
+            (z, loss([z], [teachers.to(z.dtype)]))
+            for loss, dtype in (
+                (debiased_entropy_loss, torch.float32),
+                (reference.debiased_entropy, torch.float32),
+                (reference.debiased_entropy, torch.float64),
+            )
+            for z in (logits.to(dtype).requires_grad_(),)
+        )
+    ]
+    got, eager, exact = (x.double() for x in found)
+    # exp and log have no bound: twice eager torch's error, and a rounding
+    most = 2 * (eager - exact).abs().max() + torch.finfo(torch.float32).eps * exact.abs().max()
+    return {"merge_dots": dots, "debiased_entropy": bool(((got - exact).abs() <= most).all())}
+
+
+def _drawn(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(len(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def _within(got: torch.Tensor, exact: torch.Tensor, roundings: torch.Tensor) -> bool:
+    return bool(((got - exact).abs() <= torch.finfo(torch.float32).eps * roundings).all())
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _native() -> dict[str, str]:
     try:
         native = need("mdft_fast._native")
     except MdftError as error:
-        return {"native": f"absent ({error.__cause__}); operators run in plain torch"}
+        folder = Path(__file__).parents[2]
+        words = f"absent from {folder} ({error.__cause__}); operators run in plain torch"
+        return {"native": f"{words}; pip install builds it"}
     info, features = native.build_info(), native.cpu_features()
     cuda = "without CUDA"
     if info["nvcc_version"]:
@@ -117,4 +187,8 @@ def _gpus() -> str:
     if not torch.cuda.is_available():
         return "none that torch sees"
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return ", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus)
+    return ", ".join(
+        f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute capability "
+        f"{gpu.major}.{gpu.minor}"
+        for gpu in gpus
+    )

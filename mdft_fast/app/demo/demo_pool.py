@@ -25,7 +25,7 @@ from mdft_fast.app.demo.demo_tasks import TASKS, DemoTask, draw_plain, split_ima
 from mdft_fast.app.demo.glyphs import SIZE
 from mdft_fast.cache import cache_folder
 from mdft_fast.errors import MdftError, need
-from mdft_fast.files import filled_once
+from mdft_fast.files import expanded, filled_once
 from mdft_fast.model import TASK_ARITHMETIC
 
 VERSION = 1  # raise it with every change of what is built: the folder's name and stamp hold it
@@ -108,7 +108,7 @@ def ensure_pool(
     random state, default dtype and number of threads stay as they are. The pool is built beside
     its place and renamed when it is complete, so an interrupted build leaves nothing.
     """
-    folder = (folder or default_folder()).expanduser().absolute()
+    folder = expanded(folder or default_folder()).absolute()
     sizes = sizes or DemoSizes()
     if is_finished(folder, sizes):
         return folder

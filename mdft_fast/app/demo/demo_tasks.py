@@ -110,7 +110,10 @@ TASKS: tuple[DemoTask, ...] = (
 
 def balanced_labels(n: int, classes: int, generator: Generator) -> Tensor:
     """Returns ``[n]`` shuffled labels; class counts differ by at most one."""
-    return torch.arange(n)[torch.randperm(n, generator=generator)] % classes
+    return (
+        torch.arange(n, device="cpu")[torch.randperm(n, generator=generator, device="cpu")]
+        % classes
+    )
 
 
 def split_images(task: DemoTask, split: str, train: int, test: int) -> tuple[Tensor, Tensor]:
@@ -127,7 +130,7 @@ def split_images(task: DemoTask, split: str, train: int, test: int) -> tuple[Ten
     """
     if task.draw is None:
         images, labels = sklearn_digits()
-        order = torch.randperm(len(labels), generator=_seeded(task, "order"))
+        order = torch.randperm(len(labels), generator=_seeded(task, "order"), device="cpu")
         rows = order[:test] if split == "test" else order[test:][:train]
         return images[rows], labels[rows]
     generator = _seeded(task, split)
@@ -143,10 +146,10 @@ def _seeded(task: DemoTask, split: str) -> Generator:
 def sklearn_digits() -> tuple[Tensor, Tensor]:
     """Returns scikit-learn's 1,797 digits, enlarged to ``[1797, S, S, 3]`` uint8, and labels."""
     bunch = need("sklearn.datasets", "demo").load_digits()
-    small = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
+    small = torch.tensor(bunch.images, dtype=torch.float32, device="cpu")[:, None] / 16
     large = F.interpolate(small, (SIZE, SIZE), mode="bilinear", align_corners=False)[:, 0]
     images = (large.clamp(0, 1) * 255).round().to(torch.uint8)
-    labels = torch.tensor(bunch.target, dtype=torch.int64)
+    labels = torch.tensor(bunch.target, dtype=torch.int64, device="cpu")
     return images[..., None].expand(-1, -1, -1, 3).contiguous(), labels
 
 
@@ -160,5 +163,5 @@ def draw_plain(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
         images.append(task.images(drawn, PLAIN, PLAIN_POSE, generator))
         labels.append(drawn + first)
         first += len(task.class_names)
-    order = torch.randperm(sum(map(len, labels)), generator=generator)
+    order = torch.randperm(sum(map(len, labels)), generator=generator, device="cpu")
     return torch.cat(images)[order], torch.cat(labels)[order]

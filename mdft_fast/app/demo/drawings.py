@@ -103,8 +103,8 @@ def draw_shapes(labels: Tensor, style: Style, pose: Pose, generator: Generator) 
     star = 0.28 + 0.4 * sector - radius
     forms = (0.55 - radius, regular(3) + 0.08, regular(4), star, cross, crescent)
     kind = labels // len(HUES)
-    distance = torch.stack(forms)[kind, torch.arange(len(labels))]
-    hue = torch.tensor(tuple(HUES.values()))[labels % len(HUES)]
+    distance = torch.stack(forms)[kind, torch.arange(len(labels), device="cpu")]
+    hue = torch.tensor(tuple(HUES.values()), device="cpu")[labels % len(HUES)]
     return ink(soft_step(distance), style, generator, hue)
 
 
@@ -115,7 +115,7 @@ def draw_textures(labels: Tensor, style: Style, pose: Pose, generator: Generator
     f = uniform(generator, n, 1, 1, low=6.5, high=11.0)
     x, y = u * f, v * f
     radius, angle = (u**2 + v**2).sqrt(), torch.atan2(u, v)
-    smooth = torch.randn(n, 2, SIZE, SIZE, generator=generator)
+    smooth = torch.randn(n, 2, SIZE, SIZE, generator=generator, dtype=torch.float32, device="cpu")
     clouds = F.avg_pool2d(smooth[:, :1], 5, stride=1, padding=2)[:, 0] * 5
     streaks = F.avg_pool2d(smooth[:, 1:], (1, 11), stride=1, padding=(0, 5))[:, 0] * 3
     brick = x + math.pi / 2 * torch.sign(y.sin())
@@ -134,7 +134,7 @@ def draw_textures(labels: Tensor, style: Style, pose: Pose, generator: Generator
         x.sin() + (x / 2 + y * 0.866).sin() + (x / 2 - y * 0.866).sin(),
         (angle * 6).sin(),
     )
-    field = torch.stack(fields)[labels, torch.arange(n)]
+    field = torch.stack(fields)[labels, torch.arange(n, device="cpu")]
     return ink((field * 2 + 0.5).clamp(0, 1), style, generator)
 
 
@@ -142,7 +142,7 @@ def draw_counts(labels: Tensor, style: Style, pose: Pose, generator: Generator) 
     """Draws dots, one more than the label; pose is not used."""
     n, x, y = len(labels), *pixel_grid()
     cells = uniform(generator, n, 16).argsort(1)  # dots lie in distinct cells of a 4 x 4 grid
-    masks = torch.zeros(n, SIZE, SIZE)
+    masks = torch.zeros(n, SIZE, SIZE, dtype=torch.float32, device="cpu")
     for dot in range(int(labels.max()) + 1 if n else 0):
         jitter = uniform(generator, 2, n, low=-0.08, high=0.08)
         cx = ((cells[:, dot] % 4) * 0.5 - 0.75 + jitter[0])[:, None, None]

@@ -48,17 +48,19 @@ class Pose:
 
 def uniform(generator: Generator, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Draws float32 numbers from ``[low, high)``."""
-    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float32)
+    return low + (high - low) * torch.rand(
+        shape, generator=generator, dtype=torch.float32, device="cpu"
+    )
 
 
 def choose(generator: Generator, n: int, choices: int) -> Tensor:
     """Draws ``n`` indices below ``choices``."""
-    return torch.randint(choices, (n,), generator=generator)
+    return torch.randint(choices, (n,), generator=generator, device="cpu")
 
 
 def pixel_grid() -> tuple[Tensor, Tensor]:
     """Returns x (to the right) and y (down) of the pixel centers, each ``[S, S]`` in -1..1."""
-    line = (torch.arange(SIZE, dtype=torch.float32) + 0.5) * (2 / SIZE) - 1
+    line = (torch.arange(SIZE, dtype=torch.float32, device="cpu") + 0.5) * (2 / SIZE) - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
     return x, y
 
@@ -84,7 +86,9 @@ def glyph_bank(characters: Sequence[str], fonts: Sequence[str]) -> Tensor:
         its longer side is 38 pixels.
     """
     folder = Path(need("matplotlib", "demo").get_data_path()) / "fonts" / "ttf"
-    bank = torch.zeros(len(fonts), len(characters), _BANK_SIZE, _BANK_SIZE)
+    bank = torch.zeros(
+        len(fonts), len(characters), _BANK_SIZE, _BANK_SIZE, dtype=torch.float32, device="cpu"
+    )
     for row, name in enumerate(fonts):
         font = need("matplotlib.ft2font", "demo").FT2Font(str(folder / f"{name}.ttf"))
         font.set_size(64, 72)  # points, dots per inch
@@ -159,11 +163,18 @@ def ink(masks: Tensor, style: Style, generator: Generator, hue: Tensor | None = 
         front = front + hue
     image = back[:, :, None, None].expand(-1, -1, SIZE, SIZE)
     if style.clouds:
-        coarse = torch.randn(n, 3, 4, 4, generator=generator) * style.clouds
+        coarse = (
+            torch.randn(n, 3, 4, 4, generator=generator, dtype=torch.float32, device="cpu")
+            * style.clouds
+        )
         image = image + F.interpolate(coarse, (SIZE, SIZE), mode="bicubic", align_corners=False)
     for _ in range(style.strokes):
         color = back + uniform(generator, n, 3, low=-0.45, high=0.45)
         image = torch.lerp(image, color[:, :, None, None], _strokes(n, generator)[:, None])
     image = torch.lerp(image, front[:, :, None, None], masks[:, None])
-    image = image + torch.randn(n, 3, SIZE, SIZE, generator=generator) * style.noise
+    image = (
+        image
+        + torch.randn(n, 3, SIZE, SIZE, generator=generator, dtype=torch.float32, device="cpu")
+        * style.noise
+    )
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

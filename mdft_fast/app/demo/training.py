@@ -36,11 +36,11 @@ def epochs(
     images: Tensor, labels: Tensor, *, batch: int, steps: int, generator: Generator
 ) -> Batches:
     """Yields ``steps`` shuffled batches, pass after pass; the short last one is left out."""
-    order = torch.empty(0, dtype=torch.int64)
+    order = torch.empty(0, dtype=torch.int64, device="cpu")
     batch = min(batch, len(images))
     for _ in range(steps):
         if len(order) < batch:
-            order = torch.randperm(len(images), generator=generator)
+            order = torch.randperm(len(images), generator=generator, device="cpu")
         rows, order = order[:batch], order[batch:]
         yield to_input(images[rows]), labels[rows]
 
@@ -109,13 +109,21 @@ def features(tower: nn.Module, images: Tensor, *, batch: int = 256) -> Tensor:
 def class_mean_head(tower: nn.Module, images: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Returns ``[C, D]``: normalized class means of the normalized features, times 20."""
     each = features(tower, images)
-    sums = torch.zeros(classes, each.shape[1]).index_add_(0, labels, each)
+    sums = torch.zeros(classes, each.shape[1], dtype=torch.float32, device="cpu").index_add_(
+        0, labels, each
+    )
     return F.normalize(sums, dim=-1) * HEAD_SCALE
 
 
 def random_head(classes: int, width: int, generator: Generator) -> Tensor:
     """Returns ``[C, D]``: random directions of length 20, the start of pre-training."""
-    return F.normalize(torch.randn(classes, width, generator=generator), dim=-1) * HEAD_SCALE
+    return (
+        F.normalize(
+            torch.randn(classes, width, generator=generator, dtype=torch.float32, device="cpu"),
+            dim=-1,
+        )
+        * HEAD_SCALE
+    )
 
 
 def accuracy(tower: nn.Module, weight: Tensor, images: Tensor, labels: Tensor) -> float:

@@ -164,11 +164,16 @@ def _fake_pool(subject: Subject, fakes: FakeTensorMode) -> Pool:
     with fakes:
         return Pool(
             layout=layout,
-            base=torch.empty(layout.elements),
-            vectors=TaskVectors(torch.empty(subject.K, layout.elements)),
+            base=torch.empty(layout.elements, dtype=torch.float32, device="cpu"),
+            vectors=TaskVectors(
+                torch.empty(subject.K, layout.elements, dtype=torch.float32, device="cpu")
+            ),
             tasks=(),
             heads={},
-            buffers={name: torch.empty(shape) for name, shape in inventory.kept.items()},
+            buffers={
+                name: torch.empty(shape, dtype=torch.float32, device="cpu")
+                for name, shape in inventory.kept.items()
+            },
             left_out=inventory.left_out,
             ties=inventory.aliases,
             dtypes={},
@@ -205,7 +210,9 @@ def _simulate(
         raise
     try:
         with fakes:
-            meta.coefficients = nn.Parameter(torch.empty(meta.coefficients.shape))
+            meta.coefficients = nn.Parameter(
+                torch.empty(meta.coefficients.shape, dtype=torch.float32, device="cpu")
+            )
             with LiveBytes() as live:
                 _step(meta, subject, samples)
     except MdftError:
@@ -220,12 +227,12 @@ def _simulate(
 
 @torch.enable_grad()
 def _step(meta: MetaModel, subject: Subject, samples: int) -> None:
-    images = torch.empty(samples, 3, *subject.size)
+    images = torch.empty(samples, 3, *subject.size, dtype=torch.float32, device="cpu")
     features = meta.encode(images)
-    parts = torch.arange(samples).tensor_split(min(len(subject.classes), samples))
+    parts = torch.arange(samples, device="cpu").tensor_split(min(len(subject.classes), samples))
     logits, teachers = [], []
     for rows, count in zip(parts, subject.classes, strict=False):
-        head = torch.empty(count, features.shape[1])
+        head = torch.empty(count, features.shape[1], dtype=torch.float32, device="cpu")
         logits.append(features[: len(rows)] @ head.T)
-        teachers.append(torch.empty(len(rows), count))
+        teachers.append(torch.empty(len(rows), count, dtype=torch.float32, device="cpu"))
     debiased_entropy_loss(logits, teachers).loss.sum().backward()

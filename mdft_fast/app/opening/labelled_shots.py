@@ -62,7 +62,9 @@ def load_shots(
             f" {len(shared):,} of {len(samples):,} were test images, pixel for pixel, and were "
             "dropped."
         )
-        rest = torch.tensor([i for i in range(len(samples)) if i not in shared], dtype=torch.long)
+        rest = torch.tensor(
+            [i for i in range(len(samples)) if i not in shared], dtype=torch.long, device="cpu"
+        )
         samples, labels = samples.take(rest), labels[rest]
     untold = [other for other, both in common.items() if both is None]
     if untold:

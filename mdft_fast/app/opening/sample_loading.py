@@ -128,7 +128,9 @@ def _without_tests(
     adapt["count"] = len(kept)
     if "files" in adapt:
         adapt["files"] = [adapt["files"][i] for i in kept]
-    return samples.take(torch.tensor(kept)), [f"Task {about['name']!r}: {words}, and were dropped."]
+    return samples.take(torch.tensor(kept, device="cpu")), [
+        f"Task {about['name']!r}: {words}, and were dropped."
+    ]
 
 
 def _overlap(

@@ -148,7 +148,7 @@ def shape_of_head(
         else:
             assert sources.shots is not None
             classes, width = _prototype_classes(sources.shots, names), features()
-    return Head(torch.zeros(()).expand(len(classes), width))
+    return Head(torch.zeros((), dtype=torch.float32, device="cpu").expand(len(classes), width))
 
 
 def _ready(task: TaskRecipe, packed: Head | None) -> Head:

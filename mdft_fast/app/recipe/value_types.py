@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError, core_schema
 
-from mdft_fast.errors import nearest
+from mdft_fast.errors import MdftError, nearest
+from mdft_fast.files import expanded
 from mdft_fast.options import kind_of, words_of
 from mdft_fast.pool import TASK_NAME_FORM, is_task_name
 
@@ -131,8 +132,8 @@ def located(value: Any, info: ValidationInfo) -> Any:
         raise wrong("a path", value)
     folder = (info.context or {}).get("folder", Path.cwd())
     try:
-        return Path(os.path.normpath(Path(folder) / Path(value).expanduser()))
-    except RuntimeError:
+        return Path(os.path.normpath(Path(folder) / expanded(value)))
+    except MdftError:
         raise wrong("a path; `~` has no home folder here", value) from None
 
 

@@ -76,8 +76,9 @@ class Answers:
         said = dict(zip(map(bytes, taught.samples.digests()), taught.logits.argmax(-1).tolist(),
                         strict=True))  # fmt: skip
         known = [said.get(bytes(row)) for row in test.samples.digests()]
-        rest = torch.tensor([i for i, one in enumerate(known) if one is None], dtype=torch.int64)
-        classes = torch.tensor([-1 if one is None else one for one in known])
+        at: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
+        rest = torch.tensor([i for i, one in enumerate(known) if one is None], **at)
+        classes = torch.tensor([-1 if one is None else one for one in known], **at)
         if len(rest):
             with meta.using(meta.individual(test.task.name)):
                 classes[rest] = self.classes(

@@ -11,9 +11,11 @@ from typing import Any, Literal, get_args
 
 from rich import progress as bars
 from rich.console import Console
+from rich.text import Text
 
 from mdft_fast.errors import MdftError
 from mdft_fast.learning import StepRecord
+from mdft_fast.terminal import is_terminal, printable
 
 Style = Literal["bars", "lines", "json", "off"]
 _EVERY_S = 10.0  # between two lines of the same phase
@@ -33,7 +35,7 @@ class Progress:
 
     def __init__(self, style: Style | None = None) -> None:
         if style is None:
-            style = "bars" if sys.stderr.isatty() else "lines"
+            style = "bars" if is_terminal(sys.stderr) else "lines"
         if style not in get_args(Style):
             raise MdftError(f"progress: must be one of {list(get_args(Style))}, got {style!r}")
         self.style: Style = style
@@ -41,11 +43,11 @@ class Progress:
         self._since: dict[str, tuple[float, int]] = {}  # when words were first told, and how far
         self._told = time.monotonic()
         self._bars = bars.Progress(
-            bars.TextColumn("{task.description:<28}"),
+            bars.TextColumn("{task.description:<28}", markup=False),
             bars.BarColumn(bar_width=24),
             bars.MofNCompleteColumn(),
             bars.TimeRemainingColumn(compact=True),
-            bars.TextColumn("{task.fields[note]}"),
+            bars.TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
         )
 
@@ -61,7 +63,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Tells a sentence."""
         if self.style == "bars":
-            self._bars.console.print(text)
+            self._bars.console.print(Text(printable(text)), soft_wrap=True)
         else:
             self._line(text, "note", text=text)
 
@@ -92,7 +94,7 @@ class Progress:
     def _update(self, name: str, done: int, total: int, note: str = "", **values: Any) -> None:
         if self.style == "bars":
             if name not in self._rows:
-                self._rows[name] = self._bars.add_task(name, total=total, note="")
+                self._rows[name] = self._bars.add_task(printable(name), total=total, note="")
             self._bars.update(self._rows[name], completed=done, note=note)
             return
         began, first = self._since[name]
@@ -112,7 +114,7 @@ class Progress:
             stamp = now.isoformat(timespec="milliseconds")
             text = json.dumps({"time": stamp, "event": event, **values}, ensure_ascii=False)
         else:
-            text = f"{now:%H:%M:%S}  {words}"
+            text = f"{now:%H:%M:%S}  {printable(words)}"
         print(text, file=sys.stderr, flush=True)
         self._told = time.monotonic()
 

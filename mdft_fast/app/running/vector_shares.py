@@ -24,8 +24,8 @@ def vector_shares(meta: MetaModel, learned: Learned) -> dict[str, Any]:
     names = list(dict.fromkeys(block.values()))
     norms = _norms(meta)
     columns = torch.cat([_columns(slot) for slot in slots])
-    counts = torch.tensor([len(_columns(slot)) for slot in slots])
-    block_of_column = torch.tensor([names.index(block[slot.name]) for slot in slots])
+    counts = torch.tensor([len(_columns(slot)) for slot in slots], device="cpu")
+    block_of_column = torch.tensor([names.index(block[slot.name]) for slot in slots], device="cpu")
     block_of_column = block_of_column.repeat_interleave(counts)
 
     def mixture(coefficients: Tensor) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def vector_shares(meta: MetaModel, learned: Learned) -> dict[str, Any]:
 
 def _columns(slot: Slot) -> Tensor:
     """Returns the columns of λ that a tensor reads: one, or one a row of it."""
-    return slot.column + torch.arange(slot.rows)
+    return slot.column + torch.arange(slot.rows, device="cpu")
 
 
 @torch.no_grad()

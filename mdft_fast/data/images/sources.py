@@ -180,7 +180,7 @@ def stack_images(dataset: Any, label: str, preprocess: Preprocess) -> Tensor:
         image = item[0] if isinstance(item, (tuple, list)) else item
         image = _image(fit(image, preprocess) if is_pil(image) else image, f"{label}: item {i}")
         if stacked is None:
-            stacked = torch.empty((count, *image.shape), dtype=image.dtype)
+            stacked = torch.empty((count, *image.shape), dtype=image.dtype, device="cpu")
         if image.shape != stacked.shape[1:] or image.dtype != stacked.dtype:
             raise MdftError(
                 f"{label}: item {i} must be {list(stacked.shape[1:])} in {stacked.dtype} as item "

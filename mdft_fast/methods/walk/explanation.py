@@ -37,7 +37,7 @@ def explain_walk(pool: Pool, backbone: nn.Module, inputs: Sequence[TaskInputs] =
     """
     if not inputs:
         samples = _Noise(example_input(pool.preprocess))
-        at = torch.arange(_RANDOM)
+        at = torch.arange(_RANDOM, device="cpu")
         inputs = [TaskInputs(pool.vector_names[0], samples, at, pool.base.device)]
     walk = Walk(pool, backbone, inputs)
     walk.install({name: walk.base(name) for name in walk.names})
@@ -57,7 +57,9 @@ class _Noise:
         generator = torch.Generator().manual_seed(0)
 
         def draw(like: Tensor) -> Tensor:
-            return torch.randn(_RANDOM, *like.shape[1:], generator=generator)[indices].to(device)
+            return torch.randn(
+                _RANDOM, *like.shape[1:], generator=generator, dtype=torch.float32, device="cpu"
+            )[indices].to(device)
 
         return each(draw, self.example)
 

@@ -137,7 +137,7 @@ def _gradients(
     # A factor of the softmax's Fisher matrix, diag p - p pᵀ = C Cᵀ, times a normal vector: the same
     # in the mean as a class drawn from p, with far less noise. Drawn on the host: alike everywhere.
     root = logits.detach().softmax(-1).sqrt()
-    drawn = torch.randn(root.shape, generator=generator).to(root)
+    drawn = torch.randn(root.shape, generator=generator, dtype=torch.float32, device="cpu").to(root)
     pull = root * drawn - root.square() * (root * drawn).sum(-1, keepdim=True)
     # Zeros where the model's output reads no more of a block.
     gradients = torch.autograd.grad(
@@ -181,7 +181,7 @@ class _Sums:
     def __init__(self, site: LayerSite) -> None:
         self._site = site
         self._moments: Moments | None = None
-        self._positions = torch.zeros(0)
+        self._positions = torch.zeros(0, dtype=torch.float32, device="cpu")
 
     def add(self, gradient: Tensor | None) -> None:
         """Adds those of some inputs."""
@@ -190,8 +190,10 @@ class _Sums:
         rows = self._site.rows(gradient)
         if self._moments is None:
             self._moments = Moments(rows.shape[-1], 0, rows.device)
-            self._positions = torch.zeros(rows.shape[1], device=rows.device)
-        self._moments.add(rows, None, torch.ones(rows.shape[1], device=rows.device))
+            self._positions = torch.zeros(rows.shape[1], device=rows.device, dtype=torch.float32)
+        self._moments.add(
+            rows, None, torch.ones(rows.shape[1], device=rows.device, dtype=torch.float32)
+        )
         self._positions += rows.square().sum((0, 2))
 
     def sensitivity(self) -> Sensitivity:
@@ -200,6 +202,6 @@ class _Sums:
         metric, positions = self._moments.gram, self._positions
         mean, read = metric.diagonal().mean(), positions > 0
         if not float(mean) > 0:
-            eye = torch.eye(len(metric), device=metric.device)
+            eye = torch.eye(len(metric), device=metric.device, dtype=torch.float32)
             return Sensitivity(eye, torch.ones_like(positions))
         return Sensitivity(metric / mean, positions / positions[read].mean())

@@ -162,7 +162,9 @@ def explore(
         ((at, y),) = seen[out]
         axis = _changed_axis(y, fewer[out][0][1])
         writer = _writer(seen, at, y, 1 if layer.kind == "convolution" else y.dim() - 1)
-        site = LayerSite(layer, name, axis, writer, torch.ones(0), class_token)
+        site = LayerSite(
+            layer, name, axis, writer, torch.ones(0, dtype=torch.float32, device="cpu"), class_token
+        )
         positions = (site.rows(reads[name]).abs().sum((0, 2)) > 0).float()
         if not positions.any():
             left_out[layer.weight] = "the model's output does not depend on it"

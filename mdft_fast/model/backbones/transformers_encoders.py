@@ -100,7 +100,7 @@ def _file_names(module: nn.Module) -> dict[str, str]:
         return {}
     names = list(module.state_dict())
     with torch.device("cpu"):
-        numbered = {name: torch.tensor(float(i)) for i, name in enumerate(names)}
+        numbered = {name: torch.tensor(float(i), device="cpu") for i, name in enumerate(names)}
         try:
             written = revert(module, numbered)
             files = {names[int(number)]: name for name, number in written.items()}
