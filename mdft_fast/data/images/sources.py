@@ -54,11 +54,41 @@ def read_npz(path: str | os.PathLike[str], key: str) -> Array:
     return array
 
 
-def check_npz_keys(path: str | os.PathLike[str], *keys: str) -> None:
-    """Refuses an npz file that lacks one of the keys; no array is read."""
-    known = npz_keys(path)
-    for key in keys:
+def check_npz(source: NpzSource) -> None:
+    """Refuses an npz file that lacks an array, or has one of a wrong form, by headers alone."""
+    path, known = source.path, npz_keys(source.path)
+    for key in (source.x, *([source.y] if source.y is not None else [])):
         _check_key(path, key, known)
+    shape, dtype = _header(path, source.x)
+    images = len(shape) in (3, 4) and (dtype == np.uint8 or dtype.kind == "f")
+    if not images:
+        raise MdftError(
+            f"{path}: key {source.x!r}: images must be uint8 [n, H, W, 3] or [n, H, W], or float "
+            f"[n, 3, H, W], got {list(shape)} in {dtype}"
+        )
+    if source.y is not None:
+        count = shape[0]
+        shape, dtype = _header(path, source.y)
+        if shape != (count,) or dtype.kind not in "ui":
+            raise MdftError(
+                f"{path}: key {source.y!r}: must be whole numbers [{count}], one for each image, "
+                f"got {list(shape)} in {dtype}"
+            )
+
+
+def _header(path: str | os.PathLike[str], key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Returns shape and dtype of an array of an npz file; no element is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            with archive.open(f"{key}.npy" if f"{key}.npy" in names else key) as file:
+                major, _ = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0
+                read = read if major == 1 else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                return shape, dtype
+    except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        raise MdftError(f"{path}: key {key!r} is not readable: {error}") from None
 
 
 def _check_key(path: str | os.PathLike[str], key: str, known: Sequence[str]) -> None:
