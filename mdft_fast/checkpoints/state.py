@@ -29,6 +29,9 @@ class State:
         formed: names of tensors that were computed here (base + B·A), in float32 at least. Their
             dtype is ours, not the source's.
         normalize: of a head: whether it reads features at length 1; None: it does not say.
+        unreadable: name -> what it is, for tensors of a form that is not read, such as sparse.
+        notes: what was chosen without being asked for, a sentence each.
+        prefix: what stood before the names in the source, where they were fitted to a backbone's.
     """
 
     label: str
@@ -38,6 +41,9 @@ class State:
     facts: SourceFacts = dataclasses.field(default_factory=SourceFacts)
     formed: frozenset[str] = frozenset()
     normalize: bool | None = None
+    unreadable: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    prefix: str = ""
 
     def sha256(self) -> str:
         """Returns one digest of all tensors, in the order of their names; every one is read."""
