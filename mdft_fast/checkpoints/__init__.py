@@ -7,7 +7,7 @@ from mdft_fast.checkpoints.conversion import Dtype, convert, describe
 from mdft_fast.checkpoints.file_kinds import CLIP_CONFIG, CONFIG, read_json, sniff
 from mdft_fast.checkpoints.metadata import OTHER, SourceFacts, check_preprocess, gather
 from mdft_fast.checkpoints.opening import as_state, open_state
-from mdft_fast.checkpoints.parts import AS_IT_IS, Choice, Weights
+from mdft_fast.checkpoints.parts import Choice, Weights
 from mdft_fast.checkpoints.preprocess import (
     LEAST_CROP,
     Batch,
@@ -26,7 +26,7 @@ from mdft_fast.checkpoints.task_files import SUFFIXES, find_checkpoint, find_tas
 from mdft_fast.checkpoints.torch_content import text_tower
 
 __all__ = [
-    "AS_IT_IS", "CLIP_CONFIG", "CONFIG", "LEAST_CROP", "OTHER", "SUFFIXES", "Batch", "Choice",
+    "CLIP_CONFIG", "CONFIG", "LEAST_CROP", "OTHER", "SUFFIXES", "Batch", "Choice",
     "Dtype", "Entry", "Interpolation", "Preprocess", "Resize", "SourceFacts", "State",
     "StateSource", "Weights", "Written", "activation_of", "arguments_of", "as_preprocess",
     "as_state", "check_activation", "check_architecture", "check_preprocess", "compare_bases",

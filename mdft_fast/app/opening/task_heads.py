@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mdft_fast.app.opening.labelled_shots import load_shots
 from mdft_fast.app.opening.sample_sources import OnDisk, Sources
 from mdft_fast.app.recipe import HeadSource, TaskRecipe
-from mdft_fast.checkpoints import AS_IT_IS, Choice, State, open_state
+from mdft_fast.checkpoints import Choice, State, open_state
 from mdft_fast.data import Samples, compare_class_names, plain_name, read_labels
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import (
@@ -64,7 +64,7 @@ class Base:
         spec: Mapping[str, Any],
         preprocess: Mapping[str, Any],
         device: torch.device,
-        choice: Choice = AS_IT_IS,
+        choice: Choice,
     ) -> Base:
         """Returns the backbone with a checkpoint's weights."""
 
