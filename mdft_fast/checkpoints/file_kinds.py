@@ -59,11 +59,12 @@ def sniff(path: Path) -> Kind:
         return "torch legacy"
     if start[8:9] == b"{" and 0 < int.from_bytes(start[:8], "little") <= size:
         return "safetensors"
-    if path.suffix == ".safetensors":  # cut short, most likely: its reader says so
+    seems = next((what for first, what in _OTHERS.items() if start.startswith(first)), "")
+    if not seems and path.suffix == ".safetensors":  # cut short, most likely: its reader says so
         return "safetensors"
-    if start.lstrip()[:1] == b"{":
+    if not seems and start.lstrip()[:1] == b"{":
         return "index"
-    seems = next((what for first, what in _OTHERS.items() if start.startswith(first)), "unknown")
+    seems = seems or "unknown"
     raise MdftError(
         f"{path}: not a checkpoint that is read here ({size} bytes, {seems}); known: {_FORMATS}"
     )
@@ -85,12 +86,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def weights_of(folder: Path, kind: str) -> Path:
-    """Returns the file that holds a folder's weights."""
-    for name in WEIGHTS[kind]:
-        if (folder / name).is_file():
-            return folder / name
-    raise MdftError(f"{folder}: must hold one of {list(WEIGHTS[kind])}, got none")
+def weights_of(folder: Path, kind: str) -> tuple[Path, list[Path]]:
+    """Returns the file that holds a folder's weights, as its library looks, and others like it."""
+    there = [folder / name for name in WEIGHTS[kind] if (folder / name).is_file()]
+    if not there:
+        raise MdftError(f"{folder}: must hold one of {list(WEIGHTS[kind])}, got none")
+    return there[0], there[1:]
 
 
 def _folder(path: Path) -> Kind:
@@ -102,6 +103,11 @@ def _folder(path: Path) -> Kind:
         return "open_clip"
     if any((path / name).is_file() for name in WEIGHTS["transformers"]):
         return "transformers"
+    if (path / ".metadata").is_file():
+        raise MdftError(
+            f"{path}: is a checkpoint of torch.distributed.checkpoint, which is not read; "
+            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save makes one file of it"
+        )
     looked = [ADAPTER, CLIP_CONFIG, *WEIGHTS["transformers"], "*.index.json"]
     if len(list(path.glob("*.index.json"))) == 1:
         return "index"

@@ -25,12 +25,20 @@ _DEFAULT_ACTIVATION = {  # of transformers, where a config does not say
     "vit": "gelu",
     "dinov2": "gelu",
 }
+# Of transformers' configs, where they do not say it: heads and epsilon.
+_DEFAULTS = {
+    "clip": (12, 1e-5),
+    "clip_vision_model": (12, 1e-5),
+    "vit": (12, 1e-12),
+    "dinov2": (12, 1e-6),
+}
 # Processors of transformers that, where their file does not say it, cut out the center and take an
 # integer size for the shortest edge; that cut nothing and take it for both. Others differ.
 _SHORTEST, _SQUASH = ("CLIP", "ChineseCLIP", "Bit"), ("ViT",)
 # Of timm's pretrained_cfg; where they say how images are made, a crop_pct that is absent is 0.875.
 _TIMM_KEYS = {"mean", "std", "interpolation", "crop_mode", "input_size"}
 _TIMM_CROP = 0.875
+_HEAD_WIDTH = 64  # open_clip's default
 _PROCESSOR = re.compile("(FeatureExtractor|ImageProcessor)(Fast|Pil)?$")  # after a kind's name
 
 
@@ -49,7 +57,7 @@ def describe_transformers(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns activation and image size as a transformers config says them."""
+    """Returns what a transformers config says of its image encoder."""
     vision = config.get("vision_config")
     part = vision if isinstance(vision, dict) else config
     kind = config.get("model_type")
@@ -59,11 +67,18 @@ def config_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         activation = _ACTIVATIONS.get(activation, activation)
     # DINOv2 resizes its positions to the images; the others take one size.
     size = None if kind.startswith("dinov2") else part.get("image_size")
-    return {"activation": activation, "size": size}
+    heads, epsilon = _DEFAULTS.get(kind, (None, None))
+    return {
+        "activation": activation,
+        "size": size,
+        "heads": part.get("num_attention_heads", heads),
+        "norm_eps": part.get("layer_norm_eps", epsilon),
+        "name": config.get("_name_or_path"),
+    }
 
 
 def timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a config of timm says of its images.
+    """Returns what a config of timm says of its model and images.
 
     The size is said where the model was built for one; others take any.
     """
@@ -80,6 +95,9 @@ def timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         "crop_pct": share,
         "size": size,
         "resize": "shortest" if mode == "center" else mode,
+        "architecture": str(config["architecture"]).partition(".")[0],
+        "heads": built.get("num_heads"),
+        "pooling": built.get("global_pool", config.get("global_pool")),
     }
 
 
@@ -139,6 +157,9 @@ def describe_open_clip(folder: Path) -> tuple[str, dict[str, Any]]:
     }
     if model and "timm_model_name" not in vision:
         facts["activation"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
+        width, of_head = vision.get("width"), vision.get("head_width", _HEAD_WIDTH)
+        if type(vision.get("layers")) is int and type(width) is int and type(of_head) is int:
+            facts["heads"] = width // max(of_head, 1)
     return "open_clip folder", facts
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,13 @@ import torch
 from torch import Tensor
 
 from mdft_fast.checkpoints.file_kinds import ADAPTER, read_config, weights_of
-from mdft_fast.checkpoints.lora_config import LONGEST, check_kind, scalings_of
+from mdft_fast.checkpoints.lora_config import (
+    LONGEST,
+    check_kind,
+    scalings_of,
+    trained_on,
+    transposed,
+)
 from mdft_fast.checkpoints.lora_names import match_modules
 from mdft_fast.checkpoints.state import LazyTensors, State
 from mdft_fast.errors import MdftError
@@ -40,11 +46,15 @@ class Pair(NamedTuple):
     a: Tensor
     b: Tensor
     scaling: float
-    transposed: bool
+    embedding: bool
 
 
 def read_adapter(
-    folder: Path, base: State | None, read: Callable[[Path], State], also: Mapping[str, str]
+    folder: Path,
+    base: State | None,
+    read: Callable[[Path], State],
+    also: Mapping[str, str],
+    conv1d: Set[str] | None = None,
 ) -> State:
     """Opens an adapter's folder as the base's tensors with B·A added where it has one.
 
@@ -53,6 +63,7 @@ def read_adapter(
         base: the model that it was trained on.
         read: opens a file.
         also: further names of the base's tensors -> theirs in ``base``.
+        conv1d: names in ``base`` of weights that are stored ``[in, out]``; None: nobody says.
 
     Raises:
         MdftError: if the adapter is of another kind, is not base + scaling · B·A, or does not fit
@@ -60,14 +71,16 @@ def read_adapter(
     """
     config = read_config(folder / ADAPTER)
     check_kind(folder / ADAPTER, config)
-    adapter = read(weights_of(folder, "adapter"))
+    file, beside = weights_of(folder, "adapter")
+    adapter = read(file)
     if base is None:
         raise MdftError(
             f"{folder}: is a LoRA adapter, a difference to its base; the base must be given too"
         )
     pairs, whole = _sort(folder, config, adapter)
     names = match_modules(folder, [*pairs], base, also)
-    made = {names[n]: _sum(folder, base, names[n], pair) for n, pair in pairs.items()}
+    turned = transposed(folder, config, _shapes(base, names, pairs), names, conv1d)
+    made = {names[n]: _sum(folder, base, names[n], pair, turned[n]) for n, pair in pairs.items()}
     kept, left_out = _replaced(whole, names, base, adapter, also)
     both = sorted(kept.keys() & made.keys())
     if both or len(made) < len(names):
@@ -79,9 +92,11 @@ def read_adapter(
         LazyTensors(makers | made | kept),
         f"PEFT LoRA adapter of {len(pairs)} weights, {adapter.format}",
         {**base.left_out, **left_out},
-        base.facts,
+        replace(base.facts, name=None, trained_on=trained_on(config)),
         base.formed | made.keys(),
         check=adapter.check,
+        unreadable=base.unreadable,
+        notes=tuple(f"{folder}: {file.name} is taken, as peft does, not {o.name}" for o in beside),
     )
 
 
@@ -100,7 +115,7 @@ def to_base_dtype(state: State, base: State | None) -> State:
 def describe_adapter(folder: Path, read: Callable[[Path], State]) -> str:
     """Returns what an adapter is, as text; its base is not needed."""
     config = read_config(folder / ADAPTER)
-    adapter = read(weights_of(folder, "adapter"))
+    adapter = read(weights_of(folder, "adapter")[0])
     lines = [f"format    PEFT adapter, {config.get('peft_type')!r}, {adapter.format}"]
     keys = ("base_model_name_or_path", "r", "lora_alpha", "use_rslora", "target_modules")
     lines += [f"says      {key}: {config[key]!r}" for key in keys if config.get(key)]
@@ -145,9 +160,9 @@ def _sort(
         if keys.keys() != {"A", "B"}:
             raise MdftError(f"{folder}: {module!r} must have lora_A and lora_B, got one of them")
         factors[module] = (adapter.tensors[keys["A"]], adapter.tensors[keys["B"]])
-    scalings, swapped = scalings_of(folder, config, factors), bool(config.get("fan_in_fan_out"))
+    scalings = scalings_of(folder, config, factors)
     pairs = {
-        module: Pair(*both, scalings[module], swapped or module in embeddings)
+        module: Pair(*both, scalings[module], module in embeddings)
         for module, both in factors.items()
     }
     return pairs, whole
@@ -161,20 +176,43 @@ def _add(folder: Path, keys: dict[str, str], name: str, key: str) -> None:
     keys[name] = key
 
 
-def _sum(folder: Path, base: State, name: str, pair: Pair) -> Callable[[], Tensor]:
+def _shapes(
+    base: State, names: Mapping[str, str], pairs: Mapping[str, Pair]
+) -> Iterator[tuple[str, bool | None]]:
+    """Yields each module and whether its B·A must be transposed, as the shapes say; None: either.
+
+    A weight that neither fits is an error of :func:`_sum`.
+    """
+    for module, pair in pairs.items():
+        shape, product = base.tensors[names[module]].shape, _product(pair)
+        straight, turned = _flat(shape) == product, _flat(shape[::-1]) == product
+        either = straight and turned and not pair.embedding
+        yield module, None if either else turned
+
+
+def _product(pair: Pair) -> tuple[int, int]:
+    return pair.b.shape[0], pair.a.flatten(1).shape[1]
+
+
+def _flat(shape: Sequence[int]) -> tuple[int, int]:
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (0, 0)
+
+
+def _sum(
+    folder: Path, base: State, name: str, pair: Pair, transposed: bool
+) -> Callable[[], Tensor]:
     weight = base.tensors[name]
-    out, into = pair.b.shape[0], pair.a.flatten(1).shape[1]
-    swapped = weight.shape[::-1] if pair.transposed else weight.shape
-    if weight.dim() < 2 or (swapped[0], math.prod(swapped[1:])) != (out, into):
+    swapped = weight.shape[::-1] if transposed else weight.shape
+    if _flat(swapped) != _product(pair):
         raise MdftError(
             f"{folder}: B·A must have the shape of {name!r}, {list(weight.shape)}, got "
-            f"[{out}, {into}]{' transposed' if pair.transposed else ''}"
+            f"{list(_product(pair))}{' transposed' if transposed else ''}"
         )
 
     def make() -> Tensor:
         weight = base.tensors[name]
         product = pair.b.flatten(1).double() @ pair.a.flatten(1).double()
-        delta = (product.T if pair.transposed else product).reshape(weight.shape)
+        delta = (product.T if transposed else product).reshape(weight.shape)
         total = delta.mul_(pair.scaling).add_(weight)
         return total if weight.dtype == torch.float64 else total.float()
 

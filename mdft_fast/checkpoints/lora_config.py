@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,13 @@ def scalings_of(
             raise MdftError(
                 f"{folder}: r and lora_alpha must be numbers, got {rank!r} and {alpha!r}"
             )
+        groups = rank // b.shape[1] if b.dim() == 4 and 0 < b.shape[1] < rank else 1
+        if groups > 1 and a.dim() == 4 and a.shape[0] == rank == groups * b.shape[1]:
+            raise MdftError(
+                f"{folder}: {module!r} is a grouped convolution ({groups} groups), whose change is "
+                "no product B·A and which peft itself does not merge (seen in 0.21.2); train it "
+                "whole, as one of modules_to_save"
+            )
         if a.dim() < 2 or b.dim() < 2 or a.shape[0] != rank or b.shape[1] != rank:
             raise MdftError(
                 f"{folder}: {module!r} must have rank {rank} as its config says, got lora_A "
@@ -85,6 +92,54 @@ def scalings_of(
             )
         scalings[module] = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return scalings
+
+
+def transposed(
+    folder: Path,
+    config: Mapping[str, Any],
+    shapes: Iterable[tuple[str, bool | None]],
+    names: Mapping[str, str],
+    conv1d: Set[str] | None,
+) -> dict[str, bool]:
+    """Returns for each module whether its weight is stored ``[in, out]``, so B·A transposed.
+
+    peft decides it layer by layer, by the layer's class; the ``fan_in_fan_out`` that it writes is
+    that of the last one.
+
+    Args:
+        folder: the adapter's, for errors.
+        config: what its ``adapter_config.json`` holds.
+        shapes: each module and what the shapes say, None: either.
+        names: module -> its weight in the base.
+        conv1d: the base's weights that are stored so; None: nobody says.
+
+    Raises:
+        MdftError: if neither the shapes nor the config tell it of a square weight.
+    """
+    told = dict(shapes)
+    swapped = bool(config.get("fan_in_fan_out"))
+    known = {turned for turned in told.values() if turned is not None}
+    square = next((module for module, turned in told.items() if turned is None), None)
+    # Layers of both kinds, or none that confirms the unusual one.
+    unclear = swapped not in known and bool(swapped or known)
+    if conv1d is None and square is not None and (unclear or len(known) > 1):
+        raise MdftError(
+            f"{folder}: whether {square!r} is stored [in, out] must be known, as its weight is "
+            f"square and fan_in_fan_out need not hold for every layer, got {swapped}; pack it with "
+            "its backbone, whose layers say it"
+        )
+    return {
+        module: turned if turned is not None
+        else swapped if conv1d is None
+        else names[module] in conv1d
+        for module, turned in told.items()
+    }  # fmt: skip
+
+
+def trained_on(config: Mapping[str, Any]) -> str | None:
+    """Returns what an adapter calls its base; None: it does not say."""
+    name = config.get("base_model_name_or_path")
+    return name if isinstance(name, str) and 0 < len(name) <= LONGEST else None
 
 
 def _patterns(

@@ -9,24 +9,33 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mdft_fast.checkpoints.preprocess import CHOICES, LEAST_CROP, edges_before_crop
+from mdft_fast.checkpoints.preprocess import CHOICES, LEAST_CROP, Preprocess, edges_before_crop
 from mdft_fast.errors import MdftError
 
 # Two spellings of one number agree within this: 0.4815 is 0.48145466. A step of uint8 is 4e-3.
 _SAME = 1e-3
+_SHARE = 1e-2  # of small ones, such as an epsilon
 PIL_FILTERS = {2: "bilinear", 3: "bicubic"}  # by PIL's numbers
+_OWN = ("name", "trained_on")  # facts that models of one pool need not share
+_LONGEST = 500  # characters of a name or a path
 OTHER = "other"  # said, but nothing that is done here: no default may take its place
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceFacts:
-    """What a checkpoint says about its model's inputs and activation; None: it does not say.
+    """What a checkpoint says about its model; None: it does not say.
 
     The inputs' are the keys of :class:`~mdft_fast.checkpoints.Preprocess`; ``resize`` and
     ``interpolation`` may also be "other": in a way that is not done here.
 
     Attributes:
         activation: "quick_gelu", "gelu", "gelu_tanh", or another name as the source has it.
+        architecture: timm's name of the model.
+        heads: of attention, where all layers have as many.
+        norm_eps: of the layers' normalization.
+        pooling: timm's name of how tokens become features.
+        name: what the model is called where it was loaded from.
+        trained_on: what an adapter calls its base.
     """
 
     activation: str | None = None
@@ -36,6 +45,12 @@ class SourceFacts:
     resize: str | None = None
     interpolation: str | None = None
     crop_pct: float | None = None
+    architecture: str | None = None
+    heads: int | None = None
+    norm_eps: float | None = None
+    pooling: str | None = None
+    name: str | None = None
+    trained_on: str | None = None
 
     def known(self) -> dict[str, Any]:
         """Returns what the source says, as plain JSON values."""
@@ -43,8 +58,9 @@ class SourceFacts:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in items if v is not None}
 
     def preprocess(self) -> dict[str, Any]:
-        """Returns :meth:`known` without the activation; "other" is no value of a preprocess."""
-        return {key: value for key, value in self.known().items() if key != "activation"}
+        """Returns what it says of the inputs; "other" is no value of a preprocess."""
+        keys = Preprocess.__annotations__
+        return {key: value for key, value in self.known().items() if key in keys}
 
     def to_text(self) -> str:
         """Returns JSON, for the metadata of a safetensors file."""
@@ -61,6 +77,12 @@ class SourceFacts:
             resize=_one_of(values.get("resize"), CHOICES["resize"]),
             interpolation=_one_of(values.get("interpolation"), CHOICES["interpolation"]),
             crop_pct=_share(values.get("crop_pct")),
+            architecture=_word(values.get("architecture"), _LONGEST),
+            heads=_count(values.get("heads")),
+            norm_eps=_positive(values.get("norm_eps")),
+            pooling=_word(values.get("pooling")),
+            name=_word(values.get("name"), _LONGEST),
+            trained_on=_word(values.get("trained_on"), _LONGEST),
         )
 
     @staticmethod
@@ -83,6 +105,8 @@ def gather(sources: Iterable[tuple[str, SourceFacts]]) -> tuple[SourceFacts, dic
     who: dict[str, str] = {}
     for label, facts in sources:
         for key, value in facts.known().items():
+            if key in _OWN:
+                continue
             if key not in values:
                 values[key], who[key] = value, label
             elif not agree(values[key], value):
@@ -115,13 +139,17 @@ def check_preprocess(
 
 
 def agree(one: Any, other: Any) -> bool:
-    """Says whether two values of a fact are the same: numbers within 1e-3, a scalar for all."""
+    """Says whether two values of a fact are the same: numbers nearly, a scalar for all."""
     if isinstance(one, str) or isinstance(other, str):
         return bool(one == other)
     lists = [list(value) if isinstance(value, Sequence) else [value] for value in (one, other)]
     count = max(map(len, lists))
     a, b = (items * count if len(items) == 1 else items for items in lists)
-    return 0 < len(a) == len(b) and all(abs(x - y) <= _SAME for x, y in zip(a, b, strict=True))
+    return 0 < len(a) == len(b) and all(map(_near, a, b))
+
+
+def _near(one: float, other: float) -> bool:
+    return abs(one - other) <= min(_SAME, _SHARE * max(abs(one), abs(other)))
 
 
 def resizing(edges: Sequence[int], crop: Sequence[int]) -> dict[str, Any]:
@@ -142,8 +170,16 @@ def resizing(edges: Sequence[int], crop: Sequence[int]) -> dict[str, Any]:
     return {"resize": OTHER}
 
 
-def _word(value: Any) -> str | None:
-    return value if isinstance(value, str) and 0 < len(value) <= 40 else None
+def _word(value: Any, longest: int = 40) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) <= longest else None
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 < value < 10**6 else None
+
+
+def _positive(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 < value < 1 else None
 
 
 def _one_of(value: Any, known: tuple[str, ...]) -> str | None:

@@ -7,7 +7,7 @@ One module a format. What a path is, its content says. Nothing here ever unpickl
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +18,11 @@ from mdft_fast.checkpoints.file_kinds import read_json, sniff, weights_of
 from mdft_fast.checkpoints.library_folders import describe_open_clip, describe_transformers
 from mdft_fast.checkpoints.lora import read_adapter
 from mdft_fast.checkpoints.metadata import SourceFacts
+from mdft_fast.checkpoints.parts import AS_IT_IS, Choice, named_part
 from mdft_fast.checkpoints.safetensors_file import read_index, read_safetensors
 from mdft_fast.checkpoints.state import State, StateSource
 from mdft_fast.checkpoints.torch_content import read_torch
+from mdft_fast.checkpoints.wrapped_names import unwrapped
 from mdft_fast.errors import MdftError
 
 
@@ -29,6 +31,8 @@ def open_state(
     *,
     base: State | None = None,
     also: Mapping[str, str] | None = None,
+    conv1d: Set[str] | None = None,
+    choice: Choice = AS_IT_IS,
 ) -> State:
     """Opens a checkpoint: a file, an index of shards, or a folder.
 
@@ -36,6 +40,9 @@ def open_state(
         path: what to open; its content says what it is.
         base: the pre-trained model, which a LoRA adapter is added to.
         also: further names of the base's tensors -> their names in ``base``.
+        conv1d: names in ``base`` of the weights that are stored ``[in, out]``, where the module is
+            known; None: as an adapter's config says, for all.
+        choice: which model is wanted of a file that holds several.
 
     Returns:
         Its tensors by name, read lazily, and what the source says about itself.
@@ -49,25 +56,39 @@ def open_state(
     if kind == "pool":
         raise MdftError(f"{path}: is a packed pool, not a checkpoint; Pool.open opens it")
     if kind == "adapter":
-        return read_adapter(path, base, open_state, also or {})
+        if choice.part is not None:
+            raise MdftError(f"{path}: is a LoRA adapter, which has no part {choice.part!r}")
+        return read_adapter(path, base, open_state, also or {}, conv1d)
     if kind in ("transformers", "open_clip"):
-        state = open_state(weights_of(path, kind))
+        file, beside = weights_of(path, kind)
+        state = open_state(file, choice=choice)
         words, facts = (describe_open_clip if kind == "open_clip" else describe_transformers)(path)
         words = f"{words}, {state.format}"
-        return replace(state, label=str(path), format=words, facts=SourceFacts.of(facts))
+        return replace(
+            state, label=str(path), format=words, facts=SourceFacts.of(facts),
+            notes=(*state.notes, *(_two_files(file, kind, other) for other in beside)),
+        )  # fmt: skip
     if kind == "index":
         index = next(path.glob("*.index.json")) if path.is_dir() else path
-        return read_index(index, read_json(index), _read_file)
-    return _read_file(path)
+        return unwrapped(_part_of(read_index(index, read_json(index), _read_file), choice))
+    return unwrapped(_read_file(path, choice))
 
 
-def _read_file(path: Path) -> State:
+def _read_file(path: Path, choice: Choice = AS_IT_IS) -> State:
     kind = sniff(path)
     if kind == "safetensors":
-        return read_safetensors(path)
+        return _part_of(read_safetensors(path), choice)
     if kind in ("torch zip", "torch legacy"):
-        return read_torch(path, legacy=kind == "torch legacy")
+        return read_torch(path, choice, legacy=kind == "torch legacy")
     raise MdftError(f"{path}: must be a file of tensors, got kind {kind!r}")
+
+
+def _part_of(state: State, choice: Choice) -> State:
+    return named_part(unwrapped(state), choice.part or "")
+
+
+def _two_files(file: Path, kind: str, other: Path) -> str:
+    return f"{file.parent}: {file.name} is taken, as {kind} does, not {other.name} beside it"
 
 
 def as_state(
@@ -76,10 +97,12 @@ def as_state(
     *,
     base: State | None = None,
     also: Mapping[str, str] | None = None,
+    conv1d: Set[str] | None = None,
+    choice: Choice = AS_IT_IS,
 ) -> State:
     """Opens a path, a state dict or a module; ``whose`` names the last two in errors."""
     if isinstance(source, (str, os.PathLike)):
-        return open_state(source, base=base, also=also)
+        return open_state(source, base=base, also=also, conv1d=conv1d, choice=choice)
     tensors = source.state_dict() if isinstance(source, nn.Module) else source
     label = f"{whose} ({'module' if isinstance(source, nn.Module) else 'state dict'})"
     if not isinstance(tensors, Mapping):
@@ -97,4 +120,5 @@ def as_state(
                 f"{label}: {name!r} must be a dense tensor with data, got {tensor.layout} "
                 f"{tensor.dtype} on {tensor.device}"
             )
-    return State(label, {name: tensor.detach() for name, tensor in tensors.items()})
+    state = State(label, {name: tensor.detach() for name, tensor in tensors.items()})
+    return unwrapped(_part_of(state, choice))

@@ -221,7 +221,9 @@ class Machine:
         if len(flat) > 8 or self._tuple_keys > _MOST_TUPLE_KEYS:
             raise PickleRefused("uses too many or too long tuples as keys")
         for item in flat:
-            if item is not None and not isinstance(item, _HASHED):
+            by_place: object = object.__hash__
+            hashed = isinstance(item, _HASHED) or type(item).__hash__ is by_place
+            if item is not None and not hashed:  # objects are hashed by where they are
                 raise PickleRefused(f"uses {kind_of(value)} as a key")
             if isinstance(item, int) and not -(2**63) <= item < 2**64:
                 raise PickleRefused("uses a number of more than 64 bits as a key")
@@ -236,7 +238,7 @@ _LONGEST_NAME = 1000
 _MOST_PASSED = 2_000_000
 _MOST_TUPLE_KEYS = 5000
 _SIZED = (tuple, list, dict, set, str, bytes, bytearray)
-_HASHED = (str, bytes, int, float, Name, StandIn)
+_HASHED = (str, bytes, int, float)
 _RECONSTRUCTORS = ("copyreg._reconstructor", "copy_reg._reconstructor")
 _NOTHING = {"PROTO", "FRAME"}
 _PUSH = {

@@ -73,6 +73,12 @@ def as_preprocess(values: Mapping[str, Any]) -> Preprocess:
     if any(value <= 0 for value in std):
         raise MdftError(f"preprocess: 'std' must be above 0, got {values['std']!r}")
     mean = _numbers(values["mean"], 3, "mean")
+    for key, numbers in (("mean", mean), ("std", std)):
+        if not all(0 <= value <= 1 for value in numbers):
+            raise MdftError(
+                f"preprocess: {key!r} must be on the scale 0 to 1, got {values[key]!r}; of numbers "
+                "on the scale 0 to 255 give a 255th"
+            )
     resize: Any = _choice(values, "resize")
     interpolation: Any = _choice(values, "interpolation")
     (crop_pct,) = _numbers(values.get("crop_pct", 1.0), 1, "crop_pct")

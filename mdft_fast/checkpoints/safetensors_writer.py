@@ -36,6 +36,12 @@ _NAMES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
 
 
@@ -72,7 +78,7 @@ def write_tensors(
         metadata: what else the file says of itself.
     """
     entries = list(entries)
-    header = _header(entries, path, metadata)
+    header = _header(entries, metadata)
     total = hashlib.sha256()
     size = 0
     with open(path, "wb") as file, ThreadPoolExecutor(1) as beside:
@@ -88,13 +94,13 @@ def write_tensors(
     return Written(size, total.hexdigest())
 
 
-def _header(entries: list[Entry], path: Path, metadata: Mapping[str, str] | None) -> bytes:
+def _header(entries: list[Entry], metadata: Mapping[str, str] | None) -> bytes:
     described: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for item in entries:
         if item.dtype not in _NAMES:
             raise MdftError(
-                f"{path}: tensor {item.name!r} must be in one of {sorted(_NAMES.values())}, got "
+                f"tensor {item.name!r} must be in one of {sorted(_NAMES.values())}, got "
                 f"{item.dtype}"
             )
         start, end = end, end + item.dtype.itemsize * torch.Size(item.shape).numel()

@@ -31,6 +31,9 @@ class State:
         normalize: of a head: whether it reads features at length 1; None: it does not say.
         check: compares all elements with the checksums of the file, where its format has some;
             raises if they disagree. Whoever uses values, and not forms alone, calls it before.
+        unreadable: name -> what it is, for tensors of a form that is not read, such as sparse.
+        notes: what was chosen without being asked for, a sentence each.
+        prefix: what stood before the names in the source, where they were fitted to a backbone's.
     """
 
     label: str
@@ -41,6 +44,9 @@ class State:
     formed: frozenset[str] = frozenset()
     normalize: bool | None = None
     check: Callable[[], None] = lambda: None
+    unreadable: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    prefix: str = ""
 
     def sha256(self) -> str:
         """Returns one digest of all tensors, in the order of their names; every one is read."""

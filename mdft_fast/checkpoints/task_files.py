@@ -5,32 +5,53 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mdft_fast.checkpoints.file_kinds import sniff
+from mdft_fast.checkpoints.file_kinds import ADAPTER, sniff
 from mdft_fast.errors import MdftError
 
-# In this order: what `mdft convert` writes, torch files, task_vectors' layout, a folder.
-_PLACES = ("{}.safetensors", "{}.pt", "{}.pth", "{}.bin", "{}/finetuned.pt", "{}")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
+_FINETUNED = "finetuned.pt"  # in task_vectors' layout
+# Beginnings of files that stand beside a model: optimizers, heads, arguments.
+_NO_MODELS = (
+    "head_", "optimizer", "random_states", "rng_state", "scaler", "scheduler", "training_args",
+    "zeroshot", ".",
+)  # fmt: skip
+
+
+def stem_of(file: Path) -> str | None:
+    """Returns a file's name without the suffix of a checkpoint, capitals apart; None: no such."""
+    name = file.name.lower()
+    suffix = max((end for end in SUFFIXES if name.endswith(end)), key=len, default=None)
+    return None if suffix is None else file.name[: -len(suffix)]
 
 
 def find_checkpoint(folder: Path, task: str) -> Path:
-    """Returns the first of the places where a task's model may lie.
+    """Returns where a task's model lies.
 
-    ``<task>.safetensors``, ``<task>.pt``, ``.pth``, ``.bin``, ``<task>/finetuned.pt``, and the
-    folder ``<task>`` of transformers, open_clip or a LoRA adapter. Capitals make no difference, so
-    task ``mnist`` finds ``MNIST/finetuned.pt``; a name with the task's own capitals goes first.
+    A file ``<task>`` with one of :data:`SUFFIXES`; ``<task>/finetuned.pt``; the folder ``<task>``
+    of transformers, open_clip or a LoRA adapter; the only such folder, or file, inside ``<task>``.
+    Capitals make no difference, so task ``mnist`` finds ``MNIST/finetuned.pt``; names with the
+    task's own capitals go first.
 
     Raises:
-        MdftError: if there is none; it says what was looked for. Or if two names differ from the
-            task's in nothing but capitals.
+        MdftError: if there is none, or there are two.
     """
-    looked = [place.format(task) for place in _PLACES]
-    for place in _PLACES:
-        path = _spelled(folder, place.format(task), task)
-        if path is not None and (path.is_file() or _is_checkpoint(path)):
-            return path
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    alike = [entry for entry in entries if _name(entry).lower() == task.lower()]
+    own = [entry for entry in alike if _name(entry) == task]
+    for some in (own, alike):
+        found = [path for entry in some for path in _models(entry)]
+        if len(found) > 1:
+            raise MdftError(
+                f"{folder}: the checkpoint of task {task!r} must be one, got "
+                f"{[path.relative_to(folder).as_posix() for path in found]}; leave the one that is "
+                "meant"
+            )
+        if found:
+            return found[0]
     raise MdftError(
-        f"{folder}: must hold the checkpoint of task {task!r}, as one of {looked} (capitals make "
-        f"no difference; a folder of transformers, open_clip or a LoRA adapter), got none"
+        f"{folder}: must hold the checkpoint of task {task!r}, as a file {task!r} that ends in one "
+        f"of {list(SUFFIXES)}, as {f'{task}/{_FINETUNED}'!r}, or as a folder {task!r} of "
+        "transformers, open_clip or a LoRA adapter (capitals make no difference), got none"
     )
 
 
@@ -44,33 +65,33 @@ def find_tasks(folder: Path, base: Path) -> list[str]:
     Files ``head_<Task>.pt``, capitals apart, are classifiers. A folder with ``finetuned.pt``
     gives its name in lower case, which is how recipes spell the data sets.
     """
-    suffixes = {Path(place).suffix for place in _PLACES if "/" not in place} - {""}
     names: set[str] = set()
     for entry in folder.iterdir():
-        if entry == base or entry.name.lower().startswith(("head_", ".")):
+        if entry == base or entry.name.lower().startswith(_NO_MODELS):
             continue
-        if entry.is_file() and entry.suffix in suffixes:
-            names.add(entry.stem)
-        elif (entry / "finetuned.pt").is_file():
+        if entry.is_file() and (stem := stem_of(entry)):
+            names.add(stem)
+        elif (entry / _FINETUNED).is_file():
             names.add(entry.name.lower())
-        elif _is_checkpoint(entry):
+        elif _is_checkpoint(entry) or any(entry.glob(f"*/{ADAPTER}")):
             names.add(entry.name)
     return sorted(names)
 
 
-def _spelled(folder: Path, place: str, task: str) -> Path | None:
-    first, _, rest = place.partition("/")
-    if (folder / place).exists():
-        return folder / place
-    entries = list(folder.iterdir()) if folder.is_dir() else []
-    same = sorted(entry for entry in entries if entry.name.lower() == first.lower())
-    same = [entry for entry in same if not rest or (entry / rest).is_file()]
-    if len(same) > 1:
-        raise MdftError(
-            f"{folder}: the checkpoint of task {task!r} must be one, got "
-            f"{[entry.name for entry in same]}"
-        )
-    return same[0] / rest if same else None
+def _name(entry: Path) -> str:
+    return entry.name if entry.is_dir() else stem_of(entry) or ""
+
+
+def _models(entry: Path) -> list[Path]:
+    """Returns the checkpoints that a file or folder of a task's name is, or holds."""
+    if entry.is_file():
+        return [entry]
+    if _is_checkpoint(entry):
+        return [entry]
+    if (entry / _FINETUNED).is_file():
+        return [entry / _FINETUNED]
+    inside = [path for path in sorted(entry.iterdir()) if not path.name.startswith(_NO_MODELS)]
+    return [path for path in inside if _is_checkpoint(path) or (path.is_file() and stem_of(path))]
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mdft_fast.checkpoints.metadata import SourceFacts
+from mdft_fast.checkpoints.parts import AS_IT_IS, Choice, is_module, named_part, pick
 from mdft_fast.checkpoints.pickle_machine import StandIn, kind_of, named
 from mdft_fast.checkpoints.pickled_metadata import facts_of
-from mdft_fast.checkpoints.state import LazyTensors, State, renamed
+from mdft_fast.checkpoints.state import LazyTensors, State
 from mdft_fast.checkpoints.torch_file import open_torch
-from mdft_fast.checkpoints.torch_values import TensorRef
+from mdft_fast.checkpoints.torch_values import TensorRef, Unreadable
+from mdft_fast.checkpoints.wrapped_names import unwrapped
 from mdft_fast.errors import MdftError
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
-PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 _MOST_MODULES = 100_000
 _MOST_MEMBERS = 1_000_000  # of all modules; a module that is shared counts at each place
 _MOST_CHARACTERS = 1 << 26  # of the members' names
 _DEEPEST = 100
-_MOST_WRAPPED = 4
 _TOWER = "model.visual."  # in task_vectors' ImageEncoder
 _TEXT = (
     "transformer.*", "token_embedding.*", "positional_embedding", "text_projection*", "ln_final.*",
@@ -39,22 +38,26 @@ class Found(NamedTuple):
         left_out: name -> why it is not among them.
         kinds: dotted names of the classes of the modules, where they were pickled whole.
         module: the pickled module, where there is one.
+        unreadable: name -> what kind of tensor it is.
     """
 
     tensors: dict[str, TensorRef]
     left_out: dict[str, str]
     kinds: dict[str, str]
     module: StandIn | None
+    unreadable: dict[str, str]
 
 
-def read_torch(path: Path, *, legacy: bool) -> State:
+def read_torch(path: Path, choice: Choice = AS_IT_IS, *, legacy: bool) -> State:
     """Opens a file of ``torch.save``: a state dict, a wrapped one, or a whole module.
 
     Raises:
-        MdftError: if the file is damaged or holds no tensors by name.
+        MdftError: if the file is damaged, holds no tensors by name, or several models of which the
+            choice names none.
     """
     root, elements, check = open_torch(path, legacy=legacy)
-    content = _find(path, root)
+    picked = pick(path, root, choice)
+    content = _find(path, picked.value, picked.beside)
     kind = "torch, legacy" if legacy else "torch"
     facts, normalize = SourceFacts(), None
     module = content.module
@@ -65,12 +68,17 @@ def read_torch(path: Path, *, legacy: bool) -> State:
         attribute = module.attributes.get("normalize")
         normalize = attribute if isinstance(attribute, bool) else None
     if not content.tensors:
-        raise MdftError(f"{path}: must hold tensors by name, got a {kind_of(root)} without any")
+        got = f"a {kind_of(root)} without any"
+        for name, what in content.unreadable.items():
+            got = f"{name!r}, which must be a dense tensor with data and is {what}"
+            break
+        raise MdftError(f"{path}: must hold tensors by name, got {got}")
     readers = {name: partial(ref.read, elements) for name, ref in content.tensors.items()}
-    tensors = renamed(LazyTensors(readers), without_wrapper(content.tensors))
-    return State(
-        str(path), tensors, kind, content.left_out, facts, normalize=normalize, check=check
-    )
+    state = State(
+        str(path), LazyTensors(readers), kind, content.left_out, facts, normalize=normalize,
+        unreadable=content.unreadable, notes=tuple(picked.notes), check=check,
+    )  # fmt: skip
+    return named_part(unwrapped(state), picked.rest)
 
 
 def text_tower(name: str) -> bool:
@@ -78,76 +86,27 @@ def text_tower(name: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in _TEXT)
 
 
-def without_wrapper(names: Mapping[str, Any]) -> dict[str, str]:
-    """Returns new name -> name, without the prefixes that wrapping modules put before all."""
-    new = {name: name for name in names}
-    for prefix in PREFIXES * _MOST_WRAPPED:
-        if new and all(name.startswith(prefix) for name in new):
-            new = {name.removeprefix(prefix): old for name, old in new.items()}
-    return new
-
-
-def _find(path: Path, root: Any) -> Found:
-    left_out: dict[str, str] = {}
-    for _ in range(4):  # {"state_dict": {"model": ...}}
-        inner = _unwrapped(root)
-        if inner is None:
-            break
-        key, value = inner
-        left_out |= {named(k): f"stands beside {key!r}" for k in root if k != key}
-        root = value
+def _find(path: Path, root: Any, left_out: dict[str, str]) -> Found:
     if isinstance(root, StandIn):
         return _module(path, root, left_out)
     if not isinstance(root, dict):
         raise MdftError(f"{path}: must hold a state dict or a module, got a {kind_of(root)}")
-    tensors: dict[str, TensorRef] = {}
+    found = Found({}, left_out, {}, None, {})
     for key, value in root.items():
         if isinstance(value, TensorRef) and isinstance(key, str):
-            tensors[key] = value
-        elif isinstance(value, StandIn) and "rebuild" in value.kind:
-            raise MdftError(
-                f"{path}: {named(key)!r} must be a dense tensor with data, got one of {value.kind}"
-            )
+            found.tensors[key] = value
+        elif isinstance(value, Unreadable):
+            found.unreadable[named(key)] = value.what
         else:
             left_out[named(key)] = f"not a tensor ({kind_of(value)})"
-    return Found(tensors, left_out, {}, None)
-
-
-def _unwrapped(root: Any) -> tuple[str, Any] | None:
-    """Returns the wrapper's key and what it wraps; a tensor beside it is no reason to stay."""
-    if not isinstance(root, dict):
-        return None
-    inner = {key: root[key] for key in WRAPPERS if key in root}
-    for key, value in inner.items():
-        if _holds_tensors(value, set()):
-            return key, value
-    if not any(isinstance(v, TensorRef) for v in root.values()):
-        for key, value in inner.items():
-            if isinstance(value, dict):
-                return key, value
-    return None
-
-
-def _holds_tensors(value: Any, seen: set[int]) -> bool:
-    """Says whether a value is a module, or a dict of tensors, maybe wrapped again."""
-    if isinstance(value, StandIn):
-        return _is_module(value)
-    if not isinstance(value, dict) or id(value) in seen:
-        return False
-    seen.add(id(value))
-    return any(isinstance(v, TensorRef) for v in value.values()) or any(
-        _holds_tensors(value.get(key), seen) for key in WRAPPERS
-    )
-
-
-def _is_module(value: StandIn) -> bool:
-    return "_modules" in value.attributes or value.kind.startswith("__torch__.")
+    return found
 
 
 def _module(path: Path, root: StandIn, left_out: dict[str, str]) -> Found:
-    if not _is_module(root):
+    if not is_module(root):
         raise MdftError(f"{path}: must hold a state dict or a module, got a pickled {root.kind}")
     tensors: dict[str, TensorRef] = {}
+    unreadable: dict[str, str] = {}
     kinds: dict[str, str] = {}
     waiting: list[tuple[str, StandIn, frozenset[int]]] = [("", root, frozenset())]
     members = characters = 0
@@ -172,12 +131,14 @@ def _module(path: Path, root: StandIn, left_out: dict[str, str]) -> Found:
                 left_out[prefix + name] = "buffer that its module does not save"
             elif isinstance(value, TensorRef):
                 tensors[prefix + name] = value
+            elif isinstance(value, Unreadable):
+                unreadable[prefix + name] = value.what
             elif must_be_tensor and value is not None:
                 raise MdftError(
                     f"{path}: {prefix + name!r} must be a dense tensor with data, got "
                     f"{kind_of(value)}"
                 )
-    return Found(dict(sorted(tensors.items())), left_out, kinds, root)
+    return Found(dict(sorted(tensors.items())), left_out, kinds, root, unreadable)
 
 
 def _members(state: Mapping[Any, Any]) -> Iterator[tuple[str, Any, bool]]:
@@ -210,4 +171,7 @@ def _tower_alone(content: Found, module: StandIn) -> Found:
         if not name.startswith(_TOWER)
     }
     kinds = {n.removeprefix(_TOWER): k for n, k in content.kinds.items() if n.startswith(_TOWER)}
-    return Found(tower, {**content.left_out, **dead}, kinds, module)
+    unreadable = {
+        n.removeprefix(_TOWER): w for n, w in content.unreadable.items() if n.startswith(_TOWER)
+    }
+    return Found(tower, {**content.left_out, **dead}, kinds, module, unreadable)

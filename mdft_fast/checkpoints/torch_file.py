@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from mdft_fast.checkpoints.pickle_machine import Machine, Name, PickleRefused
+from mdft_fast.checkpoints.pickle_machine import Machine, Name, PickleRefused, kind_of
 from mdft_fast.checkpoints.torch_values import FUNCTIONS, Storage, persistent
 from mdft_fast.errors import MdftError
 
@@ -27,6 +27,11 @@ _PICKLE_BYTES = 64 << 20  # longest pickle that is read; a whole CLIP module's t
 _LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
 _SAID_BEHIND = 1 << 3  # flag of a zip entry: its CRC-32 stands behind its data
 _PIECE = 1 << 20  # bytes read and compared at a time
+_JOBLIB_WITHIN = 4096  # bytes: its own class is named before the first array
+_NOT_TORCHS = (
+    "a pickle that torch.save did not write but {}; load it where it was made and torch.save a "
+    "dict of its tensors"
+)
 
 Elements = Callable[[Storage, torch.dtype], Tensor]
 Opened = tuple[Any, Elements, Callable[[], None]]
@@ -101,10 +106,16 @@ def _open_legacy(path: Path) -> Opened:
     size = path.stat().st_size
     with open(path, "rb") as file:
         stream = BytesIO(file.read(min(size, _PICKLE_BYTES)))
+    if b"joblib" in stream.getvalue()[:_JOBLIB_WITHIN]:
+        raise PickleRefused(_NOT_TORCHS.format("joblib.dump"))
     machine = Machine(FUNCTIONS, find)
-    magic, _, system = (machine.run(stream) for _ in range(3))
+    magic = machine.run(stream)
     if magic != LEGACY:
-        raise PickleRefused("a pickle that torch.save did not write")
+        kind = kind_of(magic)
+        if kind == "torch.distributed.checkpoint.metadata.Metadata":
+            raise PickleRefused("the list of a distributed checkpoint; give its folder")
+        raise PickleRefused(f"{_NOT_TORCHS.format('pickle.dump')}, of a {kind}")
+    _, system = machine.run(stream), machine.run(stream)
     if isinstance(system, dict) and system.get("little_endian") is False:
         raise PickleRefused("written on a big-endian machine")
     root, keys = machine.run(stream), machine.run(stream)

@@ -25,8 +25,23 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
     "UntypedStorage": torch.uint8,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    # Of quantized tensors, whose elements are these numbers; the tensors are not read.
+    "QInt8Storage": torch.int8,
+    "QUInt8Storage": torch.uint8,
+    "QInt32Storage": torch.int32,
+    "QUInt4x2Storage": torch.uint8,
+    "QUInt2x4Storage": torch.uint8,
 }
-_BY_NAME = {str(dtype): dtype for dtype in _DTYPES.values()}
+# Those without a storage class of their own, as far as this torch has them.
+_NEWER = (
+    "uint16", "uint32", "uint64", "complex32", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2",
+    "float8_e5m2fnuz", "float8_e8m0fnu",
+)  # fmt: skip
+_BY_NAME = {str(dtype): dtype for dtype in _DTYPES.values()} | {
+    f"torch.{name}": getattr(torch, name) for name in _NEWER if hasattr(torch, name)
+}
 _MODULES = ("torch", "torch.cuda", "torch.storage")
 
 
@@ -50,6 +65,13 @@ class Storage:
 
 
 @dataclasses.dataclass(eq=False)
+class Unreadable:
+    """A tensor of a form that is not read here; ``what`` says which."""
+
+    what: str
+
+
+@dataclasses.dataclass(eq=False)
 class TensorRef:
     """A tensor that is not read yet; it lies within its storage.
 
@@ -59,6 +81,7 @@ class TensorRef:
         offset: of its first element, in elements.
         size: its shape.
         stride: steps between neighbours, in elements.
+        changes: of "conj" and "neg" those that its elements still go through.
     """
 
     storage: Storage
@@ -66,11 +89,14 @@ class TensorRef:
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
+    changes: frozenset[str] = frozenset()
 
     def read(self, elements: Callable[[Storage, torch.dtype], Tensor]) -> Tensor:
-        """Returns the tensor, a view of the elements of its storage."""
+        """Returns the tensor, a view of the elements of its storage but for ``changes``."""
         run = elements(self.storage, self.dtype)
-        return run.as_strided(self.size, self.stride, run.storage_offset() + self.offset)
+        tensor = run.as_strided(self.size, self.stride, run.storage_offset() + self.offset)
+        tensor = tensor.conj_physical() if "conj" in self.changes else tensor
+        return tensor.neg() if "neg" in self.changes else tensor
 
 
 def persistent(identity: Any) -> Storage | Name:
@@ -97,7 +123,7 @@ def persistent(identity: Any) -> Storage | Name:
 def _tensor(
     storage: Any, offset: Any, size: Any, stride: Any, _: Any = None, __: Any = None,
     metadata: Any = None,
-) -> TensorRef:  # fmt: skip
+) -> TensorRef | Unreadable:  # fmt: skip
     if not isinstance(storage, Storage):
         raise PickleRefused(f"a tensor's elements are {kind_of(storage)}, no storage")
     return _checked(storage, storage.dtype, offset, size, stride, metadata)
@@ -106,22 +132,23 @@ def _tensor(
 def _tensor_v3(
     storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any,
     metadata: Any = None,
-) -> TensorRef:  # fmt: skip
+) -> TensorRef | Unreadable:  # fmt: skip
     known = _BY_NAME.get(kind_of(dtype))
-    if not isinstance(storage, Storage) or known is None:
-        raise PickleRefused(f"a tensor's dtype must be one of {sorted(_BY_NAME)}")
+    if not isinstance(storage, Storage):
+        raise PickleRefused(f"a tensor's elements are {kind_of(storage)}, no storage")
+    if known is None:
+        return Unreadable(f"one of dtype {kind_of(dtype)}")
     return _checked(storage, known, offset, size, stride, metadata)
 
 
 def _checked(
     storage: Storage, dtype: torch.dtype, offset: Any, size: Any, stride: Any, metadata: Any
-) -> TensorRef:
+) -> TensorRef | Unreadable:
     # What changes a tensor's values: the bits "conj" and "neg" of a lazy view.
-    if metadata is not None and (not isinstance(metadata, dict) or metadata):
-        raise PickleRefused(
-            "a tensor must be without metadata, got some: is it a lazy conjugate or negative? "
-            "save resolve_conj().resolve_neg() of it"
-        )
+    lazy = metadata if isinstance(metadata, dict) else {}
+    known = lazy.keys() <= {"conj", "neg"} and all(type(bit) is bool for bit in lazy.values())
+    if not known or (metadata is not None and not isinstance(metadata, dict)):
+        return Unreadable("one with metadata of an unknown kind")
     lists = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
     if not lists or len(size) > 32 or not all(map(_is_count, (offset, *size, *stride))):
         raise PickleRefused("a tensor's shape and strides are no numbers")
@@ -132,7 +159,12 @@ def _checked(
             f"a tensor of shape {list(size)} and strides {list(stride)} from element {offset} on "
             f"does not lie in its storage of {length} elements"
         )
-    return TensorRef(storage, dtype, offset if numel else 0, size, stride)
+    changes = frozenset(name for name, bit in lazy.items() if bit)
+    return TensorRef(storage, dtype, offset if numel else 0, size, stride, changes)
+
+
+def _other(what: str) -> Callable[..., Unreadable]:
+    return lambda *_: Unreadable(what)
 
 
 def _parameter(data: Any = None, *_: Any) -> Any:
@@ -143,7 +175,7 @@ def _from_type(function: Any, _: Any, arguments: Any, __: Any = None) -> Any:
     """Rebuilds a tensor that had attributes of its own; they are not kept."""
     known = FUNCTIONS.get(kind_of(function)) if isinstance(function, Name) else None
     if known not in (_tensor, _tensor_v3, _parameter) or not isinstance(arguments, tuple):
-        raise PickleRefused(f"rebuilds a tensor with {kind_of(function)}")
+        return Unreadable(f"one of {kind_of(function)}")
     return known(*arguments)
 
 
@@ -173,6 +205,14 @@ FUNCTIONS: Functions = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _from_type,
+    "torch._utils._rebuild_sparse_tensor": _other("a sparse one"),
+    "torch._utils._rebuild_sparse_csr_tensor": _other("a sparse one"),
+    "torch._utils._rebuild_nested_tensor": _other("a nested one"),
+    "torch._utils._rebuild_qtensor": _other("a quantized one"),
+    "torch._utils._rebuild_meta_tensor_no_storage": _other("one without data"),
+    "torch._utils._rebuild_device_tensor_from_numpy": _other("one of another device's own"),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _other("one of another device's own"),
+    "torch._utils._rebuild_wrapper_subclass": _other("one of a class of its own, as DTensor"),
     "torch.nn.parameter.Parameter": _parameter,
     "torch.nn.Parameter": _parameter,
     "torch.Size": _size,

@@ -6,7 +6,8 @@ heads that labels make.
 """
 
 from mdft_fast.data.image_cache import Choose, forget_verified
-from mdft_fast.data.images.class_folders import FolderSource, Split, listed
+from mdft_fast.data.images.class_folders import FolderSource, Order, listed
+from mdft_fast.data.images.decoding import readable
 from mdft_fast.data.images.hf_datasets import HfSource
 from mdft_fast.data.images.listing import (
     ListedSource,
@@ -19,10 +20,11 @@ from mdft_fast.data.images.sources import (
     LabelledSource,
     NpzSource,
     Source,
-    check_npz_keys,
+    check_npz,
     npz_keys,
     read_class_names,
 )
+from mdft_fast.data.images.split_names import Split
 from mdft_fast.data.images.torchvision_sets import TORCHVISION_SETS, TorchvisionSource
 from mdft_fast.data.overlap import shared_images, unshared
 from mdft_fast.data.samples import (
@@ -36,8 +38,8 @@ from mdft_fast.data.task import Task
 
 __all__ = [
     "TORCHVISION_SETS", "Choose", "FolderSource", "HfSource", "LabelledSource", "ListedSource",
-    "Listing", "NpzSource", "Role", "Samples", "Source", "Split", "Task", "TorchvisionSource",
-    "check_npz_keys", "compare_class_names", "forget_verified", "listed", "load_labelled",
-    "load_samples", "load_test_images", "npz_keys", "plain_name", "read_class_names",
-    "read_labels", "shared_images", "unshared",
+    "Listing", "NpzSource", "Order", "Role", "Samples", "Source", "Split", "Task",
+    "TorchvisionSource", "check_npz", "compare_class_names", "forget_verified", "listed",
+    "load_labelled", "load_samples", "load_test_images", "npz_keys", "plain_name",
+    "read_class_names", "read_labels", "readable", "shared_images", "unshared",
 ]  # fmt: skip

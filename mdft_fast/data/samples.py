@@ -39,6 +39,9 @@ from mdft_fast.errors import MdftError
 # How far a varied image may be from the one that it is made of: enough to be another sample, too
 # little to be of another class. In radians, as a share, and as a share of half an edge.
 _TURN, _SCALE, _SHIFT = 0.2, 0.15, 0.1
+# Times what a pixel of 0 or 255 becomes: a user's own transform may be wider, unscaled pixels are
+# 255 times too large but for a division by std.
+_BEYOND = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -349,7 +352,20 @@ def _samples(images: Array | Tensor, label: str, preprocess: Mapping[str, Any]) 
         bad = int((~x.isfinite()).sum())
         if bad:
             raise MdftError(f"{label}: images must be finite, got {bad} NaN or infinite values")
+        _check_normalised(x, checked, label)
     return Samples(x, checked)
+
+
+def _check_normalised(x: Tensor, preprocess: Preprocess, label: str) -> None:
+    """Refuses floats that are pixels on the scale 0 to 255: far beyond what a pixel becomes."""
+    pairs = zip(preprocess["mean"], preprocess["std"], strict=True)
+    most = max(max(mean, 1 - mean) / std for mean, std in pairs)
+    largest = float(x.abs().max())
+    if largest > _BEYOND * most:
+        raise MdftError(
+            f"{label}: float images are taken as normalised, so within {most:.3g} of 0 as the "
+            f"pool's mean and std make pixels, got {largest:.3g}; give pixels as uint8"
+        )
 
 
 def _label(source: object, key: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast.checkpoints import Batch
+from mdft_fast.errors import MdftError
 
 
 def tensors_of(batch: Batch) -> Iterator[Tensor]:
@@ -32,7 +33,16 @@ def joined(batches: Sequence[Batch]) -> Batch:
 
 
 def in_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
-    """Returns a batch for an encoder that computes in ``dtype``; a dict's whole numbers stay."""
+    """Returns a batch for an encoder that computes in ``dtype``; a dict's whole numbers stay.
+
+    Raises:
+        MdftError: if a tensor, not in a dict, holds whole numbers.
+    """
     if isinstance(batch, Tensor):
+        if not batch.is_floating_point():
+            raise MdftError(
+                f"encode: a batch must be floating, normalised as the pool's preprocess says, got "
+                f"{list(batch.shape)} in {batch.dtype}; Samples.batch makes one"
+            )
         return batch.to(dtype)
     return each(lambda held: held.to(dtype) if held.is_floating_point() else held, batch)

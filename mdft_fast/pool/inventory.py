@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,12 @@ class Inventory:
     def spoken(self, name: str) -> tuple[str, ...]:
         """Returns a tensor's name and those that are tied to it."""
         return (name, *(a for a, original in self.aliases.items() if original == name))
+
+    @property
+    def must_have(self) -> set[str]:
+        """Every name under which there is a tensor that a checkpoint must have."""
+        first = {n for n in (*self.merged, *self.kept) if n not in self.optional}
+        return first | {alias for alias, name in self.aliases.items() if name in first}
 
     @property
     def names(self) -> set[str]:
@@ -88,11 +94,41 @@ def tied_to(original: str) -> str:
     return f"tied to {original!r}"
 
 
-def match_keys(state: State, inventory: Inventory, ignore: Sequence[str]) -> dict[str, str]:
+def lent_by_base(base: State, models: Sequence[State], inventory: Inventory) -> set[str]:
+    """Returns the backbone's tensors that the base has and no model: not trained, so the base's.
+
+    Few may be: what lacks half of the tensors is no model of this backbone.
+    """
+    must = [name for name in inventory.merged if not _holds(base, inventory, name)]
+    if must:
+        return set()  # an error of the base
+    lent = {
+        name
+        for name in (*inventory.merged, *inventory.kept)
+        if name not in inventory.optional
+        and not any(_holds(model, inventory, name) for model in models)
+    }
+    return lent if 2 * len(lent) < len(inventory.merged) else set()
+
+
+def match_keys(
+    state: State,
+    inventory: Inventory,
+    ignore: Sequence[str],
+    lent: Set[str] = frozenset(),
+    alone: Set[str] = frozenset(),
+) -> dict[str, str]:
     """Checks a checkpoint's keys against the backbone's.
 
+    Args:
+        state: the checkpoint, under the backbone's names.
+        inventory: the backbone's.
+        ignore: patterns of keys that may be there.
+        lent: names that it need not have.
+        alone: extra keys that it alone has, and may.
+
     Returns:
-        Extra key -> why it is left out, for those that a pattern of ``ignore`` matches.
+        Extra key -> why it is left out.
 
     Raises:
         MdftError: if a key is missing, or there is an extra one that no pattern matches.
@@ -104,25 +140,40 @@ def match_keys(state: State, inventory: Inventory, ignore: Sequence[str]) -> dic
         pattern = next((p for p in ignore if fnmatch.fnmatchcase(name, p)), None)
         if name not in known and pattern is not None:
             ignored[name] = f"not in the backbone; ignored by pattern {pattern!r}"
+        elif name in alone:
+            ignored[name] = "not in the backbone nor in any model; the base alone has it"
         elif name not in known:
             extra.append(name)
-    reachable = keys | {inventory.aliases[n] for n in keys & set(inventory.aliases)}
-    missing = [
-        name
-        for name in (*inventory.merged, *inventory.kept)
-        if name not in reachable and name not in inventory.optional
-    ]
+    must = [n for n in (*inventory.merged, *inventory.kept) if n not in inventory.optional]
+    missing = [n for n in must if n not in lent and not _holds(state, inventory, n)]
     if missing:
-        raise MdftError(
-            f"{state.label}: tensor {missing[0]!r} of the backbone is missing"
-            f"{_more(missing)}{nearest(missing[0], extra)}"
-        )
+        raise MdftError(_missing(state, missing, must, keys - known))
     if extra:
         raise MdftError(
             f"{state.label}: extra key {extra[0]!r} is not in the backbone{_more(extra)}"
-            f"{nearest(extra[0], known - keys)}; ignore=[...] leaves keys out by pattern"
+            f"{nearest(extra[0], known - keys)}; ignore=[...] leaves keys out by pattern, in a "
+            "recipe pool.ignore"
         )
     return ignored
+
+
+def _missing(state: State, missing: list[str], must: list[str], others: Set[str]) -> str:
+    count = f" ({len(missing)} of {len(must)} are)" if len(missing) > 1 else ""
+    behind = f" behind {state.prefix!r}" if state.prefix else ""
+    what = state.unreadable.get(missing[0])
+    if what is not None:
+        return (
+            f"{state.label}: tensor {missing[0]!r} of the backbone must be a dense one with data, "
+            f"got {what}"
+        )
+    return (
+        f"{state.label}: tensor {missing[0]!r} of the backbone is missing{behind}{count}"
+        f"{nearest(missing[0], sorted(others))}"
+    )
+
+
+def _holds(state: State, inventory: Inventory, name: str) -> bool:
+    return any(key in state.tensors for key in inventory.spoken(name))
 
 
 def fetch(state: State, inventory: Inventory, name: str) -> Tensor | None:
@@ -152,19 +203,26 @@ def check_forms(state: State, inventory: Inventory, base: State | None) -> None:
                 f"{[str(d) for d in FLOATS]}, got {tensor.dtype}"
             )
         base_tensor = None if base is None else fetch(base, inventory, name)
-        if base is not None and base_tensor is not None and base_tensor.dtype != tensor.dtype:
+        if base is not None and base_tensor is not None and not _widens(base_tensor, tensor):
             raise MdftError(
                 f"{state.label}: mixed dtypes: tensor {name!r} must be in {base_tensor.dtype} as "
-                f"in {base.label}, got {tensor.dtype}"
+                f"in {base.label}, or wider, got {tensor.dtype}; `mdft convert --dtype` changes it"
             )
     _check_aliases(state, inventory.aliases.items())
+
+
+def _widens(base: Tensor, mine: Tensor) -> bool:
+    """Says whether the base's numbers are all among those of a model's dtype."""
+    both_float = base.is_floating_point() and mine.is_floating_point()
+    wider = torch.promote_types(base.dtype, mine.dtype) == mine.dtype
+    return base.dtype == mine.dtype or (both_float and wider)
 
 
 def differs(name: str, mine: Tensor | None, base: Tensor | None) -> bool:
     """Says whether a tensor that is not merged differs from the base's where it matters."""
     if mine is None or base is None or name.rpartition(".")[2] == _COUNTER:
         return False
-    return not torch.equal(mine.to(base.device), base)
+    return not torch.equal(mine.to(base.device), base.to(mine.dtype))
 
 
 def _check_aliases(state: State, aliases: Iterable[tuple[str, str]]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -22,31 +23,57 @@ def fit(state: State, inventory: Inventory) -> State:
 
     The backbone's tensors may stand behind one prefix (``visual.`` in a whole CLIP model, ``vit.``
     in a classifier), and under the names that its library writes to files, where these differ from
-    the module's. What is not behind the prefix is listed in ``left_out``, with why. A checkpoint in
-    which no prefix finds every tensor comes back as it is; what is missing, packing says.
+    the module's. It is the prefix behind which most of them stand; what is missing, packing says.
+    What is not behind the prefix is listed in ``left_out``, with why.
 
     Raises:
-        MdftError: if two prefixes find every tensor.
+        MdftError: if as many stand behind another prefix.
     """
-    for spelling in _spellings(inventory):
-        prefixes = list(_prefixes(state, inventory, spelling))
-        if len(prefixes) > 1 and "" not in prefixes:
-            raise MdftError(
-                f"{state.label}: the backbone's tensors must stand behind one prefix, got "
-                f"{prefixes}; convert the wanted part to a file of its own"
-            )
-        if prefixes:
-            return _behind(state, inventory, "" if "" in prefixes else prefixes[0], spelling)
-    return state
+    found = _most(state, inventory)
+    if not found.prefixes:
+        return state
+    if len(found.prefixes) > 1 and "" not in found.prefixes:
+        raise MdftError(
+            f"{state.label}: the backbone's tensors must stand behind one prefix, got "
+            f"{found.prefixes}; say which as part, such as {found.prefixes[0][:-1]!r} (a recipe's "
+            "pool.part, of `mdft convert` --part)"
+        )
+    prefix = "" if "" in found.prefixes else found.prefixes[0]
+    return _behind(state, inventory, prefix, found.spelling)
 
 
 def other_names(raw: State, inventory: Inventory) -> dict[str, str]:
     """Returns the backbone's name of each tensor -> its name in the checkpoint as it was opened."""
-    for spelling in _spellings(inventory):
-        for prefix in _prefixes(raw, inventory, spelling):
-            pairs = ((name, prefix + spelling.get(name, name)) for name in inventory.names)
-            return {name: key for name, key in pairs if key in raw.tensors}
+    found = _most(raw, inventory)
+    for prefix in found.prefixes[:1]:
+        pairs = ((name, prefix + found.spelling.get(name, name)) for name in inventory.names)
+        return {name: key for name, key in pairs if key in raw.tensors}
     return {}
+
+
+class _Found(NamedTuple):
+    """Prefixes behind which most of the backbone's tensors stand, in which spelling."""
+
+    prefixes: list[str]
+    spelling: Mapping[str, str]
+
+
+def _most(state: State, inventory: Inventory) -> _Found:
+    best, most = _Found([], {}), 0
+    for spelling in _spellings(inventory):
+        first = {spelling.get(n, n): inventory.aliases.get(n, n) for n in inventory.must_have}
+        behind: dict[str, set[str]] = {}
+        for key in (*state.tensors, *state.unreadable):
+            cut = 0
+            while cut >= 0:
+                if (name := first.get(key[cut:])) is not None:
+                    behind.setdefault(key[:cut], set()).add(name)
+                cut = key.find(".", cut) + 1 or -1
+        largest = max(map(len, behind.values()), default=0)
+        if largest > most:
+            prefixes = [prefix for prefix, names in behind.items() if len(names) == largest]
+            best, most = _Found(prefixes, spelling), largest
+    return best
 
 
 def check_fits(
@@ -84,22 +111,6 @@ def _spellings(inventory: Inventory) -> Iterator[Mapping[str, str]]:
         yield inventory.file_names
 
 
-def _prefixes(state: State, inventory: Inventory, spelling: Mapping[str, str]) -> Iterator[str]:
-    """Yields the prefixes behind which every tensor stands that the backbone must have."""
-    must = [n for n in (*inventory.merged, *inventory.kept) if n not in inventory.optional]
-    longest = spelling.get(must[0], must[0])
-    for name in must:
-        longest = max(longest, spelling.get(name, name), key=len)
-    for key in state.tensors:
-        prefix = key.removesuffix(longest)
-        whole = key.endswith(longest) and (not prefix or prefix.endswith("."))
-        if whole and all(
-            any(prefix + spelling.get(n, n) in state.tensors for n in inventory.spoken(name))
-            for name in must
-        ):
-            yield prefix
-
-
 def _behind(state: State, inventory: Inventory, prefix: str, spelling: Mapping[str, str]) -> State:
     name_of_key = {prefix + spelling.get(name, name): name for name in inventory.names}
     names: dict[str, str] = {}
@@ -112,10 +123,14 @@ def _behind(state: State, inventory: Inventory, prefix: str, spelling: Mapping[s
         else:
             names[key.removeprefix(prefix)] = key  # extra: an error, unless it is to be ignored
     if all(new == old for new, old in names.items()) and len(names) == len(state.tensors):
-        return state
+        return replace(state, prefix=prefix)
     back = {old: new for new, old in names.items()}
     formed = frozenset(back[name] for name in state.formed if name in back)
-    return replace(state, tensors=renamed(state.tensors, names), left_out=left_out, formed=formed)
+    unreadable = {name_of_key.get(key, key): what for key, what in state.unreadable.items()}
+    return replace(
+        state, tensors=renamed(state.tensors, names), left_out=left_out, formed=formed,
+        unreadable=unreadable, prefix=prefix,
+    )  # fmt: skip
 
 
 def _why_not(key: str, prefix: str, inventory: Inventory) -> str | None:

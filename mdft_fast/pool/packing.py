@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ from mdft_fast.arena import (
     rows_of,
 )
 from mdft_fast.checkpoints import (
+    Choice,
     Preprocess,
     State,
     StateSource,
@@ -29,13 +32,22 @@ from mdft_fast.checkpoints import (
     as_preprocess,
     as_state,
     check_activation,
+    check_architecture,
     check_preprocess,
+    compare_bases,
     example_input,
     gather,
 )
 from mdft_fast.errors import MdftError
 from mdft_fast.pool.finite import PIECE, describe_not_finite, largest
-from mdft_fast.pool.inventory import check_forms, differs, fetch, match_keys, take_inventory
+from mdft_fast.pool.inventory import (
+    check_forms,
+    differs,
+    fetch,
+    lent_by_base,
+    match_keys,
+    take_inventory,
+)
 from mdft_fast.pool.name_fitting import fit, other_names
 from mdft_fast.pool.pool_data import PoolData, pool_checksum
 from mdft_fast.pool.task_checks import TaskInfo, TaskLike, align, check_features, check_tasks
@@ -68,6 +80,8 @@ class Packing:
         buffers: Buffers = "same",
         ignore: Sequence[str] = (),
         notes: Sequence[str] = (),
+        weights: str | None = None,
+        part: str | None = None,
     ) -> None:
         """Opens and verifies everything; arguments as in :meth:`mdft_fast.Pool.pack`."""
         if buffers not in get_args(Buffers):
@@ -78,35 +92,47 @@ class Packing:
         self.K = len(self.tasks)
         self._inventory = take_inventory(backbone)
         self.layout = Layout.of(self._inventory.merged)
-        self._base, *self._models = self._open(base, align(checkpoints, self.tasks))
+        sources = align(checkpoints, self.tasks)
+        self._base, *self._models = self._open(base, sources, backbone, Choice(weights, part))
         self._agree(backbone, preprocess)
         check_features(backbone, example_input(self.preprocess), self.heads)
-        ignored: dict[str, str] = {}
-        for state in (self._base, *self._models):
-            ignored |= state.left_out
-            ignored |= match_keys(state, self._inventory, ignore)
-            check_forms(state, self._inventory, None if state is self._base else self._base)
-        self._left_out = {**self._inventory.left_out, **ignored}
+        self._lent = lent_by_base(self._base, self._models, self._inventory)
+        self._left_out = {**self._inventory.left_out, **self._match(ignore)}
         self.buffers = self._take_buffers()
         made = (head.note for head in self.heads.values() if head.note)
-        self._notes = (*made, *notes, *self._check_kept(buffers), *self._check_widths())
+        said = dict.fromkeys(note for s in (self._base, *self._models) for note in s.notes)
+        self._notes = (
+            *made, *notes, *said, *compare_bases(self._base, self._models), *self._say_lent(),
+            *self._check_kept(buffers), *self._check_widths(),
+        )  # fmt: skip
         self._base_arena: Tensor | None = None
         self._round_off: list[float] = []
 
-    def _open(self, base: StateSource, models: Sequence[StateSource]) -> list[State]:
+    def _open(
+        self,
+        base: StateSource,
+        models: Sequence[StateSource],
+        backbone: nn.Module,
+        choice: Choice,
+    ) -> list[State]:
         """Opens all; an adapter is added to the base under any name that the base goes by."""
-        raw = as_state(base, "base")
+        raw = as_state(base, "base", choice=dataclasses.replace(choice, part=None))
         also = other_names(raw, self._inventory)
+        turned = {also.get(name, name) for name in _conv1d_weights(backbone)}
         labels = (f"checkpoint of task {task.name!r}" for task in self.tasks)
         opened = [
-            as_state(source, label, base=raw, also=also)
+            as_state(source, label, base=raw, also=also, conv1d=turned, choice=choice)
             for source, label in zip(models, labels, strict=True)
         ]
         return [fit(state, self._inventory) for state in (raw, *opened)]
 
     def _agree(self, backbone: nn.Module, preprocess: Mapping[str, Any]) -> None:
         """Compares what the sources say with each other, the backbone and the preprocess."""
-        facts, who = gather((state.label, state.facts) for state in (self._base, *self._models))
+        # How the base itself made features of its tokens matters to no head.
+        base = dataclasses.replace(self._base.facts, pooling=None)
+        sources = [(self._base.label, base), *((s.label, s.facts) for s in self._models)]
+        facts, who = gather(sources)
+        check_architecture(backbone, facts, who)
         check_activation(backbone, facts.activation, who.get("activation", ""))
         self._activation = activation_of(backbone) or facts.activation
         if isinstance(preprocess, Mapping):
@@ -115,6 +141,28 @@ class Packing:
             stated = {key: value for key, value in facts.preprocess().items() if key in keys}
             preprocess = stated | dict(preprocess)
         self.preprocess = as_preprocess(preprocess)
+
+    def _match(self, ignore: Sequence[str]) -> dict[str, str]:
+        """Checks every source's names and forms; returns what is left out, with why."""
+        base, inventory = self._base, self._inventory
+        extra = base.tensors.keys() - inventory.names
+        alone = extra - {name for model in self._models for name in model.tensors}
+        left_out = dict(base.left_out) | match_keys(base, inventory, ignore, alone=alone)
+        check_forms(base, inventory, None)
+        for model in self._models:
+            left_out |= model.left_out
+            left_out |= match_keys(model, inventory, ignore, self._lent)
+            check_forms(model, inventory, base)
+        unread = {n: w for s in (base, *self._models) for n, w in s.unreadable.items()}
+        return left_out | {name: f"not read: {what}" for name, what in unread.items()}
+
+    def _say_lent(self) -> Iterator[str]:
+        if self._lent:
+            first = min(self._lent)
+            yield (
+                f"no model has tensor {first!r}, nor {len(self._lent) - 1} others that the base "
+                "has: they were not trained, and are the base's"
+            )
 
     @property
     def base(self) -> Tensor:
@@ -173,7 +221,8 @@ class Packing:
             TaskInfo(task.name, tuple(task.class_names), round_off)
             for task, round_off in zip(self.tasks, self._round_off, strict=True)
         )
-        named = {n: self._tensor(self._base, n) for n in self.layout.columns} | self.buffers
+        dtypes = {n: self._widest(n) for n in self.layout.columns}
+        dtypes |= {name: tensor.dtype for name, tensor in self.buffers.items()}
         return PoolData(
             layout=self.layout,
             base=self.base,
@@ -182,7 +231,7 @@ class Packing:
             heads=self.heads,
             buffers=self.buffers,
             left_out=self._left_out,
-            dtypes={name: str(t.dtype).removeprefix("torch.") for name, t in named.items()},
+            dtypes={name: str(d).removeprefix("torch.") for name, d in dtypes.items()},
             backbone_spec=dict(spec),
             preprocess=self.preprocess,
             checksum=pool_checksum(
@@ -195,9 +244,19 @@ class Packing:
         )
 
     def _tensor(self, state: State, name: str) -> Tensor:
-        tensor = fetch(state, self._inventory, name)
+        tensor = fetch(self._base if name in self._lent else state, self._inventory, name)
         assert tensor is not None  # match_keys has found it
         return tensor
+
+    def _widest(self, name: str) -> torch.dtype:
+        """Returns the dtype that holds the base's and every model's numbers; of sums of ours: its.
+
+        What is formed here is in float32 at least, whatever the base's dtype.
+        """
+        stated = [s for s in (self._base, *self._models) if name not in s.formed]
+        return functools.reduce(
+            torch.promote_types, (self._tensor(state, name).dtype for state in stated)
+        )
 
     def _read(self, state: State, arena: Tensor) -> None:
         state.check()
@@ -261,6 +320,15 @@ class Packing:
                     raise MdftError(f"{self._base.label}: {problem}")
                 taken[name] = tensor.detach().cpu().clone()
         return taken
+
+
+def _conv1d_weights(backbone: nn.Module) -> set[str]:
+    """Returns the weights that a module holds as ``[in, out]``: those of transformers' Conv1D."""
+    return {
+        f"{name}.weight" if name else "weight"
+        for name, module in backbone.named_modules()
+        if any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
+    }
 
 
 def check_spec(spec: Mapping[str, Any]) -> None:

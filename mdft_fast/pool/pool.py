@@ -59,6 +59,8 @@ class Pool(PoolData):
         preprocess: Mapping[str, Any],
         buffers: Buffers = "same",
         ignore: Sequence[str] = (),
+        weights: str | None = None,
+        part: str | None = None,
         backbone_spec: Mapping[str, Any] | None = None,
         codec: str = "fp32",
     ) -> Pool:
@@ -75,6 +77,10 @@ class Pool(PoolData):
             buffers: "same": tensors that are not merged must be equal over the pool.
                 "base": where they differ the base's are used, and a note says so.
             ignore: glob patterns of keys that the checkpoints hold and the backbone does not.
+            weights: "ema" or "raw" where a file has both; None: what its own library takes, with a
+                note, where that is known.
+            part: of the models' files: the key of the state dict, or what its names begin with,
+                see :class:`~mdft_fast.checkpoints.Choice`; None: the only one that there is.
             backbone_spec: what builds the backbone; kept as given.
             codec: how to store the task vectors.
 
@@ -86,7 +92,9 @@ class Pool(PoolData):
 
         Nothing of the caller's is changed or kept, the heads apart.
         """
-        packing = Packing(base, checkpoints, tasks, backbone, preprocess, buffers, ignore)
+        packing = Packing(
+            base, checkpoints, tasks, backbone, preprocess, buffers, ignore, (), weights, part
+        )
         return Pool(**vars(packing.in_memory(check_codec(codec), backbone_spec or {})))
 
     @staticmethod
@@ -100,6 +108,8 @@ class Pool(PoolData):
         preprocess: Mapping[str, Any],
         buffers: Buffers = "same",
         ignore: Sequence[str] = (),
+        weights: str | None = None,
+        part: str | None = None,
         backbone_spec: Mapping[str, Any] | None = None,
         codec: str = "fp32",
         overwrite: bool = False,
@@ -110,7 +120,9 @@ class Pool(PoolData):
         Peak memory is one task vector, in float32 and in the codec, whatever K: the base is mapped
         as soon as it is written. Returns the pool, mapped; ``notes`` stand before its own.
         """
-        packing = Packing(base, checkpoints, tasks, backbone, preprocess, buffers, ignore, notes)
+        packing = Packing(
+            base, checkpoints, tasks, backbone, preprocess, buffers, ignore, notes, weights, part
+        )
         stream_pool(path, packing, check_codec(codec), backbone_spec or {}, overwrite)
         return Pool.open(path)
 

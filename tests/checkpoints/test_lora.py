@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mdft_fast.checkpoints import State, convert, open_state
+from mdft_fast.checkpoints import SourceFacts, State, compare_bases, convert, open_state
 from mdft_fast.errors import MdftError
 
 peft = pytest.importorskip("peft")
+Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -80,6 +82,68 @@ def test_is_what_peft_merges(case: str, tmp_path: Path) -> None:
         torch.testing.assert_close(state.tensors[name], tensor, rtol=1e-6, atol=1e-6)
 
 
+class Mixed(nn.Module):
+    """A Linear and transformers' Conv1D, which peft tells apart and its config does not."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1d, self.linear = Conv1D(width, 8), nn.Linear(8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("order", [["linear", "conv1d"], ["conv1d", "linear"]])
+@pytest.mark.parametrize("width", [8, 6])
+def test_layers_of_both_kinds_are_peft_s(order: list[str], width: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = Mixed(width)
+    config = peft.LoraConfig(r=2, init_lora_weights=False, target_modules=order)
+    model = peft.get_peft_model(copy.deepcopy(base), config)
+    model.save_pretrained(tmp_path / "adapter")
+    save_file(base.state_dict(), tmp_path / "base.safetensors")
+    merged = model.merge_and_unload().state_dict()
+    opened = open_state(tmp_path / "base.safetensors")
+    state = open_state(tmp_path / "adapter", base=opened, conv1d={"conv1d.weight"})
+    for name, tensor in merged.items():
+        torch.testing.assert_close(state.tensors[name], tensor, rtol=1e-6, atol=1e-6)
+    _config(tmp_path / "adapter", fan_in_fan_out=True)
+    if width == 8:
+        with pytest.raises(MdftError, match=r"whether '\w+' is stored \[in, out\] must be known"):
+            on_base(tmp_path)
+    else:  # the shapes tell
+        torch.testing.assert_close(
+            on_base(tmp_path).tensors["conv1d.weight"], merged["conv1d.weight"]
+        )
+
+
+def test_a_grouped_convolution_is_named(tmp_path: Path) -> None:
+    net = nn.ModuleDict({"g": nn.Conv2d(8, 8, 3, groups=8)})
+    config = peft.LoraConfig(r=8, target_modules=["g"])
+    peft.get_peft_model(copy.deepcopy(net), config).save_pretrained(tmp_path / "adapter")
+    save_file(net.state_dict(), tmp_path / "base.safetensors")
+    with pytest.raises(MdftError, match=r"'g' is a grouped convolution \(8 groups\)"):
+        on_base(tmp_path)
+
+
+def test_the_bases_that_adapters_name_are_compared(tmp_path: Path) -> None:
+    states = []
+    for i, name in enumerate(("org/vit", "elsewhere/vit", "/home/me/other", "org/clip")):
+        adapter(tmp_path / str(i) / "adapter", target_modules=["fc"])
+        _config(tmp_path / str(i) / "adapter", base_model_name_or_path=name)
+        states.append(on_base(tmp_path / str(i)))
+        assert states[-1].facts.trained_on == name
+    base = open_state(tmp_path / "0" / "base.safetensors")
+    (note,) = compare_bases(base, states[:3])
+    assert "'org/vit', 'elsewhere/vit', '/home/me/other'" in note
+    with pytest.raises(MdftError, match=r"its base is 'org/clip', but .* says 'org/vit'"):
+        list(compare_bases(base, states))
+    named = dataclasses.replace(base, facts=SourceFacts(name="org/vit"))
+    assert not list(compare_bases(named, states[:2]))
+    with pytest.raises(MdftError, match=r"base.safetensors says 'org/vit'"):
+        list(compare_bases(named, states[3:]))
+
+
 def test_a_base_in_half_precision_does_not_round_the_difference_away(tmp_path: Path) -> None:
     base, merged = adapter(tmp_path / "adapter", torch.float16, target_modules=["fc"])
     state = on_base(tmp_path)
@@ -132,7 +196,6 @@ def _config(folder: Path, **changes: Any) -> None:
         ({"rank_pattern": {"a{99999999999999}": 2}}, r"no valid pattern"),
         ({"alpha_pattern": {"a?" * 60 + "a" * 60: 2}}, r"may take too long to be matched"),
         ({"rank_pattern": {"(a|a)" * 40: 2}}, r"may take too long to be matched"),
-        ({"fan_in_fan_out": True}, r"B·A must have the shape of .*transposed"),
     ],
 )
 def test_what_is_no_plain_lora_is_refused(

@@ -278,9 +278,13 @@ def test_labels_lie_apart_and_come_only_with_an_evaluation(folder: Path, tmp_pat
 def test_labels_follow_the_folders_names(folder: Path) -> None:
     labels = [label for label in range(3) for _ in range(5)]
     assert load_labelled(FolderSource(folder), PREPROCESS, 4)[1].tolist() == labels
-    (folder / "abbey").mkdir()  # without an image, and yet the first class
+    (folder / "abbey").mkdir()
+    with pytest.raises(MdftError, match=r"every class must have an image, .* 1 of 4 .*'abbey'"):
+        load_labelled(FolderSource(folder), PREPROCESS, 4)
+    first = min((folder / "airplane").iterdir())
+    shutil.copy(first, folder / "abbey")  # the first class
     moved = load_labelled(FolderSource(folder), PREPROCESS, 4)[1]
-    assert moved.tolist() == [label + 1 for label in labels]
+    assert moved.tolist() == [0, *(label + 1 for label in labels)]
     assert not (Path(os.environ["MDFT_CACHE"]) / "labels").exists()
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mdft_fast.checkpoints import as_preprocess, edges_before_crop
 from mdft_fast.checkpoints.library_folders import processor_facts
 from mdft_fast.data import FolderSource, Samples, load_samples
+from mdft_fast.data.images import decoding
 from mdft_fast.data.images.decoding import decode, fit
 from mdft_fast.errors import MdftError
 from tests.data.on_disk import noise
@@ -199,6 +200,73 @@ def test_nothing_but_images_is_started(tmp_path: Path, monkeypatch: pytest.Monke
         decode(io.BytesIO(script), "row 3")
 
 
+@pytest.mark.parametrize("kind", ["16.png", "16.tif", "16.ppm", "16.pgm"])
+def test_sixteen_bits_are_scaled_to_eight(kind: str, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 1024).reshape(32, 32).astype(np.uint16)
+    path = tmp_path / kind
+    if kind == "16.ppm":  # a maximum of its own, of 10 bits
+        path.write_bytes(b"P5 32 32 1023\n" + (ramp // 64).astype(">u2").tobytes())
+        ramp = (ramp // 64) / 1023 * 65535
+    elif kind == "16.pgm":
+        path.write_bytes(b"P5 32 32 65535\n" + ramp.astype(">u2").tobytes())
+    else:
+        Image.fromarray(ramp).save(path)
+    got = np.asarray(decode(path)).astype(float)
+    # Half a step of 8 bits for the one rounding, and one of 16 bits that PIL may round by.
+    assert np.abs(got[..., 0] - ramp / 257).max() <= 0.5 + 1 / 257
+    for image in (Image.fromarray(np.asarray(ramp, np.uint16)), decode(path)):
+        assert len(np.unique(fit(image, as_preprocess({"size": 32, "mean": 0, "std": 1})))) > 200
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_pixels_without_a_scale_are_refused(dtype: str, tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((8, 8), dtype))
+    image.save(tmp_path / "x.tif")
+    with pytest.raises(MdftError, match=r"x.tif: its pixels must have 8 or 16 bits, got PIL's"):
+        decode(tmp_path / "x.tif")
+    with pytest.raises(MdftError, match=r"pixels must have 8 or 16 bits"):
+        fit(image, as_preprocess({"size": 8, "mean": 0, "std": 1}))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_exif_orientation_is_followed_where_it_is_asked_for(
+    orientation: int, tmp_path: Path
+) -> None:
+    image = Image.fromarray(noise(np.random.default_rng(1), 20, 30))
+    exif = image.getexif()
+    exif[0x112] = orientation
+    image.save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(np.asarray(decode(tmp_path / "x.png")), np.asarray(image))
+    with Image.open(tmp_path / "x.png") as stored:
+        wanted = np.asarray(ImageOps.exif_transpose(stored))
+    assert np.array_equal(np.asarray(decode(tmp_path / "x.png", turned=True)), wanted)
+
+
+def test_huge_images_are_made_smaller_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 64 * 64)
+    image = Image.fromarray(noise(np.random.default_rng(1), 100, 100))
+    for name in ("x.jpg", "x.png"):
+        image.save(tmp_path / name)
+    assert decode(tmp_path / "x.jpg").size == (50, 50)
+    with pytest.raises(MdftError, match=r"x.png: must have at most 4,096 pixels, got 100 x 100"):
+        decode(tmp_path / "x.png")
+
+
+def test_of_a_thin_image_the_center_alone_is_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(noise(np.random.default_rng(1), 8, 400))
+    preprocess = as_preprocess({"size": 16, "mean": 0.5, "std": 0.5})
+    whole = fit(image, preprocess).astype(int)
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 16 * 400)
+    # PIL rounds the box to float32 and then each pixel: a step at the most.
+    assert np.abs(fit(image, preprocess).astype(int) - whole).max() <= 1
+    monkeypatch.undo()
+    thinnest = Image.new("RGB", (200_000, 2))  # 16 x 1,600,000 before the crop
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 1_000_000)
+    assert fit(thinnest, preprocess).shape == (16, 16, 3)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF"])
 def test_every_kind_of_image_is_read_whatever_its_name(kind: str, tmp_path: Path) -> None:
     image = Image.fromarray(noise(np.random.default_rng(1), 20, 30))
@@ -215,6 +283,8 @@ def test_every_kind_of_image_is_read_whatever_its_name(kind: str, tmp_path: Path
     [
         ({"resize": "longest"}, r"'resize' must be one of \['shortest', 'squash'\], got 'longest'"),
         ({"interpolation": "cubic"}, r"'interpolation' must be .*got 'cubic'; did you mean 'bic"),
+        ({"mean": 127.5}, r"'mean' must be on the scale 0 to 1, got 127.5; .* a 255th"),
+        ({"std": [58.4, 57.1, 57.4]}, r"'std' must be on the scale 0 to 1, got \[58.4, 57.1, 57.4"),
         ({"crop_pct": 0.099}, r"'crop_pct' must be in \[0.1, 1\], got 0.099"),
         ({"crop_pct": 1.2}, r"'crop_pct' must be in \[0.1, 1\], got 1.2"),
         ({"crop_pct": [1, 1]}, r"'crop_pct' must be one number, got \[1, 1\]"),

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 from mdft_fast.data import (
     NpzSource,
     Samples,
+    check_npz,
     load_labelled,
     load_samples,
     npz_keys,
@@ -99,6 +100,26 @@ def test_floats_are_taken_as_normalised(dtype: Any, images: Any) -> None:
     assert torch.equal(load_samples(pairs, PREPROCESS).batch(INDICES), batch)
     gray = load_samples(floats[:, :1], PREPROCESS).batch(INDICES)
     assert torch.equal(gray, batch[:, :1].expand(-1, 3, -1, -1))
+
+
+def test_floats_on_the_scale_of_bytes_are_refused(images: Any) -> None:
+    with pytest.raises(MdftError, match=r"float images are taken as normalised, .* got 2\d\d"):
+        load_samples(images.transpose(0, 3, 1, 2).astype(np.float32), PREPROCESS)
+
+
+def test_wrong_forms_show_in_the_header(images: Any, tmp_path: Path) -> None:
+    labels = {
+        "y": np.arange(7), "one_hot": np.eye(7), "float": np.arange(7.0), "short": np.arange(6),
+        "x16": images.astype(np.uint16),
+    }  # fmt: skip
+    np.savez(tmp_path / "a.npz", x=images, **labels)
+    file = tmp_path / "a.npz"
+    check_npz(NpzSource(file, "x", "y"))
+    for key, got in (("one_hot", r"\[7, 7\]"), ("float", r"\[7\] in float64"), ("short", r"\[6\]")):
+        with pytest.raises(MdftError, match=rf"{key}': must be whole numbers \[7\], .*got {got}"):
+            check_npz(NpzSource(file, "x", key))
+    with pytest.raises(MdftError, match=r"'x16': images must be uint8 .*in uint16"):
+        check_npz(NpzSource(file, "x16"))
 
 
 def test_arrays_are_kept_mapped_and_never_written(

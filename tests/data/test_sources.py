@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,100 @@ def test_splits_are_no_classes(tmp_path: Path) -> None:
     assert len(load_labelled(FolderSource(tmp_path, "val"), PREPROCESS, 3)[0]) == 6
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Training", "Testing"), ("TRAIN", "TEST"), ("train_set", "testset"), ("Train Data", "Test")],
+)
+def test_splits_may_be_called_otherwise(train: str, test: str, tmp_path: Path) -> None:
+    write_folders(tmp_path / train, seed=1)
+    write_folders(tmp_path / test, each=2, seed=2)
+    assert len(load_samples(FolderSource(tmp_path), PREPROCESS)) == 15
+    assert len(load_labelled(FolderSource(tmp_path), PREPROCESS, 3)[0]) == 6
+
+
+@pytest.mark.parametrize(
+    "names", [("seg_train", "seg_test"), ("Training", "Evaluation"), ("train", "unlabeled")]
+)
+def test_what_can_only_be_splits_must_be_named(names: tuple[str, str], tmp_path: Path) -> None:
+    for name in names:
+        write_folders(tmp_path / name)
+    with pytest.raises(MdftError, match=r"holds folders of splits, .* so split must name one"):
+        FolderSource(tmp_path).listing("test")
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("test", "train", "Training"):
+        write_folders(tmp_path / name)
+    with pytest.raises(MdftError, match=r"one 'train' split, got \['Training', 'train'\]"):
+        FolderSource(tmp_path).listing("train")
+
+
+def test_what_programs_leave_is_no_class_and_no_image(tmp_path: Path) -> None:
+    write_folders(tmp_path, ("bus", "car"), each=2)
+    for place in ("__MACOSX/bus", "bus/.ipynb_checkpoints", "@eaDir"):
+        (tmp_path / place).mkdir(parents=True)
+        shutil.copy(tmp_path / "bus" / "bus_001.jpg", tmp_path / place / "copy.jpg")
+    listing = FolderSource(tmp_path).listing("test")
+    assert listing.class_names == ("bus", "car")
+    assert len(listing.files) == 4
+
+
+def test_what_is_not_read_is_counted_and_said(tmp_path: Path) -> None:
+    write_folders(tmp_path, ("bus", "car"), each=2)
+    (tmp_path / "bus" / "labels.csv").write_text("no image")
+    (tmp_path / "bus" / "bus_001.jpg").rename(tmp_path / "bus" / "bus_001.jfif")
+    (note,) = FolderSource(tmp_path).listing("test").notes
+    assert note.endswith(": 1 files were passed over, its files are 1 .jfif.")
+    (tmp_path / "bus" / "bus_002.jpg").rename(tmp_path / "bus" / "bus_002.jfif")
+    source = FolderSource(tmp_path)
+    assert len(load_samples(source, PREPROCESS)) == 2  # no label is needed
+    assert "classes without an image, 1 of 2 without: 'bus'" in source.listing("train").notes[0]
+    for refused in (source.check_labels, lambda _: load_labelled(source, PREPROCESS, 2)):
+        with pytest.raises(MdftError, match=r"every class .* 'bus', its files are 2 \.jfif"):
+            refused("test")
+
+
+def test_names_in_other_bytes_than_utf_8(tmp_path: Path) -> None:
+    write_folders(tmp_path, ("bus", "car"), each=2)
+    image = os.fsencode(tmp_path / "bus" / "bus_001.jpg")
+    try:
+        os.rename(image, image.replace(b"_001", b"\xe9"))
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 alone")
+    assert len(load_samples(FolderSource(tmp_path), PREPROCESS)) == 4
+    folder = os.fsencode(tmp_path / "bus")
+    os.rename(folder, folder + b"\xe9")
+    with pytest.raises(MdftError, match=r"must have a name in UTF-8, got 'bus\\\\xe9'"):
+        FolderSource(tmp_path).listing("train")
+
+
+def test_one_class_in_two_forms_of_unicode_is_refused(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    write_folders(tmp_path, names)
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip("this file system takes the two for one")
+    with pytest.raises(MdftError, match=r"in two forms of Unicode"):
+        FolderSource(tmp_path).listing("test")
+
+
+def test_the_order_of_numbered_classes_must_be_said(tmp_path: Path) -> None:
+    names = [str(i) for i in range(11)]
+    write_folders(tmp_path, names, each=1)
+    assert len(load_samples(FolderSource(tmp_path), PREPROCESS)) == 11
+    with pytest.raises(MdftError, match=r"class 2 is '10' in torchvision's .* and '2' in timm's"):
+        FolderSource(tmp_path).check_labels("test")
+    for order, wanted in (("number", names), ("text", sorted(names))):
+        source = FolderSource(tmp_path, order=order)  # type: ignore[arg-type]
+        listing = source.listing("test")
+        assert listing.class_names == tuple(wanted)
+        _, labels = load_labelled(source, PREPROCESS, 11)
+        assert [wanted[label] for label in labels] == [path.parent.name for path in listing.files]
+    listing = FolderSource(tmp_path, order="text").listing("test")
+    with pytest.raises(MdftError, match=r"class 2 must be '10' as in .*, got '2'"):
+        check_order(listing, names, "recipe")
+    check_order(listing, sorted(names), "recipe")
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     write_folders(tmp_path, ("bus", "train"))
     assert FolderSource(tmp_path).listing("test").class_names == ("bus", "train")
@@ -329,6 +425,17 @@ def test_the_first_class_in_another_order_is_named(tmp_path: Path) -> None:
     task = Task("a", names, Head(torch.ones(3, 4)), FolderSource(tmp_path), FolderSource(tmp_path))
     with pytest.raises(MdftError, match=r"task 'a': class 1 must be 'baseball_diamond'"):
         load_test_sets([task], PREPROCESS)
+
+
+def test_names_that_only_signs_or_case_tell_apart() -> None:
+    known = ("+", "-", "A", "a", "C", "C++")
+    compare_class_names(known, "the data", known, "recipe")
+    for wrong in (("-", "+", *known[2:]), ("+", "-", "a", "A", *known[4:])):
+        with pytest.raises(MdftError, match=r"class \d must be "):
+            compare_class_names(known, "the data", wrong, "recipe")
+    decomposed = unicodedata.normalize("NFD", "café")
+    compare_class_names(("café", "bar"), "the data", (decomposed, "bar"), "recipe")
+    compare_class_names(("00000", "00001"), "the data", ("0", "1"), "recipe")
 
 
 def test_prompts_names_of_eurosat_and_mnist_fit(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def mistakes(world: World) -> dict[str, Callable[[], Any]]:
     card = mdft_fast.CoefficientCard.of(world.meta())
     return {
         "names": lambda: pool({k.replace("stem", "steam"): v for k, v in first.items()}),
-        "extra": lambda: pool(base={**world.base, "head.weight": torch.zeros(3, 16)}),
+        "extra": lambda: pool({**first, "head.weight": torch.zeros(3, 16)}),
         "dtype": lambda: pool({k: v.half() for k, v in first.items()}),
         "BatchNorm": batch_norm,
         "shape": lambda: pool({**first, "out.weight": torch.zeros(16, 9)}),

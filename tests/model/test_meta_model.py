@@ -106,6 +106,12 @@ def test_a_batch_may_be_arguments_by_keyword(world: World, mode: Mode, precision
     assert features_of(ByKeyword(), {"pixels": images().to("meta"), "rows": rows.to("meta")}) == 16
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_whole_numbers_are_no_batch(dtype: torch.dtype, world: World) -> None:
+    with pytest.raises(MdftError, match=r"a batch must be floating, normalised .*got \[\d+, .* in"):
+        world.meta().encode(images().to(dtype))
+
+
 def test_oracle_4_gradient_is_the_dot_with_the_task_vector(world: World) -> None:
     meta = world.meta()
     meta.encode(images()).square().sum().backward()

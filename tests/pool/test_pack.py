@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mdft_fast.arena import TILE
+from mdft_fast.errors import MdftError
 from mdft_fast.pool import Head, Pool
 from tests.pool.conftest import tiny_parts
 
@@ -149,6 +150,75 @@ def test_batch_norms_counter_may_differ_but_not_its_statistics() -> None:
     model["1.running_var"] += 1
     with pytest.raises(Exception, match=r"task 't'.*'1.running_var' \(buffer\) must equal base"):
         Pool.from_checkpoints(base, [model], [task], **options)
+
+
+@pytest.mark.parametrize("prefix", ["", "vit."])
+def test_what_the_base_alone_has_was_not_trained(prefix: str, parts: Any) -> None:
+    wanted = parts.build()
+    for model in parts.models:  # all of them, and a whole module
+        for name in ("wide.weight", "wide.bias", "shift"):
+            del model[name]
+    models = [{prefix + name: t for name, t in model.items()} for model in parts.models]
+    parts.models = models
+    parts.base["pooler.weight"] = torch.ones(3)
+    pool = parts.build()
+    assert pool.left_out["pooler.weight"] == (
+        "not in the backbone nor in any model; the base alone has it"
+    )
+    assert "no model has tensor 'shift', nor 2 others" in pool.notes[0]
+    for slot in pool.layout.slots:
+        part = pool.vectors.of_slot(slot).codes
+        if slot.name.startswith("wide."):
+            assert not part.any()
+        else:
+            assert torch.equal(part, wanted.vectors.of_slot(slot).codes)
+
+
+def test_what_one_model_lacks_or_half_of_all_is_an_error(parts: Any) -> None:
+    del parts.models[1]["wide.weight"]
+    with pytest.raises(MdftError, match=r"task1.*: tensor 'wide.weight' of the backbone is miss"):
+        parts.build()
+    parts.models = [{k: m[k] for k in ("embed.weight", "gain")} for m in parts.models]
+    with pytest.raises(MdftError, match=r"is missing \(\d+ of \d+ are\)"):
+        parts.build()
+
+
+def test_what_is_missing_is_named_behind_its_prefix(parts: Any) -> None:
+    parts.models[2] = {f"vit.{k}": t for k, t in parts.models[2].items() if k != "norm.bias"}
+    with pytest.raises(MdftError, match=r"'norm.bias' of the backbone is missing behind 'vit\.'$"):
+        parts.build()
+
+
+def test_a_narrow_base_is_subtracted_as_it_is(parts: Any) -> None:
+    floats = {n: t.float() if t.is_floating_point() else t for n, t in parts.base.items()}
+    base = parts.base
+    for model in parts.models:
+        model.update({n: t.float() for n, t in model.items() if t.is_floating_point()})
+    pool = parts.build()
+    parts.base = floats
+    wanted = parts.build()
+    assert base["out.weight"].dtype == torch.float16
+    assert torch.equal(pool.vectors.codes, wanted.vectors.codes)
+    assert pool.dtypes["out.weight"] == "float32"
+    parts.base = {n: t.bfloat16() if t.is_floating_point() else t for n, t in base.items()}
+    parts.models[0] = {n: t.half() if t.is_floating_point() else t for n, t in base.items()}
+    with pytest.raises(MdftError, match=r"mixed dtypes: .*bfloat16 as in base .*or wider, got "):
+        parts.build()
+
+
+def test_a_part_is_the_models_and_weights_are_everybodys(parts: Any, tmp_path: Any) -> None:
+    wanted = parts.build().checksum
+    other = {n: torch.zeros_like(t) for n, t in parts.base.items()}
+    for i, model in enumerate(parts.models):
+        torch.save({"ours": {"net": model}, "theirs": other}, tmp_path / f"{i}.pt")
+    parts.models = [tmp_path / f"{i}.pt" for i in range(3)]
+    parts.options["part"] = "ours"
+    torch.save({"model": other, "ema": parts.base}, tmp_path / "base.pt")
+    parts.base = tmp_path / "base.pt"
+    with pytest.raises(MdftError, match=r"base.pt: holds several versions of one model"):
+        parts.build()
+    parts.options["weights"] = "ema"
+    assert parts.build().checksum == wanted
 
 
 def test_float64_is_rounded_and_noted() -> None:

@@ -64,9 +64,9 @@ CASES = {
         r"task0.safetensors: extra key 'head.weight' is not in the backbone.*ignore="),
     "shape": (_change("task2", "out.bias", lambda t: t[:3].clone()),
         r"task2.safetensors: tensor 'out.bias' must be \[4\] as in the backbone, got \[3\]"),
-    "mixed dtypes": (_change("task1", "out.weight", lambda t: t.float()),
+    "mixed dtypes": (_change("task1", "out.weight", lambda t: t.bfloat16()),
         r"task1.safetensors: mixed dtypes: tensor 'out.weight' must be in torch.float16 as in "
-        r".*base.safetensors, got torch.float32"),
+        r".*base.safetensors, or wider, got torch.bfloat16"),
     "integer where a parameter is": (_change("base", "out.bias", lambda t: t.int()),
         r"base.safetensors: tensor 'out.bias' must be in one of .*got torch.int32"),
     "NaN": (_change("task1", "wide.weight", _put(float("nan"), 3)),

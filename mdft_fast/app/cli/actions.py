@@ -28,7 +28,7 @@ from mdft_fast.app.running import (
     same_task,
 )
 from mdft_fast.cards import CoefficientCard, load, save_model
-from mdft_fast.checkpoints import describe, sniff
+from mdft_fast.checkpoints import Choice, describe, sniff
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.evaluation import evaluate
 from mdft_fast.files import write_text
@@ -56,10 +56,10 @@ def draft_recipe(folder: Path, target: Path) -> int:
     return len(unknown_keys(parse(text)))
 
 
-def describe_file(path: Path, every: bool) -> str:
+def describe_file(path: Path, every: bool, choice: Choice) -> str:
     """Returns what a checkpoint, head, adapter or packed pool is."""
     packed = sniff(path) == "pool"
-    return Pool.open(path).describe() if packed else describe(path, every=every)
+    return Pool.open(path).describe() if packed else describe(path, every=every, choice=choice)
 
 
 def pack_pool(

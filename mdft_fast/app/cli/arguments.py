@@ -84,3 +84,13 @@ Verify = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replaces what is there.")]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Of a file of several models the one under this key, or whose names begin so.",
+    ),
+]
+WhichWeights = Annotated[
+    str | None, typer.Option(help="ema or raw, where a file has both; else as its library does.")
+]

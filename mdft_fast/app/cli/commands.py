@@ -16,10 +16,12 @@ from mdft_fast.app.cli.arguments import (
     Output,
     Overrides,
     Overwrite,
+    Part,
     Quiet,
     RecipeFile,
     RunFolder,
     Verify,
+    WhichWeights,
     check_free,
     readable,
 )
@@ -176,6 +178,8 @@ def pack(
 def inspect(
     path: Annotated[Path, typer.Argument(help="A checkpoint, head, adapter or packed pool.")],
     every: Annotated[bool, typer.Option("--all", help="Lists every tensor.")] = False,
+    part: Part = None,
+    weights: WhichWeights = None,
 ) -> None:
     """Tells what a file or folder is.
 
@@ -184,7 +188,7 @@ def inspect(
 
     Example: mdft inspect checkpoints/ViT-B-32/zeroshot.pt
     """
-    say(actions.describe_file(path, every))
+    say(actions.describe_file(path, every, checkpoints.Choice(weights, part)))
 
 
 @app.command()
@@ -194,21 +198,37 @@ def convert(
     base: Annotated[
         Path | None, typer.Option(help="The pre-trained model that an adapter is added to.")
     ] = None,
+    part: Part = None,
+    weights: WhichWeights = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Rounds to float32, float16, bfloat16 or float64; else as they are."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leaves out tensors by name, with * and ?."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Writes a checkpoint as one safetensors file.
 
     Reads whatever `mdft inspect` knows: torch files, whole pickled modules, shards, folders of
-    transformers and open_clip, LoRA adapters with --base, heads. Names stay as they are, and what
-    the source says about its activation and preprocessing is kept.
+    transformers and open_clip, LoRA adapters with --base, heads. Names stay as they are but for
+    what wrapping modules put into them, and what the source says about itself is kept.
 
     Example: mdft convert checkpoints/ViT-B-32/MNIST/finetuned.pt models/mnist.safetensors
     """
     check_free(target, overwrite)
-    state = checkpoints.convert(source, target, base=base, overwrite=overwrite)
+    choice = checkpoints.Choice(weights, part)
+    state = checkpoints.convert(
+        source, target, base=base, overwrite=overwrite, choice=choice, dtype=dtype,
+        ignore=ignore or (),
+    )  # fmt: skip
     say(f"{state.format}: {len(state.tensors)} tensors")
     for name, why in state.left_out.items():
         say(f"left out: {name}: {why}")
+    for note in state.notes:
+        say(f"note: {note}")
     say(f"wrote {target}")
 
 

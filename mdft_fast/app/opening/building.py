@@ -23,7 +23,7 @@ from mdft_fast.app.opening.sample_choice import of_test
 from mdft_fast.app.opening.sample_sources import Sources, class_names_of, sources_of
 from mdft_fast.app.opening.task_heads import Base, head_of, prompts_of
 from mdft_fast.app.recipe import Recipe, TaskRecipe
-from mdft_fast.checkpoints import Preprocess, example_input
+from mdft_fast.checkpoints import Choice, Preprocess, example_input
 from mdft_fast.data import Samples, Task, load_test_images
 from mdft_fast.errors import MdftError
 from mdft_fast.methods import Method
@@ -145,7 +145,8 @@ def tasks_of_checkpoints(recipe: Recipe) -> tuple[Task, ...]:
     """Returns the tasks of a recipe whose pool is checkpoints."""
     assert recipe.pool.base is not None
     preprocess, device = preprocess_of(recipe), choose_device(recipe.device)
-    base = Base.of_file(recipe.pool.base, spec_of(recipe) or {}, preprocess, device)
+    choice = Choice(recipe.pool.weights)
+    base = Base.of_file(recipe.pool.base, spec_of(recipe) or {}, preprocess, device, choice)
     return tasks_of(recipe, _heads(recipe, base))
 
 

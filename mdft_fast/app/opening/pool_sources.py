@@ -12,6 +12,7 @@ from torch import nn
 from mdft_fast.app.opening.recipe_start import check_start
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.checkpoints import (
+    Choice,
     SourceFacts,
     as_preprocess,
     check_preprocess,
@@ -90,13 +91,18 @@ def pool_arguments(recipe: Recipe, tasks: Sequence[TaskLike]) -> dict[str, Any]:
         "backbone": shapes_alone(spec),
         "preprocess": preprocess_of(recipe),
         "backbone_spec": spec,
+        "weights": recipe.pool.weights,
+        "part": recipe.pool.part,
+        "ignore": recipe.pool.ignore,
+        "buffers": recipe.pool.buffers,
     }
 
 
 def preprocess_of(recipe: Recipe) -> dict[str, Any]:
     """Returns what a recipe's preprocess says, and where it is silent what its base says."""
     base = recipe.pool.base
-    facts = SourceFacts() if base is None else open_state(base).facts
+    choice = Choice(recipe.pool.weights)
+    facts = SourceFacts() if base is None else open_state(base, choice=choice).facts
     stated = facts.preprocess()
     if recipe.preprocess is not None:
         stated |= recipe.preprocess.said()

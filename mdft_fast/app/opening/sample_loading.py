@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +22,7 @@ from mdft_fast.data import (
     Task,
     load_samples,
     load_test_images,
+    readable,
     shared_images,
     unshared,
 )
@@ -88,6 +89,7 @@ def load_data(
     for task in chosen:
         choose = of_adapt(recipe, task.name, counts.get(task.name, first_samples(recipe)))
         samples = load_samples(task.adapt, preprocess, watch=watch, choose=choose)
+        notes += _not_read(task)
         about: dict[str, Any] = {
             "name": task.name,
             "head": head_digest(task.head),
@@ -110,6 +112,14 @@ def load_data(
         splits.append(about)
         loaded.append(Task(task.name, task.class_names, task.head, samples))
     return LoadedData(loaded, splits, notes)
+
+
+def _not_read(task: Task) -> Iterator[str]:
+    """Yields what lies beside a task's images and is not read."""
+    roles: list[tuple[object, Role]] = [(task.adapt, "train"), (task.evaluate, "test")]
+    for source, role in roles:
+        if isinstance(source, ListedSource):
+            yield from (f"Task {task.name!r}: {note}" for note in source.listing(role).notes)
 
 
 def _without_tests(
@@ -186,4 +196,4 @@ def _origin(source: object, samples: Samples, role: Role = "train") -> dict[str,
 
 def _below(file: Any, origin: dict[str, Any]) -> str:
     root = origin.get("folder") or origin.get("root") or ""
-    return str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
+    return readable(file.relative_to(root) if file.is_relative_to(root) else file)

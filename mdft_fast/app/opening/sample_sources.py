@@ -62,12 +62,15 @@ def class_names_of(
     Args:
         task: the task.
         sources: its samples.
-        packed: the class names of a packed pool; plain numbers say nothing.
+        packed: the class names of a packed pool; plain numbers say nothing: nobody said them when
+            it was packed.
 
     Raises:
         MdftError: if the data know their class names and these are others.
     """
     adapt, test, shots = sources
+    if packed == tuple(str(c) for c in range(len(packed or ()))):
+        packed = None
     data: tuple[str, ...] | None = None
     # Folders of unlabelled images need not be classes, unless their tests are folders there too.
     classes = not isinstance(adapt, FolderSource) or (
@@ -85,8 +88,6 @@ def class_names_of(
             if names is not None:
                 compare_class_names(known[1], known[0], names, f"task {task.name!r}: {whose}")
         data = known[1]
-    if packed == tuple(str(c) for c in range(len(packed or ()))):  # nobody said when it was packed
-        packed = None
     return task.class_names or packed or data
 
 

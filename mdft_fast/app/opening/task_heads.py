@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mdft_fast.app.opening.labelled_shots import load_shots
 from mdft_fast.app.opening.sample_sources import OnDisk, Sources
 from mdft_fast.app.recipe import HeadSource, TaskRecipe
-from mdft_fast.checkpoints import open_state
+from mdft_fast.checkpoints import Choice, State, open_state
 from mdft_fast.data import Samples, compare_class_names, plain_name, read_labels
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import (
@@ -64,13 +64,18 @@ class Base:
         spec: Mapping[str, Any],
         preprocess: Mapping[str, Any],
         device: torch.device,
+        choice: Choice,
     ) -> Base:
         """Returns the backbone with a checkpoint's weights."""
-        load = functools.cache(lambda: _load(file, spec).to(device))
-        return Base(load, lambda: f"{open_state(file).sha256()} {dict(spec)}", preprocess)
+
+        def opened() -> State:
+            return open_state(file, choice=choice)
+
+        load = functools.cache(lambda: _load(file, opened(), spec).to(device))
+        return Base(load, lambda: f"{opened().sha256()} {dict(spec)}", preprocess)
 
 
-def _load(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> nn.Module:
+def _load(file: str | os.PathLike[str], opened: State, spec: Mapping[str, Any]) -> nn.Module:
     """Builds a backbone with a checkpoint's weights.
 
     More than it needs may be in the file; what may lack there stays as the module has it.
@@ -78,7 +83,6 @@ def _load(file: str | os.PathLike[str], spec: Mapping[str, Any]) -> nn.Module:
     module = build_backbone(spec)
     module_state, inventory = module.state_dict(), take_inventory(module)
     tensors = {name: t for name, t in module_state.items() if name in inventory.optional}
-    opened = open_state(file)
     opened.check()
     tensors |= fit(opened, inventory).tensors
     state = {name: tensors[name] for name in module_state if name in tensors}

@@ -6,13 +6,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mdft_fast.checkpoints import State, find_tasks, open_state, read_json, sniff
+from mdft_fast.checkpoints import (
+    SUFFIXES,
+    State,
+    find_checkpoint,
+    find_tasks,
+    open_state,
+    read_json,
+    sniff,
+    stem_of,
+)
 from mdft_fast.data import FolderSource, Role, npz_keys
 from mdft_fast.errors import MdftError
+from mdft_fast.pool import TASK_NAME_FORM, is_task_name
 
 _UNLABELLED = ("x_unlabelled", "x_unlabeled", "unlabelled", "x_train", "x", "images")
 _UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
-_BASES = ("base*.safetensors", "base*.pt", "base*.pth", "base*.bin", "zeroshot.pt")
 # The second: a packed pool's, or another program's notes on checkpoints under the same keys.
 _NOTES = ("checkpoints.json", "pool.json")
 
@@ -49,22 +58,37 @@ def _checked(path: Path, key: str, value: Any, kind: type) -> Any:
 
 def find_models(folder: Path) -> tuple[Path, Path, list[str]]:
     """Returns the base, the models' folder, and the models' names, sorted."""
-    bases = sorted(path for pattern in _BASES for path in folder.glob(pattern))
-    bases += sorted(path for path in folder.glob("base*") if _is_model(path))
+    bases = [path for path in sorted(folder.iterdir()) if _is_base(path)]
     if len(bases) != 1:
         got = [base.name for base in bases] or "none"
         raise MdftError(
-            f"{folder}: must hold one base*.safetensors, base*.pt or zeroshot.pt, or a folder "
-            f"base* of transformers or open_clip, got {got}"
+            f"{folder}: must hold one base*.safetensors, base*.pt or zeroshot.pt (or another of "
+            f"{list(SUFFIXES)}), or a folder base* of transformers or open_clip, got {got}"
         )
     inside = folder / "models" if (folder / "models").is_dir() else folder
     names = find_tasks(inside, bases[0])
     if not names:
         raise MdftError(
-            f"{inside}: must hold the fine-tuned models as *.safetensors, *.pt, "
-            f"<task>/finetuned.pt or folders of transformers, open_clip or LoRA adapters, got none"
+            f"{inside}: must hold the fine-tuned models as <task>/finetuned.pt, folders of "
+            f"transformers, open_clip or LoRA adapters, or files that end in one of "
+            f"{list(SUFFIXES)}, got none"
         )
+    wrong = [name for name in names if not is_task_name(name) or name == "average"]
+    if wrong:
+        raise MdftError(
+            f"{inside}: a model's name is its task's, which must be {TASK_NAME_FORM}, and not "
+            f"'average', got {wrong}; rename {'it' if len(wrong) == 1 else 'them'}"
+        )
+    for name in names:
+        find_checkpoint(inside, name)  # a name that two share
     return bases[0], inside, names
+
+
+def _is_base(path: Path) -> bool:
+    stem = stem_of(path) if path.is_file() else None
+    if stem is not None:
+        return stem.startswith("base") or stem == "zeroshot"
+    return path.name.startswith("base") and _is_model(path)
 
 
 def _is_model(path: Path) -> bool:
@@ -81,8 +105,7 @@ def find_head(folder: Path, task: str) -> tuple[Path, State] | None:
         (folder / "heads", (task, f"head_{task}")),
     ):
         for path in sorted(inside.glob("*")):
-            known = path.suffix in (".safetensors", ".pt", ".pth", ".bin")
-            if known and path.stem.lower() in [stem.lower() for stem in stems]:
+            if (stem_of(path) or "").lower() in [stem.lower() for stem in stems]:
                 return path, open_state(path)
     return None
 

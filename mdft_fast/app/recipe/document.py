@@ -108,8 +108,8 @@ with warnings.catch_warnings():
 def _pool_problems(recipe: Keys) -> Iterator[str]:
     pool = recipe.pool
     if pool.folder:
-        for key in ("base", "models"):
-            if getattr(pool, key):
+        for key in ("base", "models", "weights", "part", "ignore", "buffers"):
+            if getattr(pool, key) != type(pool).model_fields[key].default:
                 yield f"pool.{key}: must be absent, since pool.folder is a packed pool"
         return
     if not pool.base and not pool.models:

@@ -17,14 +17,15 @@ from mdft_fast.data import (
     HfSource,
     ListedSource,
     NpzSource,
+    Order,
     Role,
     Split,
     TorchvisionSource,
-    check_npz_keys,
+    check_npz,
 )
 
 # Keys that only mean something beside their source.
-_BESIDE = {"x": "npz", "y": "npz", "split": "folder"}
+_BESIDE = {"x": "npz", "y": "npz", "split": "folder", "order": "folder", "exif": "folder"}
 _SOURCES = ("npz", "folder", "torchvision", "hf")
 
 
@@ -50,12 +51,14 @@ class HfData(Section):
         split: which part; null: test for evaluate, else train, where there are splits.
         image: column of the images.
         label: column of the labels, read by the evaluation alone.
+        exif: whether images are turned as their EXIF orientation says, as `datasets` does.
     """
 
     path: FilePath
     split: Text | None = None
     image: Text = "image"
     label: Text = "label"
+    exif: bool = True
 
 
 class AdaptData(Section):
@@ -66,12 +69,18 @@ class AdaptData(Section):
         x: its array of images, uint8 [n, H, W, 3].
         folder: image files as `<class>/<image>`, or in folders or lists of splits above that.
         split: of the folder; null: test for evaluate, else train, where it has splits.
+        order: of the folder's classes: text as torchvision has it (0, 1, 10, 2) or number as timm
+            does (0, 1, 2, 10); null: where both are the same.
+        exif: whether the folder's images are turned as their EXIF orientation says; torchvision and
+            timm do not, `datasets` does.
     """
 
     npz: FilePath | None = None
     x: Text = "x"
     folder: FilePath | None = None
     split: Split | None = None
+    order: Order | None = None
+    exif: bool = False
     torchvision: TorchvisionData | None = None
     hf: HfData | None = None
     _role: ClassVar[Role] = "train"
@@ -105,7 +114,7 @@ class AdaptData(Section):
     def source(self) -> NpzSource | ListedSource:
         """Returns where the images are; nothing is read."""
         if self.folder:
-            return FolderSource(self.folder, self.split)
+            return FolderSource(self.folder, self.split, self.order, self.exif)
         if self.torchvision:
             return TorchvisionSource(**dict(self.torchvision))
         if self.hf:
@@ -119,7 +128,7 @@ class AdaptData(Section):
         if isinstance(source, ListedSource):
             source.listing(self._role)
         else:
-            check_npz_keys(source.path, source.x, *([source.y] if source.y else []))
+            check_npz(source)
 
     def place(self) -> tuple[Any, ...]:
         """Returns what two sources have in common if their images are the same ones."""
@@ -146,3 +155,10 @@ class EvaluateData(AdaptData):
         """Returns where images and labels are; nothing is read."""
         source = super().source()
         return dataclasses.replace(source, y=self.y) if isinstance(source, NpzSource) else source
+
+    def check_source(self) -> None:
+        """Refuses as well labels of a form that an evaluation would refuse at the end."""
+        super().check_source()
+        source = self.source()
+        if isinstance(source, ListedSource):
+            source.check_labels(self._role)

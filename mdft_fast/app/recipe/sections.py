@@ -38,12 +38,13 @@ from mdft_fast.app.recipe.value_types import (
     problem,
 )
 from mdft_fast.arena import Codec
-from mdft_fast.checkpoints import LEAST_CROP, Interpolation, Resize
+from mdft_fast.checkpoints import LEAST_CROP, Interpolation, Resize, Weights
 from mdft_fast.data import Role
 from mdft_fast.errors import MdftError
 from mdft_fast.learning import ConstructConfig, OptimizerConfig, SpecializeConfig, StageConfig
 from mdft_fast.methods import METHODS, Method, Transform, entry_of, method_of
 from mdft_fast.options import options
+from mdft_fast.pool import Buffers
 
 _OFF = "off"
 
@@ -53,14 +54,24 @@ class PoolSource(Section):
 
     Attributes:
         base: the pre-trained model, a file or folder.
-        models: folder of the fine-tuned models. For every task it holds `<task>.safetensors`,
-            `<task>.pt`, `<task>/finetuned.pt` or a folder `<task>`.
+        models: folder of the fine-tuned models. For every task it holds one file `<task>.<suffix>`
+            or folder `<task>`.
         folder: a packed pool, in place of the two.
+        weights: ema or raw, where a file has both; null: what its own library takes, which is said.
+        part: of the models' files: the key of the state dict that is meant, or what its names begin
+            with; null: the only one that there is.
+        ignore: patterns, with * and ?, of tensors that the checkpoints have and the backbone lacks.
+        buffers: same: what is not merged, such as BatchNorm's statistics, must be equal in all
+            models; base: the base's is used.
     """
 
     base: FilePath | None = None
     models: FilePath | None = None
     folder: FilePath | None = None
+    weights: Weights | None = None
+    part: Text | None = None
+    ignore: Texts = ()
+    buffers: Buffers = "same"
 
 
 class Backbone(Section):

@@ -65,6 +65,19 @@ def worse_than_base(accuracy: Mapping[str, Mapping[str, float]]) -> list[str]:
     ]
 
 
+def untested_classes(confusion: Mapping[str, Mapping[str, list[Any]]]) -> Iterator[str]:
+    """Yields a sentence for each task that has no test image of some class."""
+    for task, pairs in confusion.items():
+        classes = pairs["classes"]
+        without = sorted(set(range(len(classes))) - set(pairs["true"]))
+        if without:
+            names = ", ".join(repr(classes[i]) for i in without[:3])
+            yield (
+                f"Task {task!r}: {len(without):,} of {len(classes):,} classes are without a test "
+                f"image, so nothing is known of them: {names}{', ...' if without[3:] else ''}."
+            )
+
+
 def measure(
     built: Built,
     meta: MetaModel,

@@ -13,7 +13,7 @@ from torch import Tensor
 from mdft_fast.app.opening import Built, LoadedData
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.running.learning_failures import failures
-from mdft_fast.app.running.measurement import Measured, worse_than_base
+from mdft_fast.app.running.measurement import Measured, untested_classes, worse_than_base
 from mdft_fast.app.running.phases import Phases
 from mdft_fast.app.running.provenance import environment
 from mdft_fast.app.running.run_folder import RunFolder
@@ -81,6 +81,7 @@ def result_of(
         "phases": phases.list,
         "warnings": [
             *worse_than_base(measured.accuracy),
+            *untested_classes(measured.confusion),
             *data.notes,
             *first.warnings,
             *failures(learned),

@@ -29,12 +29,14 @@ class HfSource(ListedSource):
             data set has splits.
         image: column of the images.
         label: column of the labels; only an evaluation reads it.
+        exif: whether images are turned as their EXIF orientation says, as ``datasets`` does.
     """
 
     path: str | os.PathLike[str]
     split: str | None = None
     image: str = "image"
     label: str = "label"
+    exif: bool = True
 
     def listing(self, role: Role) -> Listing:
         """See :class:`~mdft_fast.data.images.listing.ListedSource`."""
@@ -49,11 +51,26 @@ class HfSource(ListedSource):
         names = getattr(dataset.features.get(self.label), "names", None)
         return Listing(
             name=f"{path}, split {chosen}" if chosen else f"{path}",
-            origin={"hf": str(path), "split": chosen, "image": self.image, "label": self.label},
+            origin={"hf": str(path), "split": chosen, **self._columns(), "exif": self.exif},
             files=files,
             class_names=tuple(names) if names else None,
             open=lambda: self._opened(dataset, path),
         )
+
+    def _columns(self) -> dict[str, str]:
+        return {"image": self.image, "label": self.label}
+
+    def check_labels(self, role: Role) -> None:
+        """See :class:`~mdft_fast.data.images.listing.ListedSource`."""
+        path = Path(self.path).absolute()
+        dataset, _, _ = self._load(path, role)
+        self._check_column(dataset, self.label, path)
+        kind = dataset.features[self.label]
+        dtype = str(getattr(kind, "dtype", type(kind).__name__))
+        if "int" not in dtype:
+            raise MdftError(
+                f"{path}: column {self.label!r} must hold whole numbers, one an image, got {dtype}"
+            )
 
     def _load(self, path: Path, role: Role) -> tuple[Any, str | None, tuple[Path, ...]]:
         datasets = need("datasets", "hf", who=str(path))
@@ -102,12 +119,12 @@ class HfSource(ListedSource):
         datasets = need("datasets", "hf", who=str(path))
         images = dataset.select_columns([self.image])  # no other column is ever read
         if isinstance(dataset.features[self.image], datasets.Image):
-            # Undecoded: `datasets` would turn images by their EXIF orientation.
+            # Undecoded, so that `exif` decides, and that nothing but images is started.
             images = images.cast_column(self.image, datasets.Image(decode=False))
 
         def image(index: int) -> Image:
             name = f"{path}: column {self.image!r}, row {index}"
-            return _image(images[index][self.image], name)
+            return _image(images[index][self.image], name, self.exif)
 
         def labels() -> Sequence[int]:
             self._check_column(dataset, self.label, path)
@@ -123,15 +140,15 @@ def _is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
 
 
-def _image(value: Any, name: str) -> Image:
+def _image(value: Any, name: str, turned: bool) -> Image:
     """Decodes what a row holds: bytes, a file's path, or both in a mapping."""
     content: Any = value
     if isinstance(value, dict):
         content = value.get("bytes") or value.get("path")
     if isinstance(content, bytes):
-        return decode(io.BytesIO(content), name)
+        return decode(io.BytesIO(content), name, turned=turned)
     if isinstance(content, str):
-        return decode(content)
+        return decode(content, turned=turned)
     if is_pil(content):
         image: Image = content
         return image

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ class Listing:
         channels: 3, or 1 where every image is grayscale.
         label_files: what the labels are read from, beside ``files``.
         labels_in_memory: whether the labels are known once it is listed; they are not cached then.
+        notes: what a reader of results should know of what is not read, a sentence each.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Listing:
     channels: int = 3
     label_files: tuple[Path, ...] = ()
     labels_in_memory: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class ListedSource(ABC):
@@ -74,10 +77,18 @@ class ListedSource(ABC):
             MdftError: if it is not there; the message says what to put where.
         """
 
+    def check_labels(self, role: Role) -> None:  # noqa: B027 - there may be nothing to check
+        """Refuses labels of a form that an evaluation would refuse, where that shows beforehand.
 
-def of_files(paths: Sequence[Path], labels: Callable[[], Sequence[int]]) -> Callable[[], Opened]:
-    """Returns how to open image files; ``labels`` gives one label a file."""
-    return lambda: Opened(len(paths), lambda i: decode(paths[i]), labels)
+        What a label is, is not looked at.
+        """
+
+
+def of_files(
+    paths: Sequence[Path], labels: Callable[[], Sequence[int]], *, turned: bool = False
+) -> Callable[[], Opened]:
+    """Returns how to open image files; ``labels`` gives one label a file, ``turned``: by EXIF."""
+    return lambda: Opened(len(paths), lambda i: decode(paths[i], turned=turned), labels)
 
 
 def compare_class_names(
@@ -85,8 +96,8 @@ def compare_class_names(
 ) -> None:
     """Refuses class names whose order is not the source's; a wrong order is silent otherwise.
 
-    Names are compared without case, spaces and signs. Plain numbers, 0 to C - 1, say nothing and
-    always fit.
+    Names are compared without case, spaces and signs, where they still differ without. Plain
+    numbers, 0 to C - 1, say nothing and always fit, unless the source's names are these numbers.
 
     Args:
         known: the source's own names.
@@ -94,14 +105,17 @@ def compare_class_names(
         names: one name a class.
         where: whose names these are, for the error.
     """
-    if list(names) == [str(i) for i in range(len(names))]:
+    plain = list(names) == [str(i) for i in range(len(names))]
+    if plain and {_number(name) for name in known} != set(names):
         return
     if len(known) != len(names):
         raise MdftError(
             f"{where}: class names must be the {len(known)} of {source}, got {len(names)}"
         )
+    loose = all(len(set(map(plain_name, some))) == len(some) for some in (known, names))
+    form = plain_name if loose else _spelled
     for i, (theirs, mine) in enumerate(zip(known, names, strict=True)):
-        if not _forms(theirs) & _forms(mine):
+        if not _forms(theirs, form) & _forms(mine, form):
             raise MdftError(
                 f"{where}: class {i} must be {theirs!r} as in {source}, got {mine!r}; "
                 "the order of class names is the order of the labels"
@@ -121,15 +135,25 @@ _ALIASES = {
 }
 
 
-def _forms(name: str) -> set[str]:
-    """Returns the ways to write a name that count as the same."""
+def _forms(name: str, form: Callable[[str], str]) -> set[str]:
+    """Returns the ways to write a name that count as the same, in the form to compare."""
     forms = {name, *_ALIASES.get(name, ())}
     digit = re.fullmatch(r"(\d) - (\w+)", name)  # torchvision's MNIST
     if digit:
         forms |= {digit[1], digit[2]}
-    return {plain_name(form) for form in forms}
+    return {_number(form(name)) for name in forms}
+
+
+def _number(name: str) -> str:
+    """Returns a whole number without zeros before it; any other name as it is."""
+    return name.lstrip("0") or "0" if name.isdecimal() else name
+
+
+def _spelled(name: str) -> str:
+    """Returns a name in one form of Unicode: signs and case are all that tells some apart."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def plain_name(name: str) -> str:
     """Returns a name without case, spaces and signs, to compare it with others."""
-    return re.sub(r"[\W_]", "", name.lower())
+    return re.sub(r"[\W_]", "", unicodedata.normalize("NFC", name).lower())

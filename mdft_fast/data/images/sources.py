@@ -96,11 +96,24 @@ def _unreadable(path: str | os.PathLike[str], key: str, error: Exception) -> Mdf
     return MdftError(f"{path}: key {key!r} is not readable: {type(error).__name__}: {error}")
 
 
-def check_npz_keys(path: str | os.PathLike[str], *keys: str) -> None:
-    """Refuses an npz file that lacks one of the keys; no array is read."""
-    known = npz_keys(path)
-    for key in keys:
-        _check_key(path, key, known)
+def check_npz(source: NpzSource) -> None:
+    """Refuses an npz file that lacks an array, or has one of a wrong form, by headers alone."""
+    path = source.path
+    shape, dtype = npz_form(path, source.x)
+    images = len(shape) in (3, 4) and (dtype == np.uint8 or dtype.kind == "f")
+    if not images:
+        raise MdftError(
+            f"{path}: key {source.x!r}: images must be uint8 [n, H, W, 3] or [n, H, W], or float "
+            f"[n, 3, H, W], got {list(shape)} in {dtype}"
+        )
+    if source.y is not None:
+        count = shape[0]
+        shape, dtype = npz_form(path, source.y)
+        if shape != (count,) or dtype.kind not in "ui":
+            raise MdftError(
+                f"{path}: key {source.y!r}: must be whole numbers [{count}], one for each image, "
+                f"got {list(shape)} in {dtype}"
+            )
 
 
 def _check_key(path: str | os.PathLike[str], key: str, known: Sequence[str]) -> None:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from mdft_fast.data.images.class_folders import SPLIT_SEED, SPLITS, FolderSource
+from mdft_fast.data.images.class_folders import SPLIT_SEED, FolderSource
 from mdft_fast.data.images.listing import ListedSource, Listing, Opened, Role, of_files
+from mdft_fast.data.images.split_names import SPLITS
 from mdft_fast.errors import MdftError, nearest, need
 from mdft_fast.model import split as random_split
 

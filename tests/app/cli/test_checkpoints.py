@@ -91,7 +91,8 @@ def test_errors_write_nothing(
         ("mnist.safetensors", "mnist"), ("mnist.pt", "mnist"), ("mnist/finetuned.pt", "mnist"),
         ("MNIST/finetuned.pt", "mnist"), ("SUN397/finetuned.pt", "sun397"),
         ("mnist/model.safetensors", "mnist"), ("mnist.pth", "mnist"),
-        ("mnist.bin", "mnist"), ("mnist/adapter_config.json", "mnist"),
+        ("mnist.bin", "mnist"), ("mnist/adapter_config.json", "mnist"), ("mnist.ckpt", "mnist"),
+        ("mnist.pth.tar", "mnist"), ("MNIST.PT", "mnist"),
     ],
 )  # fmt: skip
 def test_a_tasks_checkpoint_is_found(made: str, task: str, tmp_path: Path) -> None:
@@ -104,24 +105,65 @@ def test_a_tasks_checkpoint_is_found(made: str, task: str, tmp_path: Path) -> No
     (tmp_path / "data" / task).mkdir(parents=True)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "model.safetensors").touch()
-    assert find_tasks(tmp_path, tmp_path / "base") == [task]
+    stem = "MNIST" if made == "MNIST.PT" else task
+    assert find_tasks(tmp_path, tmp_path / "base") == [stem]
 
 
-def test_what_is_converted_goes_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("mnist.safetensors", "mnist.pt"),
+        ("mnist.ckpt", "mnist/finetuned.pt"),
+        ("mnist/last.ckpt", "mnist/best.ckpt"),
+        ("MNIST.pt", "Mnist.pt"),
+    ],
+)
+def test_two_checkpoints_of_one_task_are_refused(files: tuple[str, str], tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
-    for name in ("mnist.safetensors", "mnist.pt", "mnist/finetuned.pt"):
+    for name in files:
         (tmp_path / name).touch()
-    assert find_checkpoint(tmp_path, "mnist") == tmp_path / "mnist.safetensors"
+    with pytest.raises(MdftError, match=r"task 'mnist' must be one, got \[") as caught:
+        find_checkpoint(tmp_path, "mnist")
+    assert all(repr(name) in str(caught.value) for name in files)
+
+
+def test_the_tasks_own_capitals_go_first(tmp_path: Path) -> None:
+    for name in ("MNIST.pt", "mnist.pt"):
+        (tmp_path / name).touch()
+    assert find_checkpoint(tmp_path, "mnist") == tmp_path / "mnist.pt"
 
 
 def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
-    with pytest.raises(MdftError, match=r"'mnist.safetensors', 'mnist.pt', .*'mnist/finetuned.pt'"):
+    for name in ("optimizer.pt", "training_args.bin", "rng_state.pth"):
+        (tmp_path / "mnist" / name).touch()
+    with pytest.raises(MdftError, match=r"a file 'mnist' .*'.pth.tar'.*mnist/finetuned.pt"):
         find_checkpoint(tmp_path, "mnist")
-    for name in ("MNIST.pt", "Mnist.pt"):
-        (tmp_path / name).touch()
-    with pytest.raises(MdftError, match=r"must be one, got \['MNIST.pt', 'Mnist.pt'\]"):
-        find_checkpoint(tmp_path, "mnist")
+
+
+def test_convert_takes_a_part_in_a_dtype(tmp_path: Path) -> None:
+    names = {"model.w": torch.ones(2), "ema.w": torch.full((2,), 2.0), "ema.head": torch.ones(1)}
+    torch.save({"state_dict": names}, tmp_path / "a.ckpt")
+    target = tmp_path / "a.safetensors"
+    shown = call("inspect", tmp_path / "a.ckpt", "--part", "ema")
+    assert "  model.w: stands beside part 'ema'" in shown.stdout
+    options = ("--part", "ema", "--dtype", "float16", "--ignore", "hea*")
+    shown = call("convert", tmp_path / "a.ckpt", target, *options)
+    assert "left out: head: ignored by pattern 'hea*'" in shown.stdout
+    written = open_state(target).tensors
+    assert {name: tensor.tolist() for name, tensor in written.items()} == {"w": [2.0, 2.0]}
+    assert written["w"].dtype == torch.float16
+
+
+def test_convert_says_which_weights_it_took(tmp_path: Path) -> None:
+    torch.save({"model": {"w": torch.ones(1)}, "model_ema": {"w": torch.zeros(1)}}, tmp_path / "a")
+    shown = call("convert", tmp_path / "a", tmp_path / "a.safetensors")
+    assert "note: " in shown.stdout
+    assert "'model_ema' is taken, as timm does, not 'model'" in shown.stdout
+    call("convert", tmp_path / "a", tmp_path / "b.safetensors", "--weights", "raw")
+    assert open_state(tmp_path / "b.safetensors").tensors["w"].tolist() == [1.0]
+    shown = call("convert", tmp_path / "a", tmp_path / "c.safetensors", "--weights", "x", code=1)
+    assert "weights: must be 'ema' or 'raw', got 'x'" in shown.stderr
 
 
 def test_inspect_of_a_safetensors_head(tmp_path: Path) -> None:

@@ -104,7 +104,10 @@ def test_heads_of_another_backbone(make_recipe: Make, tmp_path: Path, from_packe
         ({"norm.bias": torch.zeros(3)}, r"letters.*'norm.bias' must be \[64\] .*, got \[3\]"),
         ({"norm.bias": None}, r"letters.*'norm.bias' of the backbone is missing"),
         ({"norm.bia": torch.zeros(3)}, r"letters.*extra key 'norm.bia' is not in the backbone"),
-        ({"norm.bias": torch.zeros(64)}, r"letters.*mixed dtypes: tensor 'norm.bias' must be in"),
+        (
+            {"norm.bias": torch.zeros(64).bfloat16()},
+            r"letters.*mixed dtypes: tensor 'norm.bias' must be in",
+        ),
     ],
 )
 def test_a_model_that_does_not_fit(

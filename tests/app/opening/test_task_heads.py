@@ -181,7 +181,7 @@ def test_labels_of_adapt_and_evaluate_are_never_opened(
         made.unlink()
     data = files / "data" / "shapes.npz"
     with np.load(data) as arrays:
-        poisoned = {**arrays, "y": np.full(40, "poison"), "y_test": np.full(20, "poison")}
+        poisoned = {**arrays, "y": np.full(40, -9), "y_test": np.full(20, -9)}
     target = shots.parent / "poisoned.npz"
     np.savez(target, **poisoned)
     where = [f"tasks[0].adapt.npz={target}", f"tasks[0].evaluate.npz={target}"]
@@ -322,8 +322,8 @@ def test_files_that_are_not_there_are_listed(make_recipe: Make) -> None:
     [
         (np.arange(30) % 2, r"task 'shapes': prototype head: each of 3 .* none for \['c2'\]"),
         (np.arange(30) % 4, r"task 'shapes': .*shots.npz.*'y'.*must lie in \[0, 3\), got 3"),
-        (np.arange(29) % 3, r"task 'shapes': .*must be whole numbers \[30\]"),
-        (np.ones(30), r"task 'shapes': .*must be whole numbers \[30\].*float64"),
+        (np.arange(29) % 3, r"tasks\[0\].head.prototypes: .*must be whole numbers \[30\]"),
+        (np.ones(30), r"tasks\[0\].head.prototypes: .*must be whole numbers \[30\].*float64"),
     ],
 )
 def test_labels_that_make_no_head(

@@ -40,8 +40,8 @@ def folder(tmp_path: Path) -> Path:
     for name in ("007", "mnist", "zoo"):
         (tmp_path / "models" / f"{name}.safetensors").touch()
         a_file(tmp_path / "heads" / f"{name}.safetensors")
-        arrays = {"x_unlabelled": np.zeros(1), "x_test": np.zeros(1), "y_test": np.zeros(1)}
-        np.savez(tmp_path / "data" / f"{name}.npz", **arrays)
+        x, y = np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, int)
+        np.savez(tmp_path / "data" / f"{name}.npz", x_unlabelled=x, x_test=x, y_test=y)
     (tmp_path / "pool.json").write_text(json.dumps(FACTS))
     return tmp_path
 
@@ -136,14 +136,36 @@ def test_folders_without_a_pool(tmp_path: Path) -> None:
         draft(tmp_path / "none", tmp_path / "r.yaml")
     with pytest.raises(
         MdftError,
-        match=r"must hold one base\*\.safetensors, .* or zeroshot\.pt, or a folder .*, got none",
+        match=r"must hold one base\*\.safetensors, .* or zeroshot\.pt .*, or a folder .*, got none",
     ):
         draft(tmp_path, tmp_path / "r.yaml")
     (tmp_path / "base.safetensors").touch()
-    with pytest.raises(MdftError, match=r"must hold the fine-tuned models as \*\.safetensors"):
+    with pytest.raises(MdftError, match=r"must hold the fine-tuned models as .*\.ckpt"):
         draft(tmp_path, tmp_path / "r.yaml")
     a_file(tmp_path / "mnist.safetensors")
     with pytest.raises(MdftError, match=r"base.safetensors: not a readable safetensors file"):
+        draft(tmp_path, tmp_path / "r.yaml")
+
+
+def test_other_suffixes_and_deeper_folders_are_found(tmp_path: Path) -> None:
+    a_file(tmp_path / "base.PTH")
+    (tmp_path / "models").mkdir()
+    for name in ("a.ckpt", "b.pth.tar", "c.PT"):
+        a_file(tmp_path / "models" / name)
+    (tmp_path / "models" / "d" / "default").mkdir(parents=True)
+    (tmp_path / "models" / "d" / "default" / "adapter_config.json").touch()
+    names = [f"- name: {name}" for name in "abcd"]
+    text = draft(tmp_path, tmp_path / "r.yaml")
+    assert [line.strip() for line in text.splitlines() if "- name:" in line] == names
+    assert "base: base.PTH" in text
+
+
+@pytest.mark.parametrize("name", ["ViT-B (mnist) v2", "average"])
+def test_names_that_no_recipe_takes_are_refused(name: str, tmp_path: Path) -> None:
+    a_file(tmp_path / "base.safetensors")
+    (tmp_path / "models").mkdir()
+    a_file(tmp_path / "models" / f"{name}.safetensors")
+    with pytest.raises(MdftError, match=r"a model's name is its task's, .*; rename it"):
         draft(tmp_path, tmp_path / "r.yaml")
 
 

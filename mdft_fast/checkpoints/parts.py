@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of a file's state dicts is the model: raw weights, their average, or a part by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from mdft_fast.checkpoints.pickle_machine import StandIn, named
+from mdft_fast.checkpoints.state import State, renamed
+from mdft_fast.checkpoints.torch_values import TensorRef
+from mdft_fast.checkpoints.wrapped_names import without_wrappers
+from mdft_fast.errors import MdftError, nearest
+
+Weights = Literal["ema", "raw"]
+
+# Keys of wrappers. "module" is DeepSpeed's, "student" DINO's.
+_RAW = ("state_dict", "model_state_dict", "model", "net", "params", "module", "network", "student")
+# Averages that their own library takes where a file has both: timm twice, BasicSR, DINO.
+_TAKEN = {"state_dict_ema": "timm", "model_ema": "timm", "params_ema": "BasicSR", "teacher": "DINO"}
+# Words of a key that holds another version of the same model.
+_AVERAGES = {"ema", "avg", "average", "averaged", "swa", "shadow", "teacher", "mean"}
+_VERSIONS = _AVERAGES | {"best", "last", "final", "init", "initial"}
+_DEEPEST = 4  # {"state_dict": {"model": ...}}
+_ALIKE = 0.5  # share of names that two versions of one model have in common, at least
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is wanted of a file that holds several models.
+
+    Attributes:
+        weights: of :data:`Weights`, where a file has both; None: what its own library takes, where
+            that is known.
+        part: a key of the file, or what names begin with before a dot, or both, as ``teacher``,
+            ``ema.module`` and ``state_dict.model``; None: the file's model.
+    """
+
+    weights: str | None = None
+    part: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights not in (None, *get_args(Weights)):
+            raise MdftError(f"weights: must be 'ema' or 'raw', got {self.weights!r}")
+
+
+AS_IT_IS = Choice()
+
+
+@dataclass
+class Picked:
+    """What a file's content was narrowed down to.
+
+    Attributes:
+        value: a state dict or a module, as far as that was found.
+        beside: key -> why it is not in it.
+        rest: of ``part`` what was no key: names begin with it.
+        notes: what was chosen without being asked for.
+    """
+
+    value: Any
+    beside: dict[str, str]
+    rest: str
+    notes: list[str]
+
+
+def pick(path: object, root: Any, choice: Choice) -> Picked:
+    """Narrows a torch file's content down to one state dict or module.
+
+    Raises:
+        MdftError: if several would do, and neither the choice nor a library's rule says which.
+    """
+    picked = Picked(root, {}, "", [])
+    if choice.part is not None:
+        picked.rest = choice.part
+        while isinstance(picked.value, dict) and (key := _key_of(picked)) is not None:
+            _enter(picked, key)
+            picked.rest = picked.rest[len(key) + 1 :]
+    entered = choice.part is not None and picked.value is not root
+    for _ in range(_DEEPEST):
+        chosen = _inner(path, picked, Choice() if entered else choice)
+        if chosen is None:
+            break
+        _enter(picked, chosen)
+    return picked
+
+
+def named_part(state: State, prefix: str) -> State:
+    """Returns the tensors whose names begin with a prefix and a dot, without both.
+
+    Raises:
+        MdftError: if there are none; it says what there is.
+    """
+    if not prefix:
+        return state
+    begins = f"{prefix}."
+    names = {name.removeprefix(begins): name for name in state.tensors if name.startswith(begins)}
+    if not names:
+        known = sorted({name.split(".", 1)[0] for name in state.tensors})
+        some = f"{known[:8]}{' and more' if known[8:] else ''}"
+        raise MdftError(
+            f"{state.label}: part must be a key of the file or what its names begin with, as one "
+            f"of {some}, got {prefix!r}{nearest(prefix, known)}"
+        )
+    others = [name for name in state.tensors if not name.startswith(begins)]
+    left_out = {**state.left_out, **dict.fromkeys(others, f"stands beside part {prefix!r}")}
+    back = {old: new for new, old in names.items()}
+    formed = frozenset(back[name] for name in state.formed if name in back)
+    unreadable = {
+        n.removeprefix(begins): why for n, why in state.unreadable.items() if n.startswith(begins)
+    }
+    return replace(
+        state, tensors=renamed(state.tensors, names), left_out=left_out, formed=formed,
+        unreadable=unreadable,
+    )  # fmt: skip
+
+
+def is_module(value: Any) -> bool:
+    """Says whether a stand-in is a module's."""
+    return isinstance(value, StandIn) and (
+        "_modules" in value.attributes or value.kind.startswith("__torch__.")
+    )
+
+
+def _key_of(picked: Picked) -> str | None:
+    """Returns the longest key that the wanted part begins with."""
+    rest = picked.rest
+    keys = [k for k in picked.value if isinstance(k, str) and k and f"{rest}.".startswith(f"{k}.")]
+    keys = [key for key in keys if _holds_tensors(picked.value[key], set())]
+    return max(keys, key=len, default=None)
+
+
+def _enter(picked: Picked, key: str) -> None:
+    others = (named(other) for other in picked.value if other != key)
+    picked.beside |= dict.fromkeys(others, f"stands beside {key!r}")
+    picked.value = picked.value[key]
+
+
+def _inner(path: object, picked: Picked, choice: Choice) -> str | None:
+    """Returns the key to go on with; None: the value is what is looked for."""
+    root = picked.value
+    if not isinstance(root, dict):
+        return None
+    holding = [k for k in root if isinstance(k, str) and _holds_tensors(root[k], set())]
+    raw = [key for key in _RAW if key in holding]
+    averages = [key for key in holding if _words(key) & _AVERAGES or key in _TAKEN]
+    if not raw and not averages:
+        if any(isinstance(value, TensorRef) for value in root.values()):
+            return None
+        if len(holding) > 1:
+            raise MdftError(
+                f"{path}: must hold one model, got {holding[:8]}; name one as part, in a recipe "
+                "pool.part, of `mdft convert` --part"
+            )
+        return next(iter(holding), _empty_wrapper(root))
+    first = (raw or averages)[0]
+    rivals = [key for key in _rivals(root, holding, first) if key in raw or key not in _RAW]
+    averages = [key for key in rivals if key in averages]
+    others = [key for key in rivals if key not in averages]
+    return _among(path, first, averages, others, picked, choice)
+
+
+def _among(
+    path: object, first: str, averages: list[str], others: list[str], picked: Picked, choice: Choice
+) -> str:
+    """Returns the key of the version that is wanted; a rule of its library's is noted."""
+    if choice.weights == "ema" and len(averages) == 1:
+        return averages[0]
+    if not others and (not averages or choice.weights == "raw"):
+        return first
+    if choice.weights is None and not others and len(averages) == 1 and averages[0] in _TAKEN:
+        library = _TAKEN[averages[0]]
+        picked.notes.append(
+            f"{path}: {averages[0]!r} is taken, as {library} does, not {first!r} beside it; "
+            "weights: raw takes that"
+        )
+        return averages[0]
+    said = f", as weights or part: {first!r}" if averages else ", as part"
+    raise MdftError(
+        f"{path}: holds several versions of one model, {[first, *averages, *others]}; say which is "
+        f"wanted{said}: a recipe's pool.weights (ema or raw) or pool.part, of `mdft convert` "
+        "--weights or --part"
+    )
+
+
+def _rivals(root: Mapping[Any, Any], holding: list[str], first: str) -> Iterator[str]:
+    """Yields other keys that hold the same model: of the same names, under a key that says so."""
+    mine, stored = _names(root[first]), _storages(root[first])
+    for key in holding:
+        if key == first or not (key in _RAW or key in _TAKEN or _words(key) & _VERSIONS):
+            continue
+        theirs = _names(root[key])
+        alike = mine is None or theirs is None or len(mine & theirs) >= _ALIKE * len(mine)
+        if alike and not _storages(root[key]) & stored:  # else a module and its own state dict
+            yield key
+
+
+def _names(value: Any) -> set[str] | None:
+    """Returns the names of a state dict, maybe wrapped again; None for a module."""
+    for _ in range(_DEEPEST):
+        if not isinstance(value, dict):
+            return None
+        names = [k for k, v in value.items() if isinstance(k, str) and isinstance(v, TensorRef)]
+        inner = next((key for key in _RAW if _holds_tensors(value.get(key), set())), None)
+        if inner is None:
+            return set(without_wrappers(names))
+        value = value[inner]
+    return None
+
+
+def _storages(value: Any) -> set[str]:
+    """Returns the keys of the storages below a value: one weight under two names has one."""
+    found: set[str] = set()
+    waiting: list[Any] = [value]
+    seen: set[int] = set()
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, TensorRef):
+            found.add(item.storage.key)
+        elif isinstance(item, (dict, StandIn)):
+            waiting += (item if isinstance(item, dict) else item.attributes).values()
+    return found
+
+
+def _empty_wrapper(root: Mapping[Any, Any]) -> str | None:
+    return next((key for key in _RAW if isinstance(root.get(key), dict)), None)
+
+
+def _holds_tensors(value: Any, seen: set[int]) -> bool:
+    """Says whether a value is a module, or a dict of tensors, maybe wrapped again."""
+    if not isinstance(value, dict):
+        return is_module(value)
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(isinstance(v, TensorRef) and isinstance(k, str) for k, v in value.items()) or any(
+        _holds_tensors(value.get(key), seen) for key in _RAW
+    )
+
+
+def _words(key: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", key.lower()))
