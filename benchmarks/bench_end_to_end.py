@@ -31,7 +31,7 @@ from torch._subclasses.fake_tensor import is_fake
 from benchmarks.harness import origin
 from mdft_fast import MetaModel, run
 from mdft_fast.app.recipe import Recipe
-from mdft_fast.app.running.phases import Phases
+from mdft_fast.app.running import Phases
 from mdft_fast.files import write_json
 from mdft_fast.model import build_backbone
 

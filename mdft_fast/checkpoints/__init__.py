@@ -32,6 +32,7 @@ __all__ = [
     "StateSource", "Weights", "Written", "activation_of", "arguments_of", "as_preprocess",
     "as_state", "cached_tensors", "check_activation", "check_architecture", "check_preprocess",
     "compare_bases", "convert", "describe", "describe_preprocess", "edges_before_crop", "entry",
-    "example_input", "find_checkpoint", "find_tasks", "gather", "open_state", "read_json", "renamed", "sniff",
+    "example_input", "find_checkpoint", "find_tasks", "gather", "open_state", "read_json",
+    "renamed", "sniff",
     "stem_of", "text_tower", "write_tensors",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections import Counter
@@ -74,24 +75,31 @@ def convert(
     metadata = {"format": "pt", FACTS: state.facts.to_text()}
     if state.normalize is not None:
         metadata[NORMALIZE] = "true" if state.normalize else "false"
-    try:
+    with _told_of(source):
         entries = [  # each tensor is read again, when it is written
             entry(name, state.tensors[name])._replace(
                 pieces=map(state.tensors.__getitem__, (name,))
             )
             for name in state.tensors
         ]
-    except MdftError as error:
-        text = str(error).removeprefix(f"{source}: ")
-        raise MdftError(f"{source}: {text}; ignore leaves it out") from None
     _check_growth(Path(source), base, entries)
     entries.sort(key=lambda item: -item.dtype.itemsize)  # wider ones first: all stay aligned
     for opened_state in (opened, state):
         if opened_state is not None:
             opened_state.check()
-    with replacing(path) as temporary:
+    with _told_of(source), replacing(path) as temporary:
         write_tensors(temporary, entries, metadata=metadata)
     return state
+
+
+@contextlib.contextmanager
+def _told_of(source: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the source where a tensor of it cannot be written, and what to do."""
+    try:
+        yield
+    except MdftError as error:
+        text = str(error).removeprefix(f"{source}: ")
+        raise MdftError(f"{source}: {text}; ignore leaves it out") from None
 
 
 def _check_growth(

@@ -32,7 +32,10 @@ def cached_head(ingredients: Mapping[str, Any], make: Callable[[], Head]) -> Hea
 
     def tensors() -> dict[str, Tensor]:
         head = make()
-        stated = {"normalize": torch.tensor(head.normalize), "scale": _exact(head.scale)}
+        stated = {
+            "normalize": torch.tensor(head.normalize, device="cpu"),
+            "scale": _exact(head.scale),
+        }
         return {**head.tensors, **stated}
 
     held = cached_tensors("heads", {"format": _FORMAT, **ingredients}, tensors)
@@ -41,7 +44,7 @@ def cached_head(ingredients: Mapping[str, Any], make: Callable[[], Head]) -> Hea
 
 
 def _exact(number: float) -> Tensor:
-    return torch.tensor(number, dtype=torch.float64)
+    return torch.tensor(number, dtype=torch.float64, device="cpu")
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

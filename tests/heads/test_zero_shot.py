@@ -186,7 +186,10 @@ def bad_files(state: dict[str, Any], folder: Path) -> dict[str, tuple[Callable[[
     return {
         "module.pt": (lambda f: torch.save(torch.nn.Linear(2, 2), f), lacks),
         "canary.pt": (lambda f: torch.save({"a": CANARY}, f), "must hold tensors by name"),
-        "plain.pkl": (lambda f: f.write_bytes(pickle.dumps(CANARY)), "damaged pickle"),
+        "plain.pkl": (
+            lambda f: f.write_bytes(pickle.dumps(CANARY)),
+            "a pickle that torch.save did not write",
+        ),
         "script.pt": (script, lacks),
         "cut.pt": (lambda f: f.write_bytes(b"PK\3\4 and no more"), "damaged"),
         "cut.safetensors": (lambda f: f.write_bytes(b"\0" * 9), "not a readable safetensors"),

@@ -2,6 +2,7 @@
 """A recipe from start to end: stages, evaluation, files, report."""
 
 from mdft_fast.app.running.folder_lock import locked
+from mdft_fast.app.running.phases import Phases
 from mdft_fast.app.running.progress import Progress, Style
 from mdft_fast.app.running.provenance import environment, version_of
 from mdft_fast.app.running.run_folder import check_finished, is_claimed
@@ -10,6 +11,7 @@ from mdft_fast.app.running.start_file import pool_of_card
 from mdft_fast.app.running.whole_run import RunSummary, run
 
 __all__ = [
+    "Phases",
     "Progress",
     "RunSummary",
     "Style",
