@@ -16,6 +16,7 @@ from mdft_fast.app.cli import export_model
 from mdft_fast.app.opening import build
 from mdft_fast.app.report import read_result
 from mdft_fast.arena import name_means
+from mdft_fast.json_checksums import with_checksum
 from tests.app.conftest import Make, card
 
 
