@@ -32,12 +32,8 @@ def raised() -> Iterator[tuple[str, str]]:
 
 
 def test_every_kind_that_is_raised_is_on_the_page() -> None:
-    inside = {
-        "AssertionError",
-        "Exit",
-        "MarkedYAMLError",
-        "PydanticCustomError",
-    }  # answered before a user sees them
+    # Answered before a user sees them.
+    inside = {"AssertionError", "Exit", "MarkedYAMLError", "PydanticCustomError"}
     assert {kind for _, kind in raised()} - inside <= documented("| kind | is | what to do |")
 
 
