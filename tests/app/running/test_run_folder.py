@@ -38,7 +38,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_loaded(make_recipe: Make)
     with locked(recipe.output):
         with pytest.raises(MdftError, match=r"is in use by process \d+ on .* since .*--output"):
             run(recipe, progress=False)
-        assert (recipe.output / ".lock").exists(), "the first one's is left alone"
+        assert (recipe.output / ".mdft-lock").exists(), "the first one's is left alone"
     assert not recipe.output.exists()
 
 
@@ -46,7 +46,7 @@ def test_what_dead_processes_left_is_no_obstacle_and_goes(make_recipe: Make) -> 
     recipe = make_recipe(*SHORT)
     recipe.output.mkdir()
     (recipe.output / ".recipe.yaml.0123456789abcdef.part").write_text("ver")
-    (recipe.output / ".lock").write_text("process 1 on a machine that is gone")
+    (recipe.output / ".mdft-lock").write_text("process 1 on a machine that is gone")
     with pytest.raises(MdftError, match="no run to resume; start it without --resume"):
         run(recipe, resume=True, progress=False)
     folder = run(recipe, progress=False).folder
