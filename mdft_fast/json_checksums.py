@@ -23,9 +23,11 @@ def content_checksum(content: Mapping[str, Any]) -> str:
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns an object with its checksum; numbers must be finite.
 
-    It is the first key: a gap torn into the text cannot take it along and leave sense.
+    It is the first key: a gap torn into the text that takes it along takes the next one too, which
+    readers want.
     """
-    return {CHECKSUM: content_checksum(content), **content}
+    own = {key: value for key, value in content.items() if key != CHECKSUM}
+    return {CHECKSUM: content_checksum(own), **own}
 
 
 def check_content(where: object, content: Any, known: Collection[str]) -> None:

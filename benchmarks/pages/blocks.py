@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import accuracy, files, memory, methods, races, scaling
+from benchmarks.pages import accuracy, files, memory, methods, races, reliability, scaling
 from benchmarks.pages.results import RESULTS, ROOT, read
 from benchmarks.paper import ITEMS
 from benchmarks.paper.command import page
@@ -82,6 +82,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {  # name -> text, from a folder of r
     "step": _of("step_cpu", races.step_table),
     "memory": _of("memory_cpu", memory.peak_table),
     "methods": _of("methods", methods.block),
+    "reliability": _of("reliability", reliability.block),
 }
 
 

@@ -13,9 +13,10 @@ from tests.docs.pages import DOCS, ROOT, rows
 PACKAGE = ROOT / "mdft_fast"
 # The field's words and plain English, as they stand in names of public classes and constants.
 PLAIN = re.compile(
-    "batch|buffer|callback|checkpoint|choice|clip|config|crop|data|dataset|dtype|entropy|error|evaluation|"
-    "fallback|file|folder|form|function|hf|import|info|input|interpolation|interval|kind|labelled|"
-    "largest|late|layer|learn|learning|least|like|linear|listed|matrix|mdft|meta|model|module|name|npz|of|"
+    "batch|buffer|cache|callback|checkpoint|checksum|choice|choose|clip|config|crop|data|dataset|"
+    "dtype|entropy|entry|error|evaluation|fallback|file|folder|form|function|hf|import|info|input|"
+    "interpolation|interval|json|kind|labelled|largest|late|layer|learn|learning|least|like|linear|"
+    "listed|lock|matrix|mdft|meta|model|module|name|npz|of|"
     "op|optimizer|order|other|positive|precision|record|resize|result|run|sample|schedule|set|share|"
     "step|suffixe|test|to|torchvision|unlabelled|vector|version|warning|watch|weight|written"
 )

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from mdft_fast.arena import CODECS
 from mdft_fast.checkpoints import safetensors_writer as container
 from mdft_fast.errors import MdftError
+from mdft_fast.json_checksums import with_checksum
 from mdft_fast.pool import Head, Pool, label_note
 from tests.conftest import contents
 from tests.pool.conftest import cut, edited, flip, refuses, tiny_parts
@@ -217,3 +218,18 @@ def test_changed_bytes_are_found_when_asked(parts: Any, tmp_path: Path) -> None:
 def test_a_path_that_is_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MdftError, match=r"none: no such pool folder"):
         Pool.open(tmp_path / "none")
+
+
+def test_names_exchanged_in_the_manifest_are_found(parts: Any, tmp_path: Path) -> None:
+    parts.build().save(tmp_path / "pool")
+    file = tmp_path / "pool" / "pool.json"
+    content = json.loads(file.read_text())
+    one, two = (t for t in content["tensors"] if t["name"] in ("norm.weight", "norm.bias"))
+    one["name"], two["name"] = two["name"], one["name"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(MdftError, match=r"pool.json: its content's sha256 must be"):
+        Pool.open(tmp_path / "pool")
+    file.write_text(json.dumps(with_checksum(content)))  # by whoever knows how
+    Pool.open(tmp_path / "pool")
+    with pytest.raises(MdftError, match=r"pool.json: checksum must be .* by the content, got"):
+        Pool.open(tmp_path / "pool", verify=True)

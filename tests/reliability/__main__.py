@@ -22,7 +22,7 @@ from mdft_fast.files import write_json
 from tests.reliability.kills import cache_in, kill_at_random, scenarios
 from tests.reliability.mutations import formats, mutate
 
-KILLS = {"run": 44, "resume": 36, "pack": 44, "export": 36, "convert": 44}
+KILLS = {"run": 16, "resume": 12, "pack": 60, "export": 52, "convert": 70}
 QUICK = {"run": 1, "pack": 1, "convert": 2}
 MUTATIONS, FEW = 620, 12  # of each format
 GOOD = {"same bits", "right content", "refused", "other content"}

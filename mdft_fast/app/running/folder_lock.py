@@ -14,7 +14,7 @@ from mdft_fast.errors import MdftError
 from mdft_fast.file_locks import is_still, try_lock
 from mdft_fast.files import TRIES, naming
 
-LOCK = ".lock"
+LOCK = ".mdft-lock"
 
 
 @contextlib.contextmanager

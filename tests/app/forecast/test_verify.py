@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from mdft_fast.app.forecast import plan
 from mdft_fast.app.opening import build, open_pool, pack
 from mdft_fast.app.recipe import Recipe, RecipeError
 from mdft_fast.errors import MdftError
+from mdft_fast.json_checksums import with_checksum
 from mdft_fast.pool import Packing, Pool
 from tests.app.conftest import Make, in_pool, nameless
 from tests.data.on_disk import write_folders
@@ -145,7 +147,8 @@ def test_a_recipe_that_does_not_fit_its_packed_pool(
 def test_a_packed_pool_of_another_backbone(make_recipe: Make, tmp_path: Path) -> None:
     recipe = make_recipe(*packed(make_recipe, tmp_path))
     file = tmp_path / "packed" / "pool.json"
-    file.write_text(file.read_text().replace('"img_size": 32', '"img_size": 48'))
+    content = json.loads(file.read_text().replace('"img_size": 32', '"img_size": 48'))
+    file.write_text(json.dumps(with_checksum(content)))
     message = r"backbone: pos_embed must be .* as in the pool, got"
     with pytest.raises(MdftError, match=message) as it:
         plan(recipe)

@@ -362,3 +362,26 @@ def test_from_mapping_leaves_the_mapping_alone(tmp_path: Path) -> None:
     assert content == before
     assert recipe.pool.folder == tmp_path / "packed"
     assert recipe.tasks[0].adapt.x == "x"
+
+
+LOL = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{c}: &{c} [{','.join(['*' + chr(ord(c) - 1)] * 10)}]\n" for c in "bcdefghi"
+)
+NO_RECIPES = {
+    LOL: r"line \d, column \d: must be at most 100,000 values, aliases written out",
+    "a: &a [*a]": r"line 1, column 4: an alias must not lie in what it stands for",
+    "a: " + "[" * 60 + "]" * 60: "must be at most 50 deep",
+    "a: " + "[" * 5000 + "]" * 5000: "must be at most 50 deep",
+    "? [a, b]\n: 1": r"line 1, column 3: a key must be a word; is it a template's",
+    "pool: {base: {{ base }}}": "a key must be a word",
+    "a: !!timestamp abc": r"line 1, column 4: must be timestamp, got 'abc'",
+    "a: !!bool abc": r"line 1, column 4: must be bool, got 'abc'",
+    f"a: {'9' * 400}": r"line 1, column 4: a whole number must be below 2\^63, got 9999",
+}
+
+
+@pytest.mark.parametrize("text", NO_RECIPES, ids=range(len(NO_RECIPES)))
+def test_what_no_recipe_says_is_refused_at_once(text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=NO_RECIPES[text]):
+        Recipe.load(tmp_path / "recipe.yaml")

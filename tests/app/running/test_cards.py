@@ -16,6 +16,7 @@ from mdft_fast.app.cli import export_model
 from mdft_fast.app.opening import build
 from mdft_fast.app.report import read_result
 from mdft_fast.arena import name_means
+from mdft_fast.json_checksums import with_checksum
 from tests.app.conftest import Make, card
 
 
@@ -81,11 +82,11 @@ def test_a_run_by_row_is_small_and_read_again(make_recipe: Make, tmp_path: Path)
     assert "mean over its rows" in page
     card = json.loads((folder / "meta" / "card.json").read_text())
     for key, value in {"rows": [1], "coefficients": {"shapes": "!", "letters": "!"}}.items():
-        (tmp_path / "card.json").write_text(json.dumps({**card, key: value}))
+        (tmp_path / "card.json").write_text(json.dumps(with_checksum({**card, key: value})))
         with pytest.raises(MdftError, match=r"card.json: damaged"):
             CoefficientCard.load(tmp_path / "card.json")
     finer = {**card, "granularity": "tensor"}
-    (tmp_path / "card.json").write_text(json.dumps(finer))
+    (tmp_path / "card.json").write_text(json.dumps(with_checksum(finer)))
     with pytest.raises(MdftError, match="tasks and columns must be the pool's"):
         load(tmp_path / "card.json", pool=built.pool)
 
@@ -128,5 +129,8 @@ def test_a_sorted_card_is_the_same_model(make_recipe: Make) -> None:
         assert torch.equal(value, expected[key])
     card["columns"][0] = "another"
     path.write_text(json.dumps(card))
+    with pytest.raises(MdftError, match=r"meta/card\.json: its content's sha256 must be"):
+        load(path, pool=built.pool)
+    path.write_text(json.dumps(with_checksum(card)))
     with pytest.raises(MdftError, match=r"meta/card\.json: tasks and columns must be the pool's"):
         load(path, pool=built.pool)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mdft_fast.app.cli import specialize_run
-from mdft_fast.app.opening import build, pack
+from mdft_fast.app.opening import build, open_pool, pack
 from mdft_fast.app.running import run
 from mdft_fast.errors import MdftError
 from tests.app.conftest import Make, nameless, run_until
@@ -131,3 +131,19 @@ def test_folders_of_unlabelled_images_are_no_classes(
     )
     wanted = ("0", "1", "2") if names == "null" else ("circle", "square", "triangle")
     assert build(recipe).tasks[0].class_names == wanted
+
+
+def test_a_damaged_pool_is_refused_by_whatever_uses_it(make_recipe: Make, tmp_path: Path) -> None:
+    pack(make_recipe(), folder := tmp_path / "packed")
+    recipe = make_recipe(
+        f"pool={{folder: {folder}}}", "backbone=null", "preprocess=null", "construct.steps=1",
+        "specialize.tasks=none",
+    )  # fmt: skip
+    file = folder / "tau.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5000] ^= 0x04  # of a mantissa: finite all the same
+    file.write_bytes(content)
+    for use in (build, open_pool):
+        with pytest.raises(MdftError, match=r"tau.safetensors: sha256 must be"):
+            use(recipe)
+        use(recipe, verify=False)
