@@ -207,5 +207,5 @@ def _size(value: Any) -> tuple[int, int] | None:
 
 def _channels(value: Any) -> tuple[float, ...] | None:
     items = list(value) if isinstance(value, (list, tuple)) else [value]
-    good = all(type(item) in (int, float) and abs(item) < 1e6 for item in items)
+    good = all(type(item) in (int, float) and 0 <= item <= 1 for item in items)  # else 0 to 255
     return tuple(float(item) for item in items) if good and len(items) == 3 else None

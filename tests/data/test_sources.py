@@ -296,13 +296,13 @@ def test_what_is_not_read_is_counted_and_said(tmp_path: Path) -> None:
     (tmp_path / "bus" / "labels.csv").write_text("no image")
     (tmp_path / "bus" / "bus_001.jpg").rename(tmp_path / "bus" / "bus_001.jfif")
     (note,) = FolderSource(tmp_path).listing("test").notes
-    assert note.endswith(": 1 files were passed over, its files are 1 .jfif.")
+    assert note.endswith(": passed over, as torchvision does, 1 .jfif.")
     (tmp_path / "bus" / "bus_002.jpg").rename(tmp_path / "bus" / "bus_002.jfif")
     source = FolderSource(tmp_path)
     assert len(load_samples(source, PREPROCESS)) == 2  # no label is needed
     assert "classes without an image, 1 of 2 without: 'bus'" in source.listing("train").notes[0]
     for refused in (source.check_labels, lambda _: load_labelled(source, PREPROCESS, 2)):
-        with pytest.raises(MdftError, match=r"every class .* 'bus', its files are 2 \.jfif"):
+        with pytest.raises(MdftError, match=r"every class .* 'bus', which holds 2 \.jfif"):
             refused("test")
 
 

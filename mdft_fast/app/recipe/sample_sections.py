@@ -158,7 +158,8 @@ class EvaluateData(AdaptData):
 
     def check_source(self) -> None:
         """Refuses as well labels of a form that an evaluation would refuse at the end."""
-        super().check_source()
         source = self.source()
         if isinstance(source, ListedSource):
             source.check_labels(self._role)
+        else:
+            super().check_source()

@@ -72,9 +72,10 @@ def untested_classes(confusion: Mapping[str, Mapping[str, list[Any]]]) -> Iterat
         without = sorted(set(range(len(classes))) - set(pairs["true"]))
         if without:
             names = ", ".join(repr(classes[i]) for i in without[:3])
+            more = " and others" if without[3:] else ""
             yield (
                 f"Task {task!r}: {len(without):,} of {len(classes):,} classes are without a test "
-                f"image, so nothing is known of them: {names}{', ...' if without[3:] else ''}."
+                f"image, so nothing is known of them: {names}{more}."
             )
 
 

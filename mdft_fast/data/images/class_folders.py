@@ -217,14 +217,14 @@ def _found(top: Path, classes: Sequence[str]) -> _Found:
         empty = sorted(set(range(len(classes))) - {i for _, i in pairs})
         if empty:
             some = f"{len(empty):,} of {len(classes):,} without: {classes[empty[0]]!r}"
+            held = _counted(others[empty[0]])
             refusal = (
-                f"every class must have an image, got {some}{_counted(others[empty[0]])}; images "
-                f"end in {', '.join(EXTENSIONS)}"
+                f"every class must have an image, got {some}{f', which holds {held}' * bool(held)}"
+                f"; images end in {', '.join(EXTENSIONS)}"
             )
             notes.append(f"{top}: classes without an image, {some}.")
-        total = sum(others, Counter())
-        if total:
-            notes.append(f"{top}: {total.total():,} files were passed over{_counted(total)}.")
+        if total := sum(others, Counter()):
+            notes.append(f"{top}: passed over, as torchvision does, {_counted(total)}.")
     if not pairs:
         raise MdftError(
             f"{top}: must hold images as <class>/<image>, got none; images end in "
@@ -234,9 +234,8 @@ def _found(top: Path, classes: Sequence[str]) -> _Found:
 
 
 def _counted(others: Counter[str]) -> str:
-    """Returns how many files there are of which other suffixes, in words behind a comma."""
-    counts = [f"{n:,} {readable(suffix) or 'without a suffix'}" for suffix, n in others.items()]
-    return f", its files are {', '.join(counts)}" if counts else ""
+    """Returns how many files of which other suffixes there are, in words."""
+    return ", ".join(f"{n:,} {readable(s) or 'without a suffix'}" for s, n in others.items())
 
 
 def _check_no_splits(root: Path, classes: Sequence[str], chosen: str | None) -> None:

@@ -28,6 +28,10 @@ Array = npt.NDArray[Any]
 # PIL warns from here on: such an image takes 270 MB.
 MOST_PIXELS = 89_478_485
 _ORIENTATION, _BITS = 0x0112, 258  # EXIF's and TIFF's tags
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
+    7: "TRANSVERSE", 8: "ROTATE_90",
+}  # fmt: skip
 _SIXTEEN_BITS = {("I", "PNG"), ("I", "PPM")}
 # What torchvision's ImageFolder takes for an image.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -68,10 +72,8 @@ def decode(
         with image:
             _bound(image)
             decoded = _in_mode(image, "RGB")
-            if turned and image.getexif().get(_ORIENTATION) is not None:
-                decoded.info["exif"] = image.getexif().tobytes()
-                decoded = need("PIL.ImageOps", "data", who=name).exif_transpose(decoded)
-            return decoded
+            turn = _TURNS.get(_orientation(image)) if turned else None
+            return decoded if turn is None else decoded.transpose(pil.Transpose[turn])
     except pil.UnidentifiedImageError:
         formats = ", ".join(FORMATS)
         raise MdftError(f"{name}: not a readable image; must be one of {formats}") from None
@@ -82,6 +84,14 @@ def decode(
         raise MdftError(f"{name}: not a readable image: {error}") from None
     except MdftError as error:
         raise MdftError(f"{name}: {error}") from None
+
+
+def _orientation(image: Image) -> Any:
+    """Returns what an image's EXIF says of it; damaged EXIF says nothing."""
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # whatever PIL raises for it
+        return None
 
 
 def _bound(image: Image) -> None:

@@ -64,7 +64,8 @@ class HfSource(ListedSource):
         """See :class:`~mdft_fast.data.images.listing.ListedSource`."""
         path = Path(self.path).absolute()
         dataset, _, _ = self._load(path, role)
-        self._check_column(dataset, self.label, path)
+        for column in (self.image, self.label):
+            self._check_column(dataset, column, path)
         kind = dataset.features[self.label]
         dtype = str(getattr(kind, "dtype", type(kind).__name__))
         if "int" not in dtype:

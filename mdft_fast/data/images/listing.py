@@ -77,11 +77,12 @@ class ListedSource(ABC):
             MdftError: if it is not there; the message says what to put where.
         """
 
-    def check_labels(self, role: Role) -> None:  # noqa: B027 - there may be nothing to check
-        """Refuses labels of a form that an evaluation would refuse, where that shows beforehand.
+    def check_labels(self, role: Role) -> None:
+        """Refuses a source as :meth:`listing` does, and labels that an evaluation would refuse.
 
-        What a label is, is not looked at.
+        That is their form, where it shows beforehand; no label is looked at.
         """
+        self.listing(role)
 
 
 def of_files(

@@ -46,6 +46,8 @@ def find_split(root: Path, split: str) -> Path | None:
     Raises:
         MdftError: if there are two, such as ``Train`` and ``training``.
     """
+    if not root.is_dir():
+        return None
     entries = [Path(entry) for entry in os.scandir(root) if not is_hidden(entry.name)]
     for kind, stem in ((Path.is_dir, "name"), (Path.is_file, "stem")):
         alike = sorted(

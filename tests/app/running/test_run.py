@@ -20,7 +20,7 @@ from mdft_fast.app.opening import pack
 from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.report import COMPARED
 from mdft_fast.app.running import check_finished
-from mdft_fast.app.running.measurement import worse_than_base
+from mdft_fast.app.running.measurement import untested_classes, worse_than_base
 from mdft_fast.learning import learner
 from tests.app.conftest import Make, assert_same_cards, card, metrics, run_until
 from tests.conftest import contents
@@ -324,4 +324,12 @@ def test_models_worse_than_their_base_are_named() -> None:
     (said,) = worse_than_base({"individual": own, "pretrained": base})
     assert "worse than the pre-trained one on mnist (40.0 against 97.5):" in said
     assert worse_than_base({"individual": base, "pretrained": own | {"dtd": 0.1}}) == []
+
+
+def test_classes_without_a_test_image_are_said() -> None:
+    whole = {"classes": ["a", "b"], "true": [0, 1, 1], "predicted": [0, 1, 0], "count": [1, 1, 1]}
+    lacking = {**whole, "classes": ["a", "b", "c", "d", "e", "f"]}
+    (said,) = untested_classes({"one": whole, "two": lacking})
+    assert said.startswith("Task 'two': 4 of 6 classes are without a test image")
+    assert said.endswith("'c', 'd', 'e' and others.")
     assert worse_than_base({}) == []
