@@ -80,6 +80,7 @@ def result_of(
             *worse_than_base(measured.accuracy),
             *data.notes,
             *first.warnings,
+            *(words for one in learned.specialize.values() for words in one.warnings),
             *pool.notes,
             *([resumed] if folder.resume else []),
         ],
