@@ -17,7 +17,7 @@ PLAIN = re.compile(
     "fallback|file|folder|form|function|hf|import|info|input|interpolation|interval|kind|labelled|"
     "largest|late|layer|learn|learning|least|like|linear|listed|matrix|mdft|meta|model|module|name|npz|of|"
     "op|optimizer|order|other|positive|precision|record|resize|result|run|sample|schedule|set|share|"
-    "step|test|to|torchvision|unlabelled|vector|version|warning|watch|weight|written"
+    "step|terminal|test|to|torchvision|unlabelled|vector|version|warning|watch|weight|written"
 )
 
 
