@@ -32,7 +32,7 @@ def need(module: str, extra: str = "", *, who: str = "") -> ModuleType:
         who: what cannot do without it, for the error.
 
     Raises:
-        MdftError: if it cannot be imported; it says what to install.
+        MdftError: if it cannot be imported; it says what to install, or what went wrong.
     """
     try:
         return importlib.import_module(module)
@@ -42,3 +42,7 @@ def need(module: str, extra: str = "", *, who: str = "") -> ModuleType:
         raise MdftError(
             f"{needs} {module.partition('.')[0]}; pip install '{package}' ({error})"
         ) from error
+    except Exception as error:  # it is there and does not work: built for others, or misconfigured
+        what = f"{who}: {module}" if who else module
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise MdftError(f"{what} must work here, got at its import {why}") from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -174,7 +175,6 @@ class Layout:
             )
         return inside
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def plan(
         self,
         device: torch.device,
@@ -192,6 +192,15 @@ class Layout:
             merge_alone: leaves ``order`` and ``starts`` empty, which ``merge_dots`` reads: with λ
                 per row they are long, and each tensor of an export has a range of its own.
         """
+        if tiles is not None:  # while compiling: numbers, no symbols
+            tiles = operator.index(tiles[0]), operator.index(tiles[1])
+        plan: TilePlan = self._kept_plan(device, tiles, merge_alone)
+        return plan
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _kept_plan(
+        self, device: torch.device, tiles: tuple[int, int] | None, merge_alone: bool
+    ) -> TilePlan:
         if makes_fakes():
             return self._make_plan(device, tiles, merge_alone)
         key = (device, tiles, merge_alone)
@@ -291,7 +300,6 @@ class Layout:
         return views
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def plan_of_one(
     elements: int,
     device: torch.device,
@@ -300,8 +308,15 @@ def plan_of_one(
     merge_alone: bool = False,
 ) -> TilePlan:
     """Returns the plan of :meth:`Layout.single`; see :meth:`Layout.plan`."""
-    made: TilePlan = Layout.single(elements).plan(device, tiles, merge_alone=merge_alone)
-    return made
+    plan: TilePlan = _plan_of_one(operator.index(elements), device, tiles, merge_alone)
+    return plan
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _plan_of_one(
+    elements: int, device: torch.device, tiles: tuple[int, int] | None, merge_alone: bool
+) -> TilePlan:
+    return Layout.single(elements).plan(device, tiles, merge_alone=merge_alone)
 
 
 def name_means(coefficients: Tensor, rows: tuple[int, ...] | None) -> Tensor:

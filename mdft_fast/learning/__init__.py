@@ -12,6 +12,7 @@ from mdft_fast.learning.cuda_graph import check_capturable_mode
 from mdft_fast.learning.learner import Callback, Learner, RunResult, StepRecord
 from mdft_fast.learning.loop import construct, specialize
 from mdft_fast.learning.order import BatchOrder
+from mdft_fast.learning.outcome import doubts_of_holdout
 from mdft_fast.learning.teachers import (
     Ask,
     TaughtTask,
@@ -35,6 +36,7 @@ __all__ = [
     "TaughtTask",
     "check_capturable_mode",
     "construct",
+    "doubts_of_holdout",
     "holdout_cross_entropy",
     "own_features",
     "specialize",

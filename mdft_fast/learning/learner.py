@@ -17,6 +17,7 @@ from mdft_fast.errors import MdftError
 from mdft_fast.learning.config import OptimizerConfig
 from mdft_fast.learning.objectives import Losses
 from mdft_fast.learning.order import BatchOrder
+from mdft_fast.learning.outcome import doubts
 from mdft_fast.model import MetaModel
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -150,6 +151,11 @@ class Learner:
         """
         self._optimizer.zero_grad(set_to_none=True)
         for loss in losses:
+            if not loss.requires_grad:
+                raise MdftError(
+                    "coefficients: the encoder's output must depend on them, got one without a "
+                    "gradient; does the backbone run under no_grad, or detach?"
+                )
             loss.backward()
         with torch.device("cpu"):  # what an optimizer makes by default is read on the host
             self._optimizer.step()
@@ -248,12 +254,15 @@ class RunResult:
     rows: tuple[int, ...] | None = None
 
 
-def result_of(learner: Learner, seconds: float, warnings: tuple[str, ...] = ()) -> RunResult:
-    """Returns a finished learner's result."""
+def result_of(
+    learner: Learner, stage: str, seconds: float, warnings: tuple[str, ...] = ()
+) -> RunResult:
+    """Returns a finished learner's result; what looks like a failure is among its warnings."""
     meta = learner.meta
     path = learner.state()["path"]
     every = len(path) == learner.step + 1
     steps = tuple(range(len(path))) if every else (0, learner.step)
+    warnings += tuple(doubts(stage, path, learner.step))
     return RunResult(
         path[-1].clone(), path, meta.layout.columns, meta.pool.vector_names, seconds, warnings,
         steps, meta.layout.rows,

@@ -55,7 +55,7 @@ def construct(
 
     Returns:
         The learned λ and its path. A task none of whose samples pass the filter adds nothing to
-        the objective, and a warning says so.
+        the objective, and a warning says so; so it does where λ diverged or never moved.
 
     Raises:
         MdftError: if a task is not of the pool or named twice, no sample of any task passes the
@@ -69,7 +69,7 @@ def construct(
     drawn, warnings = _drawn(_taught(meta, tasks, config), config)
     objective = DebiasedEntropyObjective(tuple(drawn), tuple(drawn.values()), config)
     learner = _learn(meta, objective, config, "construct", callbacks, resume)
-    return result_of(learner, time.perf_counter() - started, tuple(warnings))
+    return result_of(learner, "construct", time.perf_counter() - started, tuple(warnings))
 
 
 def specialize(
@@ -103,7 +103,7 @@ def specialize(
     (taught,) = _taught(meta, [task], config)
     objective = AlignmentObjective([taught], [taught.learn], config.representation)
     learner = _learn(meta, objective, config, "specialize", callbacks, resume, task=task.name)
-    return result_of(learner, time.perf_counter() - started)
+    return result_of(learner, f"specialize {task.name}", time.perf_counter() - started)
 
 
 def _taught(

@@ -144,7 +144,8 @@ class AlignmentObjective(Objective):
 
     def divisors(self, rows: Sequence[Tensor]) -> Tensor:
         """See :class:`Objective`: the number of rows."""
-        return torch.tensor([float(len(some)) for some in rows], device=self.tasks[0].logits.device)
+        sizes = [len(some) for some in rows]
+        return torch.tensor(sizes, dtype=torch.float32, device=self.tasks[0].logits.device)
 
     def losses(self, encoded: Encoded) -> Losses:
         """See :class:`Objective`."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
@@ -253,7 +252,6 @@ def _plan(
 ) -> TilePlan:
     if layout is not None:
         return layout.plan(device, tiles, merge_alone=merge_alone)
-    elements = operator.index(elements)  # while compiling: a number, no symbol
     return plan_of_one(elements, device, tiles, merge_alone=merge_alone)
 
 

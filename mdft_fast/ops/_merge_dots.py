@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -53,7 +52,7 @@ def merge_dots(
     elements = deltas.N if isinstance(deltas, TaskVectors) else deltas.shape[-1]
     grads = [grads] if isinstance(grads, Tensor) else grads
     if layout is None:
-        plan = plan_of_one(operator.index(elements), codes.device, tiles)
+        plan = plan_of_one(elements, codes.device, tiles)
         slots: tuple[Slot, ...] = (Slot("all", (elements,), 0, 0),)[plan.first :]
     else:
         checks.check_covers("merge_dots", layout, elements)

@@ -18,7 +18,8 @@ PLAIN = re.compile(
     "interpolation|interval|json|kind|labelled|largest|late|layer|learn|learning|least|like|linear|"
     "listed|lock|matrix|mdft|meta|model|module|name|npz|of|"
     "op|optimizer|order|other|positive|precision|record|resize|result|run|sample|schedule|set|share|"
-    "step|suffixe|test|to|torchvision|unlabelled|vector|version|warning|watch|weight|written"
+    "step|suffixe|terminal|test|to|torchvision|unlabelled|vector|version|warning|watch|weight|"
+    "written"
 )
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The build backend: takes the environment's torch, asks for nothing that is there."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -102,6 +103,24 @@ def test_a_source_archive_needs_no_torch(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.parametrize(
+    ("hook", "named"),
+    [
+        ("build_wheel", ["setuptools>=77.0.3", "ninja>=1.10"]),
+        ("prepare_metadata_for_build_editable", ["setuptools>=77.0.3", "ninja>=1.10"]),
+        ("build_sdist", ["setuptools>=77.0.3"]),
+    ],
+)
+def test_without_isolation_the_missing_tools_are_named(
+    hook: str, named: list[str], tmp_path: Path
+) -> None:
+    there = {"torch": "2.11.0", "setuptools": "65.5.0", "cmake": "4.1.0"}
+    done = ask(hook, there, tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"must have {', '.join(named)}; install them first (pip install" in line
+
+
 def test_sees_the_environment_behind_an_isolated_path(backend: ModuleType) -> None:
     torch = importlib.util.find_spec("torch")
     assert torch is not None
@@ -167,6 +186,29 @@ def test_pip_install_keeps_the_environments_torch(source: Path, tmp_path: Path) 
     code = "import importlib.metadata as m; print(m.version('torch'), m.version('mdft-fast'))"
     versions = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     assert versions.stdout.split() == [importlib.metadata.version("torch"), "0.1.0"]
+
+
+def test_a_build_folder_of_another_place_is_made_anew(source: Path, tmp_path: Path) -> None:
+    """A renamed checkout, or one that was copied into an image with its build folder."""
+    moved = tmp_path / "moved, (it's [2])"
+    shutil.copytree(source, moved, ignore=shutil.ignore_patterns("build"))
+    (package,) = moved.glob("build*")  # the backend's; no build folder came along
+    assert package.name == "build_backend"
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = functools.partial(
+        subprocess.run, command, capture_output=True, text=True, env=environment, check=False
+    )
+    assert run(cwd=moved).returncode == 0
+    moved = moved.rename(tmp_path / "renamed")
+    done = run(cwd=moved)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "does not fit any more; building anew" in done.stdout
+    (moved / "CMakeLists.txt").write_text("message(FATAL_ERROR no)", encoding="utf-8")
+    done = run(cwd=moved)
+    assert done.returncode != 0
+    assert "the native build failed; cmake's words above say why" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_pip_would_fetch_what_is_missing(source: Path, tmp_path: Path) -> None:

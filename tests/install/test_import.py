@@ -104,3 +104,10 @@ except AttributeError as error:
     print(error)
 """
     assert printed(code).startswith("module 'mdft_fast' has no attribute 'nothing'\n")
+
+
+def test_the_report_needs_no_pictures_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook's environment names one that the program's own may lack."""
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    code = "import mdft_fast.app.report as r; r.write_report; print('matplotlib' in sys.modules)"
+    assert printed(code) == "False\n"

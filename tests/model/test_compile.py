@@ -92,3 +92,12 @@ def test_refuses_what_would_cut_the_graph(options: dict[str, object], got: str) 
     meta = MetaModel(backbone, make_pool(backbone), **options)  # type: ignore[arg-type]
     with pytest.raises(MdftError, match=f"needs mode 'resident' without checkpointing, got {got}"):
         meta.compile()
+
+
+@pytest.mark.parametrize("mode", ["resident", "layerwise", "streamed"])
+def test_a_whole_model_may_be_compiled_by_its_user(mode: str) -> None:
+    """With breaks between graphs; ranges of tiles differ from piece to piece."""
+    backbone = Encoder()
+    meta = MetaModel(backbone, make_pool(backbone), mode=mode)  # type: ignore[arg-type]
+    wanted = meta.encode(images())
+    assert_near(torch.compile(meta.encode, backend="aot_eager")(images()), wanted)

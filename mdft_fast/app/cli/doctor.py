@@ -125,12 +125,12 @@ def _test_merge(device: torch.device) -> tuple[str, bool]:
 def _test_others(device: torch.device) -> dict[str, bool]:
     """Returns for each other operator whether its numbers, and its backward's, are right."""
     count = 64 * TILE
-    grad, deltas = _drawn(count).to(device), _drawn(4, count).to(device)
-    plan = Layout.single(count).plan(device)
-    wide = [grad.double()], deltas.double(), plan
-    magnitude = reference.merge_dots([wide[0][0].abs()], wide[1].abs(), plan)
-    # a tile's products are summed in float32, in whatever order, and rounded once more
-    dots = _within(merge_dots(grad, deltas), reference.merge_dots(*wide), (TILE + 1) * magnitude)
+    grad, deltas = _drawn(count).abs().to(device), _drawn(4, count).abs().to(device)
+    exact = reference.merge_dots(
+        [grad.double()], deltas.double(), Layout.single(count).plan(device)
+    )
+    # no two terms cancel; a tile's are summed in float32, in whatever order, and rounded once more
+    dots = _within(merge_dots(grad, deltas), exact, (TILE + 1) * exact)
 
     logits, teachers = _drawn(16, 10).to(device), 4 * _drawn(16, 10).to(device)
     found = [

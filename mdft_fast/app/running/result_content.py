@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mdft_fast.app.opening import Built, LoadedData
 from mdft_fast.app.recipe import Recipe
-from mdft_fast.app.running.learning_failures import failures
 from mdft_fast.app.running.measurement import Measured, untested_classes, worse_than_base
 from mdft_fast.app.running.phases import Phases
 from mdft_fast.app.running.provenance import environment
@@ -84,7 +83,7 @@ def result_of(
             *untested_classes(measured.confusion),
             *data.notes,
             *first.warnings,
-            *failures(learned),
+            *(words for one in learned.specialize.values() for words in one.warnings),
             *pool.notes,
             *([resumed] if folder.resume else []),
         ],

@@ -36,6 +36,7 @@ from mdft_fast.learning import (
     StepRecord,
     TaughtTask,
     construct,
+    doubts_of_holdout,
     holdout_cross_entropy,
     specialize,
     teach,
@@ -142,6 +143,8 @@ def learn(
             resume=folder.load_state("construct"),
         )
         end = holdout_cross_entropy(meta, taught, batch=batch)
+        farther = tuple(doubts_of_holdout(start, end))
+        first = dataclasses.replace(first, warnings=(*first.warnings, *farther))
     holdout = {"start": _mean(start), "meta": _mean(end)} if start else {}
 
     origins: dict[str, Tensor] = {"specialize": first.coefficients}

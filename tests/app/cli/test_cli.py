@@ -212,6 +212,39 @@ def test_doctor() -> None:
     assert "is right" in shown.output
 
 
+@pytest.mark.parametrize("op", ["merge_dots", "debiased_entropy_loss"])
+def test_doctor_tests_every_operator(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = getattr(doctor, op)
+
+    def wrong(*args: Any) -> Any:
+        result = right(*args)
+        return result * 1.001 if op == "merge_dots" else result._replace(loss=result.loss * 1.001)
+
+    monkeypatch.setattr(doctor, op, wrong)
+    name = op.removesuffix("_loss")
+    assert f"cpu: {name} gives WRONG numbers" in call("doctor", code=1).output
+
+
+def test_doctor_survives_an_operator_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no kernel image is available\nmore")
+
+    monkeypatch.setattr(doctor, "merge", fails)
+    shown = call("doctor", code=1).output
+    assert "self-test    cpu: FAILS: no kernel image is available\n" in shown
+
+
+def test_doctor_needs_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MDFT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", _no_home)
+    assert "MDFT_CACHE names a folder for it" in call("doctor").output
+
+
+def _no_home(path: Path) -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
 def test_doctor_notices_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     right = doctor.merge
     monkeypatch.setattr(doctor, "merge", lambda *a: right(*a) * (1 + 1e-5))
