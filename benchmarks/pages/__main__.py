@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from benchmarks import pages
-from benchmarks.pages import methods, scaling
+from benchmarks.pages import end_to_end, methods, scaling
 from benchmarks.pages.results import RESULTS, read
 from benchmarks.pictures import RC
 
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
         scaling.draw(read(RESULTS, "scaling_cpu"), RESULTS / "scaling_cpu.png")
         with matplotlib.rc_context(RC):
             methods.draw(read(RESULTS, "methods"), RESULTS / methods.PICTURE)
+            end_to_end.draw(read(RESULTS, "end_to_end"), RESULTS / end_to_end.PICTURE)
     return int(options.check and bool(pages.outdated()))
 
 

@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import accuracy, files, memory, methods, races, reliability, scaling
+from benchmarks.pages import (
+    accuracy,
+    end_to_end,
+    files,
+    memory,
+    methods,
+    races,
+    reliability,
+    scaling,
+)
 from benchmarks.pages.results import RESULTS, ROOT, read
 from benchmarks.paper import ITEMS
 from benchmarks.paper.command import page
@@ -24,6 +33,7 @@ Section = Callable[[Any], Iterator[str]]
 SECTIONS: dict[str, Section] = {  # of docs/results.md: name of a result -> what it gives
     **{name: functools.partial(accuracy.section, name) for name in accuracy.POOLS},
     **{name: functools.partial(races.section, name) for name in races.RACES},
+    "end_to_end": end_to_end.section,
     "memory_cpu": memory.section,
     "scaling_cpu": scaling.section,
     "data_cpu": files.loading,
@@ -75,6 +85,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {  # name -> text, from a folder of r
     "results": results,
     "paper": lambda folder: paper(folder / "paper"),
     "paper-real": lambda folder: paper(folder / "paper_real"),
+    "calibrate": _of("calibrate_cpu", end_to_end.calibrations),
     "merge": _of("kernels_cpu", functools.partial(races.operator_table, "merge")),
     "merge_dots": _of("kernels_cpu", functools.partial(races.operator_table, "merge_dots")),
     "debiased_entropy": _of("kernels_cpu", races.entropy_table),

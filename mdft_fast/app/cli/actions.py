@@ -164,6 +164,7 @@ def run_demo(assignments: Sequence[str], output: Path, quiet: bool) -> None:
     if not quiet and not is_finished(default_folder()):
         complain("building the demo's pool, once")
     pool = ensure_pool(progress=None if quiet else complain)
+    assignments = ("specialize.control=true", *assignments)  # what stage 1 is worth to stage 2
     run_recipe(pool / "recipe.yaml", assignments, free_name(output), False, quiet)
 
 
