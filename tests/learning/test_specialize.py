@@ -100,7 +100,7 @@ def test_what_is_taught_already_is_not_asked_again(world: World) -> None:
 
 
 def test_configurations_that_make_no_sense() -> None:
-    with pytest.raises(MdftError, match=r"specialize.batch: must be a whole number above 0"):
+    with pytest.raises(MdftError, match=r"batch: must be a whole number in \[1, 1000000\], got 0"):
         SpecializeConfig(batch=0)
     with pytest.raises(MdftError, match="did you mean 'encoder'"):
         SpecializeConfig(representation="encode")  # type: ignore[arg-type]
