@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal, get_args
 
 from mdft_fast.checkpoints.pickle_machine import StandIn, named
@@ -23,7 +24,9 @@ _TAKEN = {"state_dict_ema": "timm", "model_ema": "timm", "params_ema": "BasicSR"
 # Words of a key that holds another version of the same model.
 _AVERAGES = {"ema", "avg", "average", "averaged", "swa", "shadow", "teacher", "mean"}
 _VERSIONS = _AVERAGES | {"best", "last", "final", "init", "initial"}
+_SHOWN = 60  # characters of a name, and names, in an error
 _DEEPEST = 4  # {"state_dict": {"model": ...}}
+_MOST_VERSIONS = 50  # that are looked at; two are too many already
 _ALIKE = 0.5  # share of names that two versions of one model have in common, at least
 
 
@@ -98,11 +101,11 @@ def named_part(state: State, prefix: str) -> State:
     begins = f"{prefix}."
     names = {name.removeprefix(begins): name for name in state.tensors if name.startswith(begins)}
     if not names:
-        known = sorted({name.split(".", 1)[0] for name in state.tensors})
+        known = sorted({name[:_SHOWN].split(".", 1)[0] for name in state.tensors})
         some = f"{known[:8]}{' and more' if known[8:] else ''}"
         raise MdftError(
             f"{state.label}: part must be a key of the file or what its names begin with, as one "
-            f"of {some}, got {prefix!r}{nearest(prefix, known)}"
+            f"of {some}, got {prefix!r}{nearest(prefix, known[:_SHOWN])}"
         )
     others = [name for name in state.tensors if not name.startswith(begins)]
     left_out = {**state.left_out, **dict.fromkeys(others, f"stands beside part {prefix!r}")}
@@ -128,7 +131,8 @@ def _key_of(picked: Picked) -> str | None:
     """Returns the longest key that the wanted part begins with."""
     rest = picked.rest
     keys = [k for k in picked.value if isinstance(k, str) and k and f"{rest}.".startswith(f"{k}.")]
-    keys = [key for key in keys if _holds_tensors(picked.value[key], set())]
+    known: dict[int, bool] = {}
+    keys = [key for key in keys if _holds_tensors(picked.value[key], known)]
     return max(keys, key=len, default=None)
 
 
@@ -143,7 +147,8 @@ def _inner(path: object, picked: Picked, choice: Choice) -> str | None:
     root = picked.value
     if not isinstance(root, dict):
         return None
-    holding = [k for k in root if isinstance(k, str) and _holds_tensors(root[k], set())]
+    known: dict[int, bool] = {}
+    holding = [k for k in root if isinstance(k, str) and _holds_tensors(root[k], known)]
     raw = [key for key in _RAW if key in holding]
     averages = [key for key in holding if _words(key) & _AVERAGES or key in _TAKEN]
     if not raw and not averages:
@@ -151,8 +156,8 @@ def _inner(path: object, picked: Picked, choice: Choice) -> str | None:
             return None
         if len(holding) > 1:
             raise MdftError(
-                f"{path}: must hold one model, got {holding[:8]}; name one as part, in a recipe "
-                "pool.part, of `mdft convert` --part"
+                f"{path}: must hold one model, got {_shown(holding)}; name one as part (a recipe's "
+                "pool.part, of `mdft convert` --part)"
             )
         return next(iter(holding), _empty_wrapper(root))
     first = (raw or averages)[0]
@@ -179,17 +184,22 @@ def _among(
         return averages[0]
     said = f", as weights or part: {first!r}" if averages else ", as part"
     raise MdftError(
-        f"{path}: holds several versions of one model, {[first, *averages, *others]}; say which is "
-        f"wanted{said}: a recipe's pool.weights (ema or raw) or pool.part, of `mdft convert` "
-        "--weights or --part"
+        f"{path}: holds several versions of one model, {_shown([first, *averages, *others])}; say "
+        f"which is wanted{said} (a recipe's pool.weights, ema or raw, or pool.part; of `mdft "
+        "convert` --weights or --part)"
     )
+
+
+def _shown(keys: list[str]) -> list[str]:
+    return [key[:_SHOWN] for key in keys[:8]]
 
 
 def _rivals(root: Mapping[Any, Any], holding: list[str], first: str) -> Iterator[str]:
     """Yields other keys that hold the same model: of the same names, under a key that says so."""
     mine, stored = _names(root[first]), _storages(root[first])
-    for key in holding:
-        if key == first or not (key in _RAW or key in _TAKEN or _words(key) & _VERSIONS):
+    others = (k for k in holding if k in _RAW or k in _TAKEN or _words(k) & _VERSIONS)
+    for key in islice(others, _MOST_VERSIONS):
+        if key == first:
             continue
         theirs = _names(root[key])
         alike = mine is None or theirs is None or len(mine & theirs) >= _ALIKE * len(mine)
@@ -203,7 +213,7 @@ def _names(value: Any) -> set[str] | None:
         if not isinstance(value, dict):
             return None
         names = [k for k, v in value.items() if isinstance(k, str) and isinstance(v, TensorRef)]
-        inner = next((key for key in _RAW if _holds_tensors(value.get(key), set())), None)
+        inner = next((key for key in _RAW if _holds_tensors(value.get(key), {})), None)
         if inner is None:
             return set(without_wrappers(names))
         value = value[inner]
@@ -231,16 +241,19 @@ def _empty_wrapper(root: Mapping[Any, Any]) -> str | None:
     return next((key for key in _RAW if isinstance(root.get(key), dict)), None)
 
 
-def _holds_tensors(value: Any, seen: set[int]) -> bool:
-    """Says whether a value is a module, or a dict of tensors, maybe wrapped again."""
+def _holds_tensors(value: Any, known: dict[int, bool]) -> bool:
+    """Says whether a value is a module, or a dict of tensors, maybe wrapped again.
+
+    ``known`` keeps the answers by id: a file may hold one dict under many keys, or in itself.
+    """
     if not isinstance(value, dict):
         return is_module(value)
-    if id(value) in seen:
-        return False
-    seen.add(id(value))
-    return any(isinstance(v, TensorRef) and isinstance(k, str) for k, v in value.items()) or any(
-        _holds_tensors(value.get(key), seen) for key in _RAW
-    )
+    if id(value) not in known:
+        known[id(value)] = False
+        known[id(value)] = any(
+            isinstance(v, TensorRef) and isinstance(k, str) for k, v in value.items()
+        ) or any(_holds_tensors(value.get(key), known) for key in _RAW)
+    return known[id(value)]
 
 
 def _words(key: str) -> set[str]:

@@ -62,9 +62,11 @@ def _most(state: State, inventory: Inventory) -> _Found:
     best, most = _Found([], {}), 0
     for spelling in _spellings(inventory):
         first = {spelling.get(n, n): inventory.aliases.get(n, n) for n in inventory.must_have}
+        longest = max(map(len, first))
         behind: dict[str, set[str]] = {}
         for key in (*state.tensors, *state.unreadable):
-            cut = 0
+            before = len(key) - longest - 1  # a stranger's name may be of millions of parts
+            cut = 0 if before < 0 else key.find(".", before) + 1 or -1
             while cut >= 0:
                 if (name := first.get(key[cut:])) is not None:
                     behind.setdefault(key[:cut], set()).add(name)

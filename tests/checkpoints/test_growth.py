@@ -85,6 +85,13 @@ CASES: dict[str, Callable[[], bytes]] = {
     "a long tuple as a key": lambda: (
         b"(" + b"K\x01" * 20_000 + b"tq\x00}(" + b"h\x00N" * 20_000 + b"u."
     ),
+    "one dict under many keys": lambda: (
+        b"}q\x00("
+        + b"".join(text(f"n{i}") + b"N" for i in range(15_000))
+        + b"u0}("
+        + b"".join(text(f"ema{i}") + b"h\x00" for i in range(15_000))
+        + b"u."
+    ),
     "names that are joined": lambda: (
         text("x" * 50_000) + b"q\x00(" + b"h\x00h\x00\x93" * 20_000 + b"l."
     ),
