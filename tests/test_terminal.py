@@ -44,7 +44,7 @@ def test_only_a_terminal_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for stream in (None, Log(), closed, io.StringIO()):
         assert not is_terminal(stream)
         monkeypatch.setattr(sys, "stderr", stream)
-        assert not progress.Progress().enabled
+        assert progress.Progress().style == "lines"
 
 
 def run(code: str, *redirections: str) -> subprocess.CompletedProcess[str]:
@@ -98,7 +98,7 @@ def test_what_progress_shows_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> No
     terminal = Console(file=shown, force_terminal=True, width=40, color_system=None)
     monkeypatch.setattr(progress, "Console", lambda **_: terminal)
     folder = "/data/[old] runs/[/b]/:smile:/" + "long/" * 20
-    with progress.Progress(True) as bars:
+    with progress.Progress("bars") as bars:
         bars.say(f"writing to {folder}\x1b[2J")
         bars.count("[/b]stage", 1, 2)
     assert f"writing to {folder}\\x1b[2J" in shown.getvalue()

@@ -13,7 +13,7 @@ from tests.docs.pages import DOCS, ROOT, rows
 PACKAGE = ROOT / "mdft_fast"
 # The field's words and plain English, as they stand in names of public classes and constants.
 PLAIN = re.compile(
-    "batch|buffer|cache|callback|checkpoint|checksum|choice|choose|clip|config|crop|data|dataset|"
+    "ask|batch|buffer|cache|callback|checkpoint|checksum|choice|choose|clip|config|crop|data|dataset|"
     "dtype|entropy|entry|error|evaluation|fallback|file|folder|form|function|hf|import|info|input|"
     "interpolation|interval|json|kind|labelled|largest|late|layer|learn|learning|least|like|linear|"
     "listed|lock|matrix|mdft|meta|model|module|name|npz|of|"

@@ -193,6 +193,7 @@ def test_resumes_bit_for_bit_and_from_a_plain_run(world: World, name: str) -> No
 def test_a_plain_state_leaves_the_optimizer_capturable(world: World, name: str) -> None:
     plain, learner = learner_of(world, name, capturable=False), learner_of(world, name)
     plain.update([square(plain)(inputs_of(1)).loss.sum()])
+    plain.step += 1
     plain.path.append(plain.meta.coefficients.detach().clone())
     learner.restore(plain.state())
     (group,) = learner._optimizer.param_groups

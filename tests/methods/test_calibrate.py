@@ -65,7 +65,7 @@ def sensitivity(case: Case, k: int, matrix: Tensor, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("fisher", [0.0, 0.9])
-def test_the_normal_equations(fisher: float) -> None:
+def test_the_normal_equations(fisher: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """One matrix: everything in one dense system in float64, of Kronecker products."""
     case, method = affine_case(), Calibrate(fisher=fisher, rho=0.05, epsilon=0.01)
     base = torch.cat([_base(case, "blocks.0.weight"), _base(case, "blocks.0.bias")[:, None]], 1)
@@ -91,6 +91,7 @@ def test_the_normal_equations(fisher: float) -> None:
     system = system + ridge * torch.eye(24, dtype=torch.float64)
     right = right + ridge * pull.T.reshape(-1)
     exact = torch.linalg.solve(system, right).view(6, 4).T
+    monkeypatch.setattr("mdft_fast.methods.calibrate._STEPS", 5)  # nearer than the default goes
     made = case.merged(method)
     matrix = torch.cat([made["blocks.0.weight"][0], made["blocks.0.bias"][0][:, None]], 1)
     # bfloat16 gradients, and conjugate gradients that stop: both of 1e-3.

@@ -104,7 +104,7 @@ def test_run_passes_on_what_was_said(
 def test_quiet_prints_the_report_alone(recipe: Path, ran: list[Any], tmp_path: Path) -> None:
     shown = call("run", recipe, "-q")
     assert shown.output == f"report: {tmp_path / 'report.md'}\n"
-    assert ran[0][2] is False
+    assert ran[0][2] == "off"
     assert ran[0][0].output == tmp_path / "runs" / "recipe"
 
 

@@ -51,9 +51,9 @@ class Counted:
         self.seen: Counter[bytes] = Counter()
         decode, encode = listing.decode, MetaModel.encode
 
-        def counted(path: Path) -> Any:
+        def counted(path: Path, **how: Any) -> Any:
             self.decoded.append(str(path))
-            return decode(path)
+            return decode(path, **how)
 
         def seen(meta: MetaModel, batch: Batch) -> torch.Tensor:
             if not torch.is_grad_enabled():
