@@ -112,7 +112,8 @@ def _singly(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _sample(batch: Batch, at: int) -> Batch:
-    return each(lambda tensor: tensor[at : at + 1], batch)
+    # A copy: how memory is aligned decides the order of a product's sums on some processors.
+    return each(lambda tensor: tensor[at : at + 1].clone(), batch)
 
 
 def _mean(diagonal: Mapping[str, Tensor]) -> float:

@@ -110,4 +110,4 @@ def test_the_report_needs_no_pictures_backend(monkeypatch: pytest.MonkeyPatch) -
     """A notebook's environment names one that the program's own may lack."""
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     code = "import mdft_fast.app.report as r; r.write_report; print('matplotlib' in sys.modules)"
-    assert printed(code) == "False\n"
+    assert printed(code).startswith("False\n")

@@ -18,7 +18,8 @@ _WORDS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "dev": "val", "test": "test", "testing": "test",
 }  # fmt: skip
-_OTHER_WORDS = {"eval", "evaluation", "holdout", "extra", "unlabelled", "unlabeled"}
+_UNLABELLED = {"unlabelled", "unlabeled"}  # alone, all that there is
+_OTHER_WORDS = {"eval", "evaluation", "holdout", "extra", *_UNLABELLED}
 _FILLERS = {"set", "data", "dataset", "split", "images", "image", "imgs", "img", "samples"}
 # Left beside a class's folder by programs: notebooks, macOS archives, NAS thumbnails, trash.
 _LITTER = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
@@ -77,7 +78,8 @@ def splits_among(names: Iterable[str]) -> list[str]:
     plain += [n for n in names if set(_words(n)) & _OTHER_WORDS and not split_of(n)]
     if len(plain) > 1:
         return plain
-    return names if all(set(_words(n)) & (_WORDS.keys() | _OTHER_WORDS) for n in names) else []
+    known = (_WORDS.keys() | _OTHER_WORDS) - _UNLABELLED
+    return names if all(set(_words(n)) & known for n in names) else []
 
 
 def _words(name: str) -> list[str]:

@@ -165,10 +165,11 @@ def test_init_writes_a_recipe_once(tmp_path: Path) -> None:
 
 
 def test_init_counts_what_a_name_with_a_hash_hides(tmp_path: Path) -> None:
-    (tmp_path / "heads").mkdir()
-    for name in ("base", "a #1", "heads/a #1"):  # of its head, normalize is CHANGE_ME
-        save_file({"weight": torch.ones(2, 3)}, tmp_path / f"{name}.safetensors")
-    text = call("init", tmp_path).output
+    folder = tmp_path / "a #1"
+    (folder / "heads").mkdir(parents=True)
+    for name in ("base", "a", "heads/a"):  # of its head, normalize is CHANGE_ME
+        save_file({"weight": torch.ones(2, 3)}, folder / f"{name}.safetensors")
+    text = call("init", folder, "-o", tmp_path / "recipe.yaml").output
     with pytest.raises(RecipeError) as caught:
         Recipe.load(tmp_path / "recipe.yaml")
     assert f"CHANGE_ME in it, {len(caught.value.problems)} times" in text

@@ -85,7 +85,7 @@ def test_out_of_a_rounded_codec_there_is_a_warning(packed: Path, tmp_path: Path)
 
 def test_a_recipe_of_a_packed_pool(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    np.savez(tmp_path / "one.npz", x=np.zeros(1))
+    np.savez(tmp_path / "one.npz", x=np.zeros((1, 2, 2, 3), np.uint8))
     shown = call("pack", tmp_path / "recipe.yaml", tmp_path / "int8", "--codec", "int8")
     assert shown.stderr == ""
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("packed", "int8"))

@@ -224,7 +224,6 @@ FAULTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "extra key": lambda state: state.update({"norm.bia": torch.zeros(3)}),
     "shape": lambda state: state.update({"norm.bias": torch.zeros(3)}),
     "nan": lambda state: state["norm.bias"].__setitem__(1, float("nan")),
-    "dtype": lambda state: state.update({"norm.bias": state["norm.bias"].float()}),
 }
 
 

@@ -37,7 +37,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_loaded(make_recipe: Make)
     recipe = make_recipe(*SHORT, "pool.models=/nowhere")
     with locked(recipe.output):
         with pytest.raises(MdftError, match=r"is in use by process \d+ on .* since .*--output"):
-            run(recipe, progress=False)
+            run(recipe, progress="off")
         assert (recipe.output / ".mdft-lock").exists(), "the first one's is left alone"
     assert not recipe.output.exists()
 
@@ -48,11 +48,11 @@ def test_what_dead_processes_left_is_no_obstacle_and_goes(make_recipe: Make) -> 
     (recipe.output / ".recipe.yaml.0123456789abcdef.part").write_text("ver")
     (recipe.output / ".mdft-lock").write_text("process 1 on a machine that is gone")
     with pytest.raises(MdftError, match="no run to resume; start it without --resume"):
-        run(recipe, resume=True, progress=False)
-    folder = run(recipe, progress=False).folder
+        run(recipe, resume=True, progress="off")
+    folder = run(recipe, progress="off").folder
     (folder / "state" / ".construct.pt.0123456789abcdef.part").write_text("half")
     with pytest.raises(MdftError, match="got a run; --resume goes on with it, --output"):
-        run(recipe, progress=False)
+        run(recipe, progress="off")
     with RunFolder(recipe.output, recipe, resume=True):
         pass
     assert not list(folder.rglob(".*"))
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_made(make_recipe: Make, tmp_path: Path, place: 
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     with pytest.raises((MdftError, OSError), match=re.escape(str(tmp_path))):
-        run(make_recipe(*SHORT, f"output={tmp_path / place}"), progress=False)
+        run(make_recipe(*SHORT, f"output={tmp_path / place}"), progress="off")
 
 
 def _changed(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
@@ -168,7 +168,7 @@ def test_notes_of_a_run_that_are_not_as_they_were_written(
 
 
 def test_a_run_moved_with_its_files_goes_on(make_recipe: Make, files: Path, tmp_path: Path) -> None:
-    whole = run(make_recipe(*SHORT, f"output={tmp_path / 'whole'}"), progress=False).folder
+    whole = run(make_recipe(*SHORT, f"output={tmp_path / 'whole'}"), progress="off").folder
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(files, old / "files")
     text = (tmp_path / "recipe.yaml").read_text().replace(str(files), str(old / "files"))
@@ -176,7 +176,7 @@ def test_a_run_moved_with_its_files_goes_on(make_recipe: Make, files: Path, tmp_
     run_until(3, Recipe.load(old / "recipe.yaml", SHORT))
     old.rename(new)
     moved = Recipe.load(new / "run" / "recipe.yaml")
-    folder = run(moved, resume=True, progress=False).folder
+    folder = run(moved, resume=True, progress="off").folder
     assert folder == new / "run"
     assert torch.equal(card(folder), card(whole))
     export_model(folder, new / "m.safetensors", None, None)

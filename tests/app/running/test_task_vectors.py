@@ -85,5 +85,6 @@ def test_a_missing_checkpoint_says_what_was_looked_for(
     content: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "ViT-B-32/Cars/finetuned.pt").unlink()
-    with pytest.raises(MdftError, match=r"task 'cars', as one of \['cars.safetensors', 'cars.pt'"):
+    wanted = r"task 'cars', as a file 'cars' that ends in one of \['.safetensors', '.pt',"
+    with pytest.raises(MdftError, match=wanted):
         build(load(content, tmp_path))
