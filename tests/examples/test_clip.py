@@ -88,7 +88,7 @@ def test_an_example_from_start_to_end(
     if not FULL_SIZE:
         small = {"vision_cfg": VISION, "embed_dim": DIMENSION}
         changed.append(f"backbone.kwargs={json.dumps(small)}")
-    summary = run(Recipe.load(tmp_path / f"{example}.yaml", changed), progress=bool(FULL_SIZE))
+    summary = run(Recipe.load(tmp_path / f"{example}.yaml", changed), progress=None if FULL_SIZE else "off")
     result: dict[str, Any] = summary.result
     facts = {task["name"]: task for task in result["pool"]["tasks"]}
     assert {name: task["classes"] for name, task in facts.items()} == CLASSES
