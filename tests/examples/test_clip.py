@@ -88,7 +88,8 @@ def test_an_example_from_start_to_end(
     if not FULL_SIZE:
         small = {"vision_cfg": VISION, "embed_dim": DIMENSION}
         changed.append(f"backbone.kwargs={json.dumps(small)}")
-    summary = run(Recipe.load(tmp_path / f"{example}.yaml", changed), progress=None if FULL_SIZE else "off")
+    progress = None if FULL_SIZE else "off"
+    summary = run(Recipe.load(tmp_path / f"{example}.yaml", changed), progress=progress)
     result: dict[str, Any] = summary.result
     facts = {task["name"]: task for task in result["pool"]["tasks"]}
     assert {name: task["classes"] for name, task in facts.items()} == CLASSES

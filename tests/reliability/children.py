@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 HANG_S = 20.0
 MEMORY = 2 << 30  # bytes beyond what the parent has
 
@@ -59,6 +61,9 @@ def _live(body: Callable[[Callable[[Any], None]], None], writing: int) -> None:
     with contextlib.suppress(ValueError, OSError):
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
+    # PyTorch makes the pool that the fork lost anew at the first use; two threads that come to
+    # it at once abort ("Invalid thread pool").
+    torch.set_num_threads(torch.get_num_threads())
     try:
         body(lambda value: (os.write(writing, json.dumps(value).encode() + b"\n"), None)[1])
     finally:
