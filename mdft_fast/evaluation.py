@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mdft_fast.data import Choose, Samples, Task, compare_class_names, listed, load_labelled
 from mdft_fast.errors import MdftError
-from mdft_fast.model import MetaModel
+from mdft_fast.model import MetaModel, batches_of
 
 _BATCH = 128
 
@@ -131,8 +131,7 @@ def _predict(model: MetaModel | nn.Module, test: TestSet, batch: int) -> Tensor:
     device = next(iter(model.parameters())).device
     head = test.task.head.to(device)
     classes = [
-        head(encode(test.samples.batch(indices, device))).argmax(-1).cpu()
-        for indices in torch.arange(len(test.samples), device="cpu").split(batch)
+        head(encode(images)).argmax(-1).cpu() for images in batches_of(test.samples, batch, device)
     ]
     return torch.cat(classes)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mdft_fast import reference
 from mdft_fast.errors import MdftError
-from mdft_fast.model import Batch, MetaModel, Samples, UnlabelledTask, split
+from mdft_fast.model import Batch, MetaModel, Samples, UnlabelledTask, batches_of, split
 from mdft_fast.pool import Head
 
 _BATCH = 128  # samples a teacher sees at once; no gradient is kept
@@ -116,8 +116,7 @@ def own_features(meta: MetaModel, task: str, samples: Samples, batch: int | None
     """
     device = meta.coefficients.device
     with meta.using(meta.individual(task)):
-        parts = torch.arange(len(samples), device="cpu").split(batch or _BATCH)
-        return torch.cat([meta.encode(samples.batch(indices, device)) for indices in parts])
+        return torch.cat([meta.encode(x) for x in batches_of(samples, batch or _BATCH, device)])
 
 
 def _teach(

@@ -23,6 +23,7 @@ from mdft_fast.model.unlabelled import (
     Samples,
     UnlabelledTask,
     VariedSamples,
+    batches_of,
     generator_of,
     permutation,
     split,
@@ -31,8 +32,8 @@ from mdft_fast.model.unlabelled import (
 __all__ = [
     "DTYPE_OF_PRECISION", "HOLDOUT", "MODES", "TASK_ARITHMETIC", "Batch", "Granularity",
     "LinearLayer", "MetaModel", "Mode", "Precision", "Recognized", "Samples", "StartLike",
-    "UnlabelledTask", "VariedSamples", "available_memory", "block_of", "build_backbone",
-    "check_shapes", "each", "find_blocks", "find_linear_layers", "find_owners", "generator_of",
-    "joined", "names_of", "permutation", "recognize", "replaced_forward", "return_freed_memory",
-    "split", "tensors_of", "without_alarm",
+    "UnlabelledTask", "VariedSamples", "available_memory", "batches_of", "block_of",
+    "build_backbone", "check_shapes", "each", "find_blocks", "find_linear_layers", "find_owners",
+    "generator_of", "joined", "names_of", "permutation", "recognize", "replaced_forward",
+    "return_freed_memory", "split", "tensors_of", "without_alarm",
 ]  # fmt: skip

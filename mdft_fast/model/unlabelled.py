@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
@@ -53,6 +54,30 @@ class UnlabelledTask(Protocol):
     def load_samples(self, preprocess: Mapping[str, Any]) -> Samples:
         """Returns its unlabelled samples for a pool's preprocess."""
         ...
+
+
+def batches_of(
+    samples: Samples, size: int, device: torch.device, *, ahead: bool | None = None
+) -> Iterator[Batch]:
+    """Yields all samples in order, ``size`` at once but for the last batch.
+
+    Args:
+        samples: any.
+        size: samples a batch.
+        device: where the batches go.
+        ahead: whether a thread prepares the next batch while one is used; None: where the device
+            is not the CPU, which has nothing to spare for it.
+    """
+    parts = torch.arange(len(samples), device="cpu").split(size)
+    if not (device.type != "cpu" if ahead is None else ahead):
+        yield from (samples.batch(indices, device) for indices in parts)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="mdft-batches") as worker:
+        following = worker.submit(samples.batch, parts[0], device)
+        for indices in parts[1:]:
+            current, following = following, worker.submit(samples.batch, indices, device)
+            yield current.result()
+        yield following.result()
 
 
 def split(n: int, holdout: float, seed: int, stream: str = "") -> tuple[Tensor, Tensor]:
