@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a calibration costs at CLIP's sizes: time by phase, share of matrix products, peak memory.
 
-    python benchmarks/bench_calibrate.py --json benchmarks/results/calibrate_cpu.json
+    python benchmarks/run.py calibrate --json benchmarks/results/calibrate_cpu.json
 
 Weights, task vectors and inputs are random: costs depend on shapes alone.
 """
@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-sys.path.append(str(Path(__file__).parent.parent))  # an installed mdft_fast wins
 
 from benchmarks.bench_pack import watched
 from benchmarks.harness import origin
@@ -173,9 +170,9 @@ def measure(model: str, tasks: int, method: Calibrate) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
-    """Measures one calibration and adds its row to the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: list[str]) -> int:
+    """Measures one calibration and adds its row to the JSON; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="run.py calibrate", description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=list(SIZES), default="CLIP ViT-B/32")
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--samples", type=int, default=256)
@@ -184,7 +181,7 @@ def main() -> None:
     parser.add_argument("--no-keep", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(argv[1:])
     torch.set_num_threads(options.threads)
     method = Calibrate(
         samples=options.samples,
@@ -196,9 +193,6 @@ def main() -> None:
     print(json.dumps(row, indent=1))
     if options.json:
         old = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-        words = f"python benchmarks/bench_calibrate.py --model '{options.model}'"
+        words = f"python benchmarks/run.py calibrate --model '{options.model}'"
         write_json(options.json, {**origin(words, torch.device("cpu")), "rows": [*old, row]})
-
-
-if __name__ == "__main__":
-    main()
+    return 0

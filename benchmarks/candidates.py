@@ -32,6 +32,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"calibrate": {"samples": 160}},
     {"calibrate": {"fisher": 0.0}},
     {"calibrate": {"copies": 1}},
+    {"calibrate": {"copies": 2}},
 )
 
 

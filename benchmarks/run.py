@@ -4,6 +4,8 @@
 python benchmarks/run.py kernels step --json benchmarks/results/FILE.json
 python benchmarks/run.py table2 fig3 --recipe RECIPE --out FOLDER
 python benchmarks/run.py methods RECIPE --json benchmarks/results/methods.json
+python benchmarks/run.py unseen RECIPE --json benchmarks/results/unseen.json
+python benchmarks/run.py calibrate --json benchmarks/results/calibrate_cpu.json
 python benchmarks/run.py end_to_end RECIPE --clip8 --json benchmarks/results/end_to_end.json
 python benchmarks/run.py compare OLD.json NEW.json
 """
@@ -24,10 +26,12 @@ sys.path.append(str(ROOT))  # an installed mdft_fast wins
 os.environ["MDFT_STRICT"] = "1"  # the reference must not race in the kernels' place
 
 from benchmarks import (  # noqa: E402
+    bench_calibrate,
     bench_end_to_end,
     bench_memory,
     bench_methods,
     bench_step,
+    bench_unseen,
     compare,
 )
 from benchmarks.harness import Busy, origin  # noqa: E402
@@ -40,9 +44,11 @@ from mdft_fast.arena import CODECS  # noqa: E402
 from mdft_fast.files import write_json  # noqa: E402
 
 COMMANDS = {
+    "calibrate": bench_calibrate.main,
     "compare": compare.main,
     "end_to_end": bench_end_to_end.main,
     "methods": bench_methods.main,
+    "unseen": bench_unseen.main,
 } | dict.fromkeys([*ITEMS, "paper"], command.main)
 
 

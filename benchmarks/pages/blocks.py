@@ -94,6 +94,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {  # name -> text, from a folder of r
     "memory": _of("memory_cpu", memory.peak_table),
     "methods": _of("methods", methods.block),
     "reliability": _of("reliability", reliability.block),
+    "unseen": _of("unseen", methods.unseen),
 }
 
 

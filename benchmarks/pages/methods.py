@@ -17,7 +17,7 @@ from benchmarks.candidates import (
     TASK_ARITHMETIC,
     TRANSFORMED,
 )
-from benchmarks.markdown import number, origin, percent, table
+from benchmarks.markdown import mean, number, origin, percent, table
 from benchmarks.pages.published_merges import ANCHORS, DIFFERS
 from benchmarks.pictures import BLUE, GRAY, GREEN, INK, ORANGE, VERMILION, heading, new_figure, save
 
@@ -63,6 +63,22 @@ def _parts(content: Any) -> Iterator[str]:
     rows = [[name, *map(_points, pair)] for name, pair in ANCHORS.items()]
     yield table(["method", "ViT-B/32", "ViT-L/14"], rows)
     yield DIFFERS
+
+
+def unseen(content: Any) -> str:
+    """Returns the block of docs/methods.md on tasks that took no part in a merge."""
+    rows = content["results"]
+    models = list(rows[0]["accuracy"])
+    lines = []
+    for name in dict.fromkeys(row["pool"] for row in rows):
+        of_pool = [row["accuracy"] for row in rows if row["pool"] == name]
+        means = [percent(mean(accuracy[model] for accuracy in of_pool)) for model in models]
+        lines.append([_title(name), len(of_pool), *means])
+    return "\n\n".join([
+        table(["pool", "tasks", *models], lines),
+        "Top-1 on the test samples of each task in turn, per cent, mean over tasks: the merge is of "
+        f"all other tasks, and the task's head is the one that it has for its own. {origin(content)}",
+    ])  # fmt: skip
 
 
 def _line(row: Mapping[str, Any]) -> list[object]:

@@ -8,7 +8,7 @@ from mdft_fast.model.batches import each, joined, tensors_of
 from mdft_fast.model.granularity import Granularity, block_of
 from mdft_fast.model.initial_coefficients import TASK_ARITHMETIC, StartLike
 from mdft_fast.model.linear_layers import LinearLayer, find_linear_layers
-from mdft_fast.model.memory_advice import available_memory, return_freed_memory
+from mdft_fast.model.memory_advice import available_memory, return_freed_memory, trim_heaps
 from mdft_fast.model.meta_model import (
     DTYPE_OF_PRECISION,
     MODES,
@@ -35,5 +35,5 @@ __all__ = [
     "UnlabelledTask", "VariedSamples", "available_memory", "batches_of", "block_of",
     "build_backbone", "check_shapes", "each", "find_blocks", "find_linear_layers", "find_owners",
     "generator_of", "joined", "names_of", "permutation", "recognize", "replaced_forward",
-    "return_freed_memory", "split", "tensors_of", "without_alarm",
+    "return_freed_memory", "split", "tensors_of", "trim_heaps", "without_alarm",
 ]  # fmt: skip

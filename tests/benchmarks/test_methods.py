@@ -99,3 +99,13 @@ def test_a_selection_is_ranked_by_its_means_and_kept(tmp_path: Path) -> None:
     ]
     assert kept.known("p", "start", {"start": "a", "seed": 1})["share"] == 0.7
     assert kept.known("p", "start", {"start": "a", "seed": 2}) is None
+
+
+def test_unseen_tasks_are_averaged_by_pool() -> None:
+    rows = [
+        {"pool": pool, "left_out": task, "accuracy": {"pre-trained": base, "calibrate": base / 2}}
+        for pool, task, base in [("a", "x", 0.5), ("a", "y", 0.7), ("real_pool", "x", 0.2)]
+    ]
+    page = methods.unseen({"results": rows})
+    assert "| a | 2 | 60.0 | 30.0 |" in page
+    assert "| real pool | 1 | 20.0 | 10.0 |" in page

@@ -17,7 +17,7 @@ from mdft_fast.methods.walk.calls import Call
 from mdft_fast.methods.walk.sensitivity import Sensitivities, Sensitivity
 from mdft_fast.methods.walk.structure import LayerSite
 from mdft_fast.methods.walk.walking import Walk
-from mdft_fast.model import available_memory, tensors_of
+from mdft_fast.model import available_memory, tensors_of, trim_heaps
 
 _UNFOLDED = 2**24  # elements of a convolution's inputs that are laid out as rows at once
 
@@ -168,6 +168,7 @@ def walk_layers(
     streams = _enter(walk, batch)
     behind = 0
     for structure in walk.structures():
+        trim_heaps()  # a layer's many sizes leave gaps, of two models' worth in CLIP's towers
         measured = sensitivities.of_block(structure) if sensitivities else {}
         block = BlockPass(walk, structure, *streams, keep=keep, repair=repair)
         for site in structure.layers:
@@ -175,6 +176,7 @@ def walk_layers(
             module = walk.module.get_submodule(site.module)
             yield LayerPass(site, module, block, own, tell)
             block.forget(site)
+            trim_heaps()
         block.move_on()
         behind += len(structure.layers) + len(structure.left_out)
         done = K * behind  # those left out too
