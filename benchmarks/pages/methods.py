@@ -76,8 +76,9 @@ def unseen(content: Any) -> str:
         lines.append([_title(name), len(of_pool), *means])
     return "\n\n".join([
         table(["pool", "tasks", *models], lines),
-        "Top-1 on the test samples of each task in turn, per cent, mean over tasks: the merge is of "
-        f"all other tasks, and the task's head is the one that it has for its own. {origin(content)}",
+        "Top-1 on the test samples of each task in turn, per cent, mean over tasks: the merge is "
+        "of all other tasks, and the task's head is the one that it has for its own. "
+        f"{origin(content)}",
     ])  # fmt: skip
 
 
