@@ -11,7 +11,6 @@ measured again, so that a stopped run goes on.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,8 +43,8 @@ def accuracies(recipe: Recipe, left_out: str, seed: int) -> dict[str, float]:
     """
     asked = [task for task in recipe.tasks if task.name == left_out]
     others = [task for task in recipe.tasks if task.name != left_out]
-    built = build(dataclasses.replace(recipe, tasks=others))
-    unseen = build(dataclasses.replace(recipe, tasks=asked)).tasks
+    built = build(recipe.model_copy(update={"tasks": others}))
+    unseen = build(recipe.model_copy(update={"tasks": asked})).tasks
     tests = load_test_sets(unseen, built.pool.preprocess)
     tasks = load_data(built).tasks
     pools = {
