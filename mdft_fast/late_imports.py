@@ -8,7 +8,9 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class LateModule(ModuleType):
@@ -51,3 +53,13 @@ def late_names(
 def _modules_of(package: str) -> list[str]:
     modules = pkgutil.iter_modules(sys.modules[package].__path__)
     return [module.name for module in modules if not module.name.startswith("_")]
+
+
+def constant_to_compile(function: F) -> F:
+    """Lets ``torch.compile`` take what a function returns as a constant of the graph.
+
+    It is all that ``torch.compiler.assume_constant_result`` does, which imports the compiler for
+    it: half of what importing this library takes.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mdft_fast.errors import MdftError
+from mdft_fast.late_imports import constant_to_compile
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:  # the test run executes these annotations
     from jaxtyping import Shaped
@@ -194,10 +195,9 @@ class Layout:
         """
         if tiles is not None:  # while compiling: numbers, no symbols
             tiles = operator.index(tiles[0]), operator.index(tiles[1])
-        plan: TilePlan = self._kept_plan(device, tiles, merge_alone)
-        return plan
+        return self._kept_plan(device, tiles, merge_alone)
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @constant_to_compile
     def _kept_plan(
         self, device: torch.device, tiles: tuple[int, int] | None, merge_alone: bool
     ) -> TilePlan:
@@ -308,11 +308,10 @@ def plan_of_one(
     merge_alone: bool = False,
 ) -> TilePlan:
     """Returns the plan of :meth:`Layout.single`; see :meth:`Layout.plan`."""
-    plan: TilePlan = _plan_of_one(operator.index(elements), device, tiles, merge_alone)
-    return plan
+    return _plan_of_one(operator.index(elements), device, tiles, merge_alone)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_to_compile
 def _plan_of_one(
     elements: int, device: torch.device, tiles: tuple[int, int] | None, merge_alone: bool
 ) -> TilePlan:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mdft_fast.errors import MdftError, MdftFallbackWarning, need
+from mdft_fast.late_imports import constant_to_compile
 from mdft_fast.ops._gpu_code import built_for, why_no_code, why_unusable
 
 _FOLDER = Path(__file__).parent.parent / "lib"
@@ -45,7 +46,7 @@ _missing["cuda"] = _load_cuda(_missing["cpu"])
 LOADED = not _missing["cpu"]  # the schemas exist; fakes can be registered
 
 
-@torch.compiler.assume_constant_result
+@constant_to_compile
 def native(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Returns whether a native kernel runs ``op`` here; if not, warns once or raises.
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import ast
 import graphlib
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
@@ -113,6 +115,12 @@ def test_no_door_hides_a_module() -> None:
 
 def test_nothing_is_imported_in_a_function() -> None:
     assert everywhere(in_functions) == ""
+
+
+def test_no_compiler_is_imported_where_nothing_compiles() -> None:
+    code = "import sys, mdft_fast.app.running, mdft_fast.ops; print('torch._dynamo' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
 
 
 def test_base_names_are_unique() -> None:
