@@ -31,6 +31,7 @@ from mdft_fast.app.recipe.start_key import StartKey
 from mdft_fast.app.recipe.value_types import Device, FilePath, Section, choice
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.learning import ConstructConfig, SpecializeConfig, StageConfig, check_capturable_mode
+from mdft_fast.methods import Method
 from mdft_fast.model import Precision
 from mdft_fast.options import words_of
 
@@ -178,6 +179,10 @@ def _method_problems(recipe: Keys) -> Iterator[str]:
     if isinstance(recipe.start, tuple) and len(recipe.start) not in counts:
         wanted = f"must be one number or {' or '.join(map(str, counts))}, one a vector"
         yield f"start: {wanted}, got {len(recipe.start)}"
+    for i, task in enumerate(recipe.tasks):
+        if isinstance(recipe.start, Method) and task.name == recipe.start.name:
+            wanted = f"must be another name, {task.name!r} is the vector's that the start makes"
+            yield f"tasks[{i}].name: {wanted}"
     checks: list[Callable[[], object]] = [
         partial(construct_config, recipe),
         partial(specialize_config, recipe),

@@ -215,6 +215,7 @@ def test_a_misspelt_key_that_is_needed_is_one_error(file: Path) -> None:
         ("tasks=[]", "tasks: must be a list of at least one"),
         ("tasks[0].name=3", "tasks[0].name: must be text of letters"),
         ("tasks[0].name=average", "tasks[0].name: 'average' is the mean over tasks"),
+        ("tasks[0].name=calibrate", "tasks[0].name: must be another name, 'calibrate' is the"),
         ("tasks[0].name=../up", "tasks[0].name: must be text of letters"),
         ("specialize.tasks=al", "specialize.tasks: must be 'all', 'none' or a list of task names"),
         ("specialize.tasks=[gtsr]", "specialize.tasks[0]: must be a task's name, got 'gtsr'; did"),
