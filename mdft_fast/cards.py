@@ -21,7 +21,7 @@ from mdft_fast.checkpoints import write_tensors
 from mdft_fast.errors import MdftError
 from mdft_fast.files import replacing, write_json
 from mdft_fast.json_checksums import check_content, with_checksum
-from mdft_fast.model import Granularity, MetaModel, build_backbone
+from mdft_fast.model import Granularity, Held, MetaModel, build_backbone
 from mdft_fast.pool import Pool, check_fits
 
 _FORMAT = "mdft_fast coefficient card"
@@ -203,7 +203,9 @@ def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | 
         if pool is None:
             raise MdftError(f"{path}: a coefficient card needs its pool; pass pool=...")
         opened = pool if isinstance(pool, Pool) else Pool.open(pool)
-        module = backbone if backbone is not None else build_backbone(opened.backbone_spec)
+        module = backbone
+        if module is None:
+            module = _built(opened.backbone_spec, Held.by(opened.layout))
         return card.meta_model(opened, module).materialize()
     try:
         with safe_open(path, framework="pt") as file:
@@ -214,11 +216,20 @@ def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | 
         raise MdftError(f"{path}: not a readable safetensors file: {error}; {hint}") from None
     if backbone is None and "backbone" not in about:
         raise MdftError(f"{path}: does not say its backbone; pass backbone=...")
-    module = copy.deepcopy(backbone) if backbone is not None else build_backbone(_spec(path, about))
+    if backbone is not None:
+        module = copy.deepcopy(backbone)
+    else:
+        held = Held(len(state), sum(tensor.numel() for tensor in state.values()))
+        module = _built(_spec(path, about), held)
     module.float()  # as saved
     check_fits(path, state, module.state_dict())
     module.load_state_dict(state)
     return module.eval()
+
+
+def _built(spec: Mapping[str, Any], held: Held) -> nn.Module:
+    with torch.device("cpu"):
+        return build_backbone(spec, held)
 
 
 def _spec(path: str | os.PathLike[str], about: Mapping[str, str]) -> dict[str, Any]:

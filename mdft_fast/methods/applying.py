@@ -27,7 +27,7 @@ from mdft_fast.errors import MdftError
 from mdft_fast.methods.inputs import inputs_of
 from mdft_fast.methods.method import NEEDS, InputMerge, Method, Watch
 from mdft_fast.methods.stream import Stream, check_finite
-from mdft_fast.model import UnlabelledTask, build_backbone, find_linear_layers
+from mdft_fast.model import Held, UnlabelledTask, build_backbone, find_linear_layers
 from mdft_fast.pool import Pool
 
 
@@ -108,7 +108,7 @@ def _backbone(
             f"pass backbone=..."
         )
     with torch.device("meta"):
-        return build_backbone(pool.backbone_spec)
+        return build_backbone(pool.backbone_spec, Held.by(pool.layout))
 
 
 def _begin(pool: Pool, backbone: nn.Module | None) -> Stream:

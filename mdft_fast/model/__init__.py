@@ -2,7 +2,7 @@
 """The meta-model: backbone, pool and λ."""
 
 from mdft_fast.checkpoints import Batch
-from mdft_fast.model.backbones.builders import build_backbone, without_alarm
+from mdft_fast.model.backbones.builders import Held, build_backbone, without_alarm
 from mdft_fast.model.backbones.recognition import Recognized, recognize
 from mdft_fast.model.batches import each, joined, tensors_of
 from mdft_fast.model.granularity import Granularity, block_of
@@ -30,7 +30,7 @@ from mdft_fast.model.unlabelled import (
 )
 
 __all__ = [
-    "DTYPE_OF_PRECISION", "HOLDOUT", "MODES", "TASK_ARITHMETIC", "Batch", "Granularity",
+    "DTYPE_OF_PRECISION", "HOLDOUT", "MODES", "TASK_ARITHMETIC", "Batch", "Granularity", "Held",
     "LinearLayer", "MetaModel", "Mode", "Precision", "Recognized", "Samples", "StartLike",
     "UnlabelledTask", "VariedSamples", "available_memory", "batches_of", "block_of",
     "build_backbone", "check_shapes", "each", "find_blocks", "find_linear_layers", "find_owners",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mdft_fast.errors import MdftError
-from mdft_fast.model import build_backbone
+from mdft_fast.model import Held, build_backbone
 from tests.checkpoints.corpus import Call
 
 pytestmark = pytest.mark.usefixtures("no_net")
@@ -160,3 +160,34 @@ def test_a_text_tower_of_the_hub_is_never_asked_for() -> None:
     pytest.importorskip("open_clip")
     spec = {"library": "open_clip", "name": "roberta-ViT-B-32", "kwargs": {"vision_cfg": SMALL}}
     assert build_backbone(spec)(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"layers": 100_000}, {"width": 1_000_000}, {"width": 4096, "mlp_ratio": 1e5}],
+    ids=["many", "large", "wide"],
+)
+def test_a_description_of_more_than_the_weights_is_refused_before_it_is_built(
+    kwargs: dict[str, Any],
+) -> None:
+    spec = {"library": "open_clip", "name": "VisionTransformer", "kwargs": {**TOWER, **kwargs}}
+    with pytest.raises(MdftError, match=r"must make the model that the weights are of, 20 tensors"):
+        build_backbone(spec, Held(20, 10_000))
+
+
+def test_what_a_description_makes_and_drops_is_no_reason_to_refuse_it() -> None:
+    whole = build_backbone(TIMM)
+    sizes = [parameter.numel() for parameter in whole.parameters()]
+    assert build_backbone(TIMM, Held(len(sizes), sum(sizes))).state_dict().keys() == (
+        whole.state_dict().keys()
+    )
+
+
+def test_a_backbone_is_in_float32_whatever_the_default() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        dtypes = {parameter.dtype for parameter in build_backbone(TIMM).parameters()}
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert dtypes == {torch.float32}

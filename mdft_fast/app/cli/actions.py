@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 from torch import nn
 
@@ -203,7 +204,9 @@ def measure_model(
         module = card.meta_model(pool, built.backbone, built.device)
     else:
         spec = spec_of(built.recipe) or dict(built.pool.backbone_spec)
-        module = load(model, backbone=build_backbone(spec)).to(built.device)
+        with torch.device("cpu"):
+            backbone = build_backbone(spec)
+        module = load(model, backbone=backbone).to(built.device)
     return evaluate(module, tasks, preprocess=built.pool.preprocess).accuracy
 
 

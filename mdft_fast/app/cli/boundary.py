@@ -30,7 +30,8 @@ _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud
 
 def explain(error: BaseException) -> str:
     """Returns what a user should read of an exception: what was wrong, where, what to do."""
-    return _short(_visible(_words(error)))
+    # Set in, so that no line that a name brings along passes for one of ours.
+    return re.sub(r"\n(?=\S)", "\n  ", _short(_visible(_words(error))))
 
 
 def is_usage(error: BaseException) -> bool:

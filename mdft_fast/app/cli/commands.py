@@ -29,7 +29,6 @@ from mdft_fast.app.cli.console import say, show_codec_errors, show_table
 from mdft_fast.cache import KINDS
 from mdft_fast.errors import MdftError, nearest
 from mdft_fast.late_imports import LateModule
-from mdft_fast.terminal import open_standard_streams
 from mdft_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -50,12 +49,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def main() -> None:
-    """Runs the command line of this process."""
-    open_standard_streams()
-    app()
 
 
 def _version(asked: bool) -> None:

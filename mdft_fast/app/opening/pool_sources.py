@@ -21,7 +21,7 @@ from mdft_fast.checkpoints import (
 )
 from mdft_fast.errors import MdftError
 from mdft_fast.methods import apply
-from mdft_fast.model import build_backbone, names_of
+from mdft_fast.model import Held, build_backbone, names_of
 from mdft_fast.pool import Pool, TaskLike
 
 
@@ -113,15 +113,15 @@ def preprocess_of(recipe: Recipe) -> dict[str, Any]:
     return stated
 
 
-def shapes_alone(spec: Mapping[str, Any]) -> nn.Module:
-    """Returns a backbone of names and shapes."""
+def shapes_alone(spec: Mapping[str, Any], held: Held | None = None) -> nn.Module:
+    """Returns a backbone of names and shapes; ``held``: see ``build_backbone``."""
     with torch.device("meta"):
-        return build_backbone(spec)
+        return build_backbone(spec, held)
 
 
 def without_weights(spec: Mapping[str, Any], pool: Pool) -> nn.Module:
     """Returns a backbone in which merged weights take no memory, and all else is in place."""
-    module = shapes_alone(spec)
+    module = shapes_alone(spec, Held.by(pool.layout))
     merged = {name for names in names_of(pool.layout, pool.ties) for name in names}
     named_tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
     if any(name not in merged and name not in pool.buffers for name, _ in named_tensors):

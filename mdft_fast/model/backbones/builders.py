@@ -11,12 +11,16 @@ import contextlib
 import logging
 import math
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from mdft_fast.arena import Layout
 from mdft_fast.errors import MdftError, nearest, need
 from mdft_fast.model.backbones import transformers_encoders
 
@@ -26,6 +30,8 @@ _PLACE = re.compile(r"[/\\:~\x00]")  # in a path, an address or a scheme such as
 _SOURCE_PART = re.compile(r"pretrained|checkpoint|cache|weights|hub|url|download", re.IGNORECASE)
 _SOURCE_WORDS = {"dir", "dirs", "directory", "file", "filename", "files", "folder", "hf", "repo"}
 _PATH_WORDS = {"path", "paths"}
+# What a description may make beyond what is held: parts that are tied, replaced or dropped.
+_MORE = 4
 # open_clip.create_model's arguments that shape the vision tower; its others load, place or compile.
 _CLIP_ARGUMENTS = (
     "embed_dim",
@@ -38,7 +44,22 @@ _CLIP_ARGUMENTS = (
 )
 
 
-def build_backbone(spec: Mapping[str, Any]) -> nn.Module:
+class Held(NamedTuple):
+    """What weights hold that are for a backbone: their number and all their elements."""
+
+    tensors: int
+    elements: int
+
+    @staticmethod
+    def by(layout: Layout) -> Held:
+        """Returns what a pool's base holds."""
+        return Held(len(layout.slots), sum(slot.numel for slot in layout.slots))
+
+
+_FEW = Held(256, 1 << 24)
+
+
+def build_backbone(spec: Mapping[str, Any], held: Held | None = None) -> nn.Module:
     """Builds the encoder that a pool's or a recipe's ``backbone`` names.
 
     Args:
@@ -48,14 +69,16 @@ def build_backbone(spec: Mapping[str, Any]) -> nn.Module:
             transformers the name of a class, with its config as ``kwargs``. ``kwargs`` holds
             numbers, booleans, strings, and lists and mappings of these; the spec may be a
             stranger's.
+        held: of the weights that come with a stranger's spec. A spec that makes many more is
+            refused before they take memory or time.
 
     Returns:
-        The module in eval mode. Nothing is downloaded and no file of the caller's is read; the
-        global random state is left alone.
+        The module in eval mode, in float32, whatever PyTorch's default is. Nothing is downloaded
+        and no file of the caller's is read; the global random state is left alone.
 
     Raises:
-        MdftError: if the library is unknown or not installed, it refuses the arguments, or one of
-            them could name a file, weights or a download.
+        MdftError: if the library is unknown or not installed, it refuses the arguments, one of
+            them could name a file, weights or a download, or they make more than is held.
     """
     library, name = spec.get("library"), spec.get("name")
     if library not in _BUILDERS:
@@ -70,15 +93,53 @@ def build_backbone(spec: Mapping[str, Any]) -> nn.Module:
         )
     arguments = spec.get("kwargs") or {}
     _check_plain(arguments, "kwargs")
-    kwargs = dict(arguments)
-    with torch.random.fork_rng(devices=[]):
+    build = partial(_BUILDERS[library], name)
+    with torch.random.fork_rng(devices=[]), _in_float32():
         try:
-            module = _BUILDERS[library](name, kwargs)
+            if held is not None:
+                _refuse_larger(held, lambda: build(dict(arguments)))
+            module = build(dict(arguments))
         except MdftError:
             raise
         except Exception as error:  # whatever the library raises for a bad name or argument
             raise MdftError(f"backbone: {library} does not build {name!r}: {error}") from error
     return module.eval()
+
+
+@contextlib.contextmanager
+def _in_float32() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _refuse_larger(held: Held, build: Callable[[], nn.Module]) -> None:
+    """Builds a module without data, and stops where it has many more parameters than are held."""
+    most = Held(_MORE * held.tensors + _FEW.tensors, _MORE * held.elements + _FEW.elements)
+    made, me = Held(0, 0), threading.get_ident()
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal made
+        if parameter is None or threading.get_ident() != me:
+            return
+        made = Held(made.tensors + 1, made.elements + parameter.numel())
+        if made.tensors > most.tensors or made.elements > most.elements:
+            raise MdftError(
+                f"backbone: its description must make the model that the weights are of, "
+                f"{held.tensors:,} tensors of {held.elements:,} elements, got one of more than "
+                f"{made.tensors:,} of {made.elements:,}"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        # What a library cannot build without data, it builds with them, as before.
+        with torch.device("meta"), contextlib.suppress(RuntimeError, NotImplementedError):
+            build()
+    finally:
+        hook.remove()
 
 
 def _check_plain(value: Any, key: str) -> None:

@@ -56,3 +56,9 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
         "export", tmp_path / "file" / "card.json", "--to", tmp_path / "m.safetensors", code=1
     )
     assert shown.stderr.startswith(f"error: {tmp_path / 'file'}")
+
+
+def test_no_name_brings_a_line_of_its_own() -> None:
+    said = explain(MdftError("data/y\nerror: all is lost.png: not a readable image"))
+    assert said == "data/y\n  error: all is lost.png: not a readable image"
+    assert explain(MdftError("recipe:\n  - one")) == "recipe:\n  - one"

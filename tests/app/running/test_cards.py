@@ -31,11 +31,26 @@ def test_the_saved_model_and_the_card_load_bit_for_bit(make_recipe: Make) -> Non
         from_card = load(folder / name / "card.json", pool=built.pool).state_dict()
         assert all(torch.equal(from_card[key], value) for key, value in expected.items())
         assert (folder / name / "card.json").stat().st_size < 10_000
-    saved = load(folder / "meta" / "model.safetensors")
+    file = folder / "meta" / "model.safetensors"
+    saved = load(file)
     assert not saved.training
+    torch.set_default_device("meta")
+    try:
+        assert {tensor.device.type for tensor in load(file).state_dict().values()} == {"cpu"}
+    finally:
+        torch.set_default_device(None)
     meta.set_coefficients(card(folder))
     for key, value in meta.materialize().state_dict().items():
         assert torch.equal(saved.state_dict()[key], value)
+
+
+def test_a_file_that_describes_another_model_is_refused_before_it_is_built(
+    tmp_path: Path,
+) -> None:
+    spec = {"library": "timm", "name": "test_vit", "kwargs": {"depth": 1_000_000}}
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"backbone": json.dumps(spec)})
+    with pytest.raises(MdftError, match="must make the model that the weights are of, 1 tensors"):
+        load(tmp_path / "a.safetensors")
 
 
 def test_a_card_of_another_pool_is_refused(make_recipe: Make, files: Path, tmp_path: Path) -> None:
