@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
-F = TypeVar("F", bound=Callable[..., Any])
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class LateModule(ModuleType):
@@ -55,7 +55,7 @@ def _modules_of(package: str) -> list[str]:
     return [module.name for module in modules if not module.name.startswith("_")]
 
 
-def constant_to_compile(function: F) -> F:
+def constant_to_compile(function: _F) -> _F:
     """Lets ``torch.compile`` take what a function returns as a constant of the graph.
 
     It is all that ``torch.compiler.assume_constant_result`` does, which imports the compiler for

@@ -21,6 +21,6 @@ def main() -> None:
         commands.app()
     except KeyboardInterrupt:  # before the command itself could say so
         os.write(sys.stderr.fileno(), b"stopped\n")
-        raise SystemExit(_STOPPED) from None
+        sys.exit(_STOPPED)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the interpreter's own end is left
