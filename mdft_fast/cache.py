@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mdft_fast.errors import MdftError
+from mdft_fast.file_locks import is_held
 from mdft_fast.files import expanded
 
 KINDS = {
@@ -91,16 +92,21 @@ def bound_cache() -> None:
     for entry in entries[:-1]:  # never the one that was just made
         if total <= limit:
             return
-        remove(entry)
-        total -= entry.bytes
+        total -= entry.bytes if remove(entry) else 0
 
 
-def remove(entry: CacheEntry) -> None:
-    """Removes an entry. A process that has it mapped keeps its bytes until it ends."""
-    if entry.path.is_dir():
-        shutil.rmtree(entry.path, ignore_errors=True)
-    else:
-        entry.path.unlink(missing_ok=True)
+def remove(entry: CacheEntry) -> bool:
+    """Removes an entry; says whether it is gone.
+
+    A process that has it mapped keeps its bytes until it ends. One that another process adds to
+    stays, and so does another user's.
+    """
+    with contextlib.suppress(OSError):
+        if not entry.path.is_dir():
+            entry.path.unlink(missing_ok=True)
+        elif not is_held(entry.path):
+            shutil.rmtree(entry.path, ignore_errors=True)
+    return not entry.path.exists()
 
 
 def _of_kind(kind: str) -> Iterator[CacheEntry]:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -12,6 +15,7 @@ try:
 except ImportError:  # Windows: nothing is locked there
     fcntl = None  # type: ignore[assignment]
 
+_PAUSE_S = 0.05
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
 
 
@@ -40,6 +44,33 @@ def is_still(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def lock_on(path: Path) -> Iterator[None]:
+    """Holds the lock of a file or folder, as soon as whoever holds it lets go.
+
+    Raises:
+        FileNotFoundError: if it is not there, or not any more once it is ours.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        while try_lock(handle) is False:
+            time.sleep(_PAUSE_S)
+        if not is_still(handle, path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_held(path: Path) -> bool:
+    """Says whether somebody holds the lock of a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        return try_lock(handle) is False
+    finally:
+        os.close(handle)
 
 
 def is_left_behind(path: Path) -> bool:

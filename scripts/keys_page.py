@@ -124,7 +124,8 @@ def _type(section: type[Section], name: str) -> str:
         words = kind.wanted().removeprefix("a ").removeprefix("finite ")
         return words if "number" in words else f"number {words}"
     if get_origin(kind.type) is tuple:
-        return "list of text" if kind_of(get_args(kind.type)[0]).type is str else "list of methods"
+        item = kind_of(get_args(kind.type)[0]).type
+        return {str: "list of text", int: "list of whole numbers"}.get(item, "list of methods")
     return _NAMES.get(kind.type, "mapping")
 
 

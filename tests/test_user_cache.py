@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from mdft_fast import MdftError
-from mdft_fast.cache import bound_cache, cache_entries, cache_limit
-from mdft_fast.checkpoints import cached_tensors
+from mdft_fast.cache import bound_cache, cache_entries, cache_limit, remove
+from mdft_fast.checkpoints import cached_tensors, tensor_cache
 from tests.app.conftest import call
 
 
@@ -50,6 +51,36 @@ def test_a_bound_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> Non
         MdftError, match=f"MDFT_CACHE_GB: must be gigabytes, 0 or more, got '{text}'"
     ):
         cache_limit()
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr(tensor_cache, "save_file", full)
+    made = cached_tensors("answers", {}, lambda: {"x": torch.ones(2)})
+    assert made["x"].tolist() == [1, 1]
+    assert [path.name for path in (own_cache / "answers").iterdir()] == []
+    monkeypatch.delenv("MDFT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda path: exec("raise RuntimeError('no home')"))
+    assert cached_tensors("answers", {}, lambda: {"x": torch.ones(2)}).keys() == {"x"}
+
+
+def test_what_cannot_be_removed_is_not_counted_as_gone(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(1)
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    (entry,) = cache_entries()
+    assert not remove(entry)
+    assert "removed 0 entries" in call("cache", "--empty", "all").output
 
 
 def test_the_command_lists_and_empties(own_cache: Path) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mdft_fast.arena import digest
 from mdft_fast.cache import bound_cache, cache_folder, used
-from mdft_fast.files import replacing
+from mdft_fast.errors import MdftError
+from mdft_fast.files import remove_strays, replacing
 
 Tensors = dict[str, Tensor]
 
@@ -27,7 +28,8 @@ def cached_tensors(
 ) -> Tensors:
     """Returns the tensors of some ingredients: out of the cache, or made and put there.
 
-    A file that is damaged is made again. A cache that cannot be written costs time alone.
+    A file that is damaged is made again. A cache that cannot be written, or that no folder is named
+    for, costs time alone.
 
     Args:
         kind: of the cache's entries, one of ``cache.KINDS``.
@@ -35,11 +37,15 @@ def cached_tensors(
         make: makes the tensors, by name; on the CPU.
     """
     text = json.dumps(ingredients, sort_keys=True)
-    file = cache_folder() / kind / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+    try:
+        folder = cache_folder() / kind
+    except MdftError:  # a process without a home
+        return make()
+    file = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
     tensors = _read(file)
     if tensors is None:
         tensors = make()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, SafetensorError):  # as safetensors calls a full disk
             _write(file, tensors)
             bound_cache()
     else:
@@ -49,6 +55,7 @@ def cached_tensors(
 
 def _write(file: Path, tensors: Tensors) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    remove_strays(file.parent)
     with replacing(file) as temporary:
         save_file(tensors, temporary, metadata={"sha256": _checksum(tensors)})
 

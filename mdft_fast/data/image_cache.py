@@ -16,6 +16,7 @@ time in a process; one that does not agree is decoded again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -36,6 +37,7 @@ from mdft_fast.checkpoints import Preprocess
 from mdft_fast.data.images.decoding import Array, fit
 from mdft_fast.data.images.listing import Listing, Opened
 from mdft_fast.errors import MdftError, need
+from mdft_fast.file_locks import lock_on
 from mdft_fast.files import TRIES, filled_once, remove_strays, replacing, write_json
 from mdft_fast.terminal import is_terminal, printable
 
@@ -89,13 +91,16 @@ def cached_images(
             if entry is None:
                 _build(folder, listing, preprocess, watch, choose)
                 continue
+            used(folder)
             count = len(entry.images)
             rows = np.arange(count) if choose is None else choose(count)
-            missing = entry.missing(rows)
-            if len(missing) == 0:
-                used(folder)
+            if len(entry.missing(rows)) == 0:
                 return CachedImages(entry.images, entry.digests[rows], rows if choose else None)
-            _add(entry, listing, preprocess, watch, missing)
+            # Gone meanwhile: once more. While it is locked, nobody else adds to it or removes it.
+            with contextlib.suppress(FileNotFoundError), lock_on(folder):
+                entry = _read(folder, listing, preprocess)
+                if entry is not None and len(missing := entry.missing(rows)):
+                    _add(entry, listing, preprocess, watch, missing)
     raise MdftError(f"{folder}: what was just written there does not read back; check the disk")
 
 
@@ -261,9 +266,9 @@ def _build(
 def _add(
     entry: _Entry, listing: Listing, preprocess: Preprocess, watch: Watch | None, rows: Rows
 ) -> None:
-    """Decodes more images into an entry. Others may do so too: equal images, equal bytes."""
+    """Decodes more images into an entry that is locked."""
     remove_strays(entry.folder)
-    known = _verified.pop((str(entry.folder), entry.changed))
+    known = _verified.pop((str(entry.folder), entry.changed), np.zeros(len(entry.images), bool))
     images, digests = entry.folder / _IMAGES, entry.digests.copy()
     digests[rows] = _decode(_opened(listing), images, listing, preprocess, watch, rows)
     # Last: until then the images are not there.

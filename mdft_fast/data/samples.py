@@ -77,7 +77,9 @@ class Samples:
     def take(self, indices: Tensor) -> Samples:
         """Returns some of the samples, int64 ``[m]``; the images are not copied."""
         rows = indices if self.rows is None else self.rows[indices]
-        return dataclasses.replace(self, rows=rows, known_digests=self.digests()[indices.numpy()])
+        known = self.__dict__.get("_digests", self.known_digests)
+        known = None if known is None else known[indices.numpy()]
+        return dataclasses.replace(self, rows=rows, known_digests=known)
 
     def batch(self, indices: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """Returns some samples as the backbone wants them.
@@ -142,7 +144,7 @@ class Samples:
 
     @functools.cached_property
     def _digests(self) -> Array:  # each set is compared with every other
-        return digests_of(self.x.cpu().numpy())
+        return digests_of(self.x.cpu().numpy(), None if self.rows is None else self.rows.numpy())
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._made:

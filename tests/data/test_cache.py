@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mdft_fast.cache import cache_entries, remove
 from mdft_fast.data import (
     FolderSource,
     Samples,
@@ -198,6 +199,34 @@ def test_several_builders_of_one_entry(folder: Path, monkeypatch: pytest.MonkeyP
     assert all(torch.equal(made[0].x, other.x) for other in made)
     assert len(entries()) == 1
     assert entries()[0].stat().st_mode & 0o777 == folder.stat().st_mode & 0o777
+
+
+def test_what_several_add_to_one_entry_all_counts_and_nobody_removes_it_meanwhile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything, decode_all = load(folder).x.clone(), cache._decode_all
+    shutil.rmtree(entries()[0])
+    decoded: list[int] = []
+
+    def slow(*given: Any) -> None:
+        time.sleep(0.1)
+        decode_all(*given)
+        (made,) = [entry for entry in cache_entries() if entry.kind == "images"] or [None]
+        assert made is None or not remove(made), "an entry that is added to was removed"
+        decoded.extend(given[3])
+
+    def some(*rows: int) -> Samples:
+        return load_samples(FolderSource(folder), PREPROCESS, choose=lambda n: np.array(rows))
+
+    some(0)
+    monkeypatch.setattr(cache, "_decode_all", slow)
+    with ThreadPoolExecutor(3) as pool:
+        chosen = [(1, 2), (5, 9), (2, 9)]
+        made = [future.result() for future in [pool.submit(some, *rows) for rows in chosen]]
+    for rows, samples in zip(chosen, made, strict=True):
+        assert torch.equal(samples.to("cpu").x, everything[list(rows)])
+    assert sorted(decoded) == [1, 2, 5, 9]
+    assert np.load(entries()[0] / "digests.npy").any(1).nonzero()[0].tolist() == [0, 1, 2, 5, 9]
 
 
 def test_several_writers_of_the_same_labels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,5 @@ def list_cache() -> None:
 
 def empty_cache(kinds: list[str]) -> None:
     """Removes the entries of some kinds; prints how many."""
-    gone = [entry for entry in cache_entries() if entry.kind in kinds]
-    for entry in gone:
-        remove(entry)
+    gone = [entry for entry in cache_entries() if entry.kind in kinds and remove(entry)]
     say(f"removed {len(gone):,} entries, {sum(entry.bytes for entry in gone) / 1e6:,.1f} MB")

@@ -44,6 +44,7 @@ class Built:
         pool: base, task vectors, heads.
         tasks: the recipe's tasks with their labelled samples: for evaluation alone.
         device: where the run computes.
+        verified: whether the pool holds what its checksum says: the checksum stands for it then.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class Built:
     pool: Pool
     tasks: tuple[Task, ...]
     device: torch.device
+    verified: bool = True
 
     @property
     def unlabelled(self) -> list[Task]:
@@ -107,7 +109,8 @@ def build(recipe: Recipe, *, verify: bool = True) -> Built:
     else:
         tasks = tasks_of_checkpoints(recipe)
         backbone, pool = from_checkpoints(recipe, tasks)
-    return Built(recipe, backbone, pool, tasks, choose_device(recipe.device))
+    verified = verify or recipe.pool.folder is None
+    return Built(recipe, backbone, pool, tasks, choose_device(recipe.device), verified)
 
 
 def check_heads(tasks: Sequence[Task], backbone: nn.Module, preprocess: Preprocess) -> None:

@@ -108,7 +108,12 @@ def load_data(
             common = shared_images(samples, images)
             if other == task.name and common is not None:
                 about["shared"] = {"adapt": len(common[0]), "evaluate": len(common[1])}
-            notes += _overlap(about, other, common, (len(samples), len(images)), transductive)
+            notes += _overlap(about, samples, other, common, len(images), transductive)
+        if task.evaluate is not None and len(test := tests[task.name]) < test.of:
+            notes.append(
+                f"Task {task.name!r}: the {len(test):,} of {test.of:,} test images that are asked "
+                "for (evaluate.limit) were compared with what is learned from, the others were not."
+            )
         splits.append(about)
         loaded.append(Task(task.name, task.class_names, task.head, samples))
     return LoadedData(loaded, splits, notes)
@@ -129,7 +134,7 @@ def _without_tests(
     adapt, count = about["adapt"], len(samples)
     kept = unshared(samples, *tests.values()).tolist()
     gone = sorted(set(range(count)) - set(kept))
-    about["dropped"] = {"count": len(gone), "images": [_named(adapt, [i]) for i in gone]}
+    about["dropped"] = {"count": len(gone), "images": [_named(adapt, samples, [i]) for i in gone]}
     if not gone:
         return samples, []
     words = f"{len(gone):,} of {count:,} unlabelled images are test images, pixel for pixel"
@@ -145,9 +150,10 @@ def _without_tests(
 
 def _overlap(
     about: dict[str, Any],
+    samples: Samples,
     other: str,
     common: tuple[list[int], list[int]] | None,
-    counts: tuple[int, int],
+    tests: int,
     transductive: bool,
 ) -> list[str]:
     """Returns what a reader should know of test images among a task's samples; or refuses them."""
@@ -161,22 +167,22 @@ def _overlap(
     if not mine:
         return []
     words = (
-        f"task {name!r}: {len(mine):,} of {counts[0]:,} unlabelled images are among the "
-        f"{counts[1]:,} test images{whose}"
+        f"task {name!r}: {len(mine):,} of {len(samples):,} unlabelled images are among the "
+        f"{tests:,} test images{whose}"
     )
     if transductive:
         return [f"Transductive: {words}."]
-    first = _named(about["adapt"], mine[:3])
+    first = _named(about["adapt"], samples, mine[:3])
     raise MdftError(
         f"{words}, pixel for pixel ({first}{', ...' if len(mine) > 3 else ''}); take them out, say "
         "`duplicates: drop` to leave them out, or `transductive: true` to learn from them"
     )
 
 
-def _named(about: dict[str, Any], indices: Sequence[int]) -> str:
-    """Returns images as an error names them: by file, or by number."""
-    files = about.get("files")
-    return ", ".join(files[i] if files else f"number {i}" for i in indices)
+def _named(about: dict[str, Any], samples: Samples, indices: Sequence[int]) -> str:
+    """Returns images as an error names them: by file, or by their number in the source."""
+    files, numbers = about.get("files"), samples.numbers.tolist()
+    return ", ".join(files[i] if files else f"number {numbers[i]}" for i in indices)
 
 
 def _origin(source: object, samples: Samples, role: Role = "train") -> dict[str, Any]:

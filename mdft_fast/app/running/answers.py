@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mdft_fast.app.opening import Built, images_at_once
-from mdft_fast.app.running.provenance import environment
+from mdft_fast.app.running.provenance import code_digest, environment
 from mdft_fast.arena import digest
 from mdft_fast.checkpoints import cached_tensors
 from mdft_fast.data import Samples
@@ -26,7 +27,7 @@ class Answers:
     """Asks a meta-model, unless the same model was asked about the same samples before.
 
     An answer's key holds all that its bits depend on: pool, λ, backbone, precision, samples, batch,
-    versions and machine.
+    versions, this package's code, and machine. A pool that was not verified has no answers.
 
     Args:
         built: the recipe, opened.
@@ -34,6 +35,7 @@ class Answers:
 
     def __init__(self, built: Built) -> None:
         self._batch = images_at_once(built.recipe)
+        self._tensors = cached_tensors if built.verified else _made
         self._about = {
             "format": _FORMAT,
             "backbone": dict(built.pool.backbone_spec),
@@ -41,6 +43,7 @@ class Answers:
             "precision": built.recipe.precision,
             "batch": self._batch,
             "environment": environment(built.device),
+            "code": code_digest(),
         }
 
     def features(self, meta: MetaModel, task: str, samples: Samples) -> Tensor:
@@ -50,7 +53,7 @@ class Answers:
         def ask() -> dict[str, Tensor]:
             return {"features": own_features(meta, task, samples, self._batch).cpu()}
 
-        return cached_tensors("answers", key, ask)["features"].to(meta.coefficients.device)
+        return self._tensors("answers", key, ask)["features"].to(meta.coefficients.device)
 
     def classes(self, meta: MetaModel, test: TestSet) -> Tensor:
         """Returns the class of each test sample at the present λ, int64 ``[n]``."""
@@ -66,7 +69,7 @@ class Answers:
         def ask() -> dict[str, Tensor]:
             return {"classes": evaluate(meta, [test], batch=self._batch).predicted[test.task.name]}
 
-        return cached_tensors("answers", key, ask)["classes"]
+        return self._tensors("answers", key, ask)["classes"]
 
     def own_classes(self, meta: MetaModel, test: TestSet, taught: TaughtTask) -> Tensor:
         """Returns what a task's own model says of its test samples, int64 ``[n]``.
@@ -85,6 +88,13 @@ class Answers:
                     meta, test if len(rest) == len(known) else test.take(rest)
                 )
         return classes
+
+
+def _made(
+    kind: str, ingredients: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Makes tensors, as :func:`cached_tensors` does where nothing is cached."""
+    return make()
 
 
 def _named(samples: Samples) -> dict[str, Any]:

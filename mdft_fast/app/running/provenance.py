@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import importlib.metadata
 import platform
 from pathlib import Path
@@ -34,6 +36,17 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernels": kernels(),
     }
+
+
+@functools.cache
+def code_digest() -> str:
+    """Returns what tells this package's Python code apart, whatever its version says."""
+    package = Path(__file__).parents[2]
+    files = sorted(package.rglob("*.py"))
+    total = hashlib.sha256()
+    for file in files:
+        total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()
 
 
 def version_of(distribution: str) -> str | None:

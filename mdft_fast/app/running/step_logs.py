@@ -42,6 +42,12 @@ def _row(line: Metric) -> dict[str, Any]:
     return flat
 
 
+def check_log(log: str) -> None:
+    """Refuses a recipe's ``log`` whose extra is not installed."""
+    if log == "tensorboard":
+        need("tensorboard", "tensorboard", who="log: tensorboard")
+
+
 class Events:
     """Scalars of each step for TensorBoard, where they are wanted.
 
@@ -70,15 +76,11 @@ def events_of(folder: Path, wanted: bool) -> Iterator[Events]:
 
     Args:
         folder: the run's; events go to ``tensorboard/`` in it, once there is one.
-        wanted: whether the recipe's ``log`` names TensorBoard.
-
-    Raises:
-        MdftError: if TensorBoard is not installed.
+        wanted: whether the recipe's ``log`` names TensorBoard, which is installed then.
     """
     if not wanted:
         yield Events()
         return
-    need("tensorboard", "tensorboard", who="log: tensorboard")
     writer = need("torch.utils.tensorboard").SummaryWriter(str(folder / "tensorboard"))
     with writer:
         yield Events(writer)

@@ -18,8 +18,9 @@ from mdft_fast.app.running.result_content import result_of
 from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.app.running.stages import Learned, ask_teachers, learn
 from mdft_fast.app.running.start_file import make_start
-from mdft_fast.app.running.step_logs import events_of, write_table
+from mdft_fast.app.running.step_logs import check_log, events_of, write_table
 from mdft_fast.app.running.vector_shares import vector_shares
+from mdft_fast.cache import cache_limit
 from mdft_fast.cards import CoefficientCard, save_model
 from mdft_fast.errors import MdftError
 from mdft_fast.files import write_json
@@ -60,6 +61,8 @@ def run(
     Raises:
         MdftError: if anything in the recipe does not fit, or the folder is in use.
     """
+    check_log(recipe.log)
+    cache_limit()  # what it cannot be is said now
     with RunFolder(recipe.output, recipe, resume=resume) as folder, Progress(progress) as bars:
         bars.say(f"writing to {folder.path}")
         phases = Phases(choose_device(recipe.device), bars.phase)
