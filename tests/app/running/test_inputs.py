@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mdft_fast.app.cli import specialize_run
-from mdft_fast.app.opening import build, open_pool, pack
+from mdft_fast.app.opening import build, load_data, open_pool, pack
 from mdft_fast.app.running import run
+from mdft_fast.cache import cache_entries
 from mdft_fast.errors import MdftError
 from tests.app.conftest import Make, nameless, run_until
 from tests.data.on_disk import write_folders
@@ -147,3 +149,45 @@ def test_a_damaged_pool_is_refused_by_whatever_uses_it(make_recipe: Make, tmp_pa
         with pytest.raises(MdftError, match=r"tau.safetensors: sha256 must be"):
             use(recipe)
         use(recipe, verify=False)
+
+
+def test_a_pool_that_is_not_verified_leaves_no_answers_and_takes_none(
+    make_recipe: Make, tmp_path: Path
+) -> None:
+    pack(make_recipe(), folder := tmp_path / "packed")
+    recipe = make_recipe(
+        f"pool={{folder: {folder}}}", "backbone=null", "preprocess=null", "construct.steps=1",
+        "specialize.tasks=none", f"output={tmp_path / 'a'}",
+    )  # fmt: skip
+    file = folder / "tau.safetensors"
+    sound = file.read_bytes()
+    file.write_bytes(sound[:-5000] + bytes([sound[-5000] ^ 0x04]) + sound[-4999:])
+    before = [entry.path for entry in cache_entries() if entry.kind == "answers"]
+    run(recipe, verify=False, progress="off")
+    assert [entry.path for entry in cache_entries() if entry.kind == "answers"] == before
+    file.write_bytes(sound)
+    run(recipe.model_copy(update={"output": tmp_path / "b"}), progress="off")
+    assert len([entry for entry in cache_entries() if entry.kind == "answers"]) > len(before)
+
+
+def test_numbers_of_images_are_those_of_their_source(
+    make_recipe: Make, files: Path, tmp_path: Path
+) -> None:
+    content = dict(np.load(files / "data" / "shapes.npz"))
+    content["x_unlabelled"][23] = content["x_test"][0]
+    np.savez(data := tmp_path / "data.npz", **content)
+    sources = [f"tasks[0].{part}.npz={data}" for part in ("adapt", "evaluate")]
+    said = set()
+    for samples in range(5, len(content["x_unlabelled"])):
+        try:
+            load_data(build(make_recipe(*sources, f"samples={samples}")), only="shapes")
+        except MdftError as error:
+            said.add(re.search(r"\((number \d+)\)", str(error))[1])  # type: ignore[index]
+    assert said == {"number 23"}
+
+
+def test_a_limit_of_test_images_is_one_of_the_comparison_too(make_recipe: Make) -> None:
+    notes = load_data(build(make_recipe("evaluate.limit=2"))).notes
+    said = [note for note in notes if "(evaluate.limit) were compared" in note]
+    assert [note.partition(":")[0] for note in said] == ["Task 'shapes'", "Task 'letters'"]
+    assert all(": the 2 of 20 test images" in note for note in said)
