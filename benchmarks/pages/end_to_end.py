@@ -42,7 +42,7 @@ def section(content: Any) -> Iterator[str]:
     yield "## Whole runs"
     yield f"![CPU seconds of whole runs by phase](../benchmarks/results/{PICTURE})"
     header = [
-        "run", "cache", "wall s", "CPU s", "start and stages, %", "start, CPU s", "stages, CPU s",
+        "run", "cache", "wall s", "CPU s", "start and stages, %", "stages alone, %", "start, CPU s", "stages, CPU s",
         "evaluation, CPU s", "images learned", "teachers'", "tested", "a test image",
     ]  # fmt: skip
     yield table(header, map(_line, content["results"]), left=2)
@@ -71,7 +71,7 @@ def _line(row: Mapping[str, Any]) -> list[str]:
     tested = _sum(row, "seen", "evaluate")
     return [
         _name(row), row["cache"], f"{row['seconds']:.0f}", f"{row['cpu_s']:.0f}",
-        percent(row["learning_share"]), *(f"{one:.0f}" for one in seconds),
+        percent(row["learning_share"]), percent(seconds[1] / row["cpu_s"]), *(f"{one:.0f}" for one in seconds),
         f"{_sum(row, 'learned', *row['phases']):,.0f}", f"{_sum(row, 'seen', 'teachers'):,.0f}",
         f"{tested:,.0f}", f"{tested / row['tests']:.1f}",
     ]  # fmt: skip
