@@ -115,12 +115,12 @@ class RunFolder:
 
     def save_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Saves a stage's state after a step, whole or not at all."""
-        write_state(self._state(name), state, self._run)
+        write_state(self._state(name), state, self._owner(name))
 
     def load_state(self, name: str) -> dict[str, Any] | None:
         """Returns a stage's saved state, or None where it has not begun, or nothing is resumed."""
         path = self._state(name)
-        return read_state(path, self._run) if self.resume and path.exists() else None
+        return read_state(path, self._owner(name)) if self.resume and path.exists() else None
 
     def append_metrics(self, record: StepRecord, stage: str) -> None:
         """Adds a step's line, on the disk before its state; ``stage`` sets control runs apart."""
@@ -156,6 +156,9 @@ class RunFolder:
     def lines(self) -> list[Metric]:
         """Returns every line of the metrics."""
         return read_metrics(self.path)
+
+    def _owner(self, name: str) -> str:
+        return f"{self._run}/{name}"
 
     def _state(self, name: str) -> Path:
         return self.path / "state" / f"{name}.pt"

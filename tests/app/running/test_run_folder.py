@@ -86,7 +86,7 @@ def _flipped(content: bytes) -> bytes:
 STATES: dict[str, Callable[[bytes], bytes]] = {
     "a bit of λ": _flipped,
     "another step": _changed(lambda state: state.update(step=3)),
-    "another run's": _changed(lambda state: state.update(run="another")),
+    "another run's": _changed(lambda state: state.update(owner="another")),
     "no checksum": _changed(lambda state: state.pop("sha256")),
     "cut": lambda content: content[:-300],
     "no state": lambda _: b"[1]",
@@ -98,11 +98,24 @@ def test_a_state_that_is_not_as_it_was_written(tmp_path: Path, case: str) -> Non
     file, state = tmp_path / "construct.pt", {"step": 2, "path": torch.rand(3, 2, 4)}
     write_state(file, state, "this run")
     assert torch.equal(read_state(file, "this run")["path"], state["path"])
-    with pytest.raises(MdftError, match="recipe and inputs, got another run's state"):
+    with pytest.raises(MdftError, match="recipe and inputs, got another stage's or run's"):
         read_state(file, "another run")
     file.write_bytes(STATES[case](file.read_bytes()))
     with pytest.raises(MdftError, match=r"construct.pt: .*put a copy back, or start"):
         read_state(file, "this run")
+
+
+def test_states_of_two_stages_that_were_exchanged(make_recipe: Make, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, make_recipe(*SHORT), resume=True)
+    one, other = (tmp_path / "state" / f"{name}-shapes.pt" for name in ("specialize", "control"))
+    for file in (one, other):
+        folder.save_state(file.stem, {"step": 3})
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    for file in (one, other):
+        with pytest.raises(MdftError, match=f"{file.name}: must be this stage's state"):
+            folder.load_state(file.stem)
 
 
 Lines = list[str]
