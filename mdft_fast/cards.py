@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mdft_fast.checkpoints import write_tensors
 from mdft_fast.errors import MdftError
-from mdft_fast.files import replacing, write_json
+from mdft_fast.files import check_regular, read_text, replacing, write_json
 from mdft_fast.json_checksums import CHECKSUM, check_content, with_checksum
 from mdft_fast.model import Granularity, MetaModel, build_backbone
 from mdft_fast.pool import Pool, check_fits
@@ -102,8 +102,8 @@ class CoefficientCard:
             MdftError: if the file is no card, one of an unknown version, or not as it was written.
         """
         try:
-            card = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            card = json.loads(read_text(path))
+        except (OSError, ValueError, RecursionError) as error:
             raise MdftError(f"{path}: not a readable coefficient card: {error}") from None
         if not isinstance(card, dict) or card.get("format") != _FORMAT:
             raise MdftError(f"{path}: must be a coefficient card, got another file")
@@ -209,6 +209,7 @@ def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | 
         opened = pool if isinstance(pool, Pool) else Pool.open(pool)
         module = backbone if backbone is not None else build_backbone(opened.backbone_spec)
         return card.meta_model(opened, module).materialize()
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}

@@ -53,6 +53,8 @@ def check_content(where: object, content: Any, known: Collection[str]) -> None:
         wanted, got = content_checksum(content), content[CHECKSUM]
     except ValueError:  # Python reads NaN and Infinity, which are no JSON
         raise MdftError(f"{where}: numbers must be finite, got NaN or infinity") from None
+    except RecursionError:
+        raise MdftError(f"{where}: is nested too deeply") from None
     if got != wanted:
         raise MdftError(
             f"{where}: its content's sha256 must be {got!r}, got {wanted!r}: it changed since it "

@@ -19,7 +19,7 @@ from mdft_fast.app.report.accuracies import Table, percent
 from mdft_fast.app.report.colors import stylesheet
 from mdft_fast.app.report.report_sections import Word, report_sections
 from mdft_fast.app.report.schema import Metric, Result, read_metrics, read_result
-from mdft_fast.files import write_text
+from mdft_fast.files import read_text, write_text
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
@@ -37,7 +37,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     """
     folder = Path(folder)
     recipe = folder / "recipe.yaml"
-    written = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+    written = read_text(recipe) if recipe.exists() else ""
     sections = report_sections(read_result(folder), read_metrics(folder), written)
     path = folder / "report.md"
     markdown = _TEMPLATES.get_template("report.md").render(sections)

@@ -18,6 +18,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from mdft_fast.app.report.compared_models import ComparedModel, compared_models
 from mdft_fast.errors import MdftError
+from mdft_fast.files import read_text
 from mdft_fast.json_checksums import check_content
 from mdft_fast.reference import EntropyOf
 
@@ -235,7 +236,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[Metric]:
 
 def _content(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")  # damage is one line's
+        return read_text(path, errors="surrogateescape")  # damage is one line's
     except OSError as error:
         raise MdftError(f"{path}: not readable: {error.strerror}") from None
 
@@ -249,5 +250,5 @@ def _checked(where: str | Path, text: str, adapter: TypeAdapter[T], keys: Collec
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise MdftError(f"{where}: {key}: {first['msg']}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MdftError(f"{where}: not JSON: {error}") from None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mdft_fast.arena import raw
 from mdft_fast.errors import MdftError
-from mdft_fast.files import replacing
+from mdft_fast.files import check_regular, replacing
 
 _OWNER, _CHECKSUM = "owner", "sha256"
 
@@ -42,6 +42,7 @@ def read_state(path: Path, owner: str) -> dict[str, Any]:
             another stage than ``owner`` names.
     """
     again = "put a copy back, or start the run again in another folder"
+    check_regular(path)
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch and zipfile raise a dozen kinds for damage

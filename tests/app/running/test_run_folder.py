@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from mdft_fast import CoefficientCard, load
 from mdft_fast.app.cli import export_model
+from mdft_fast.app.cli.arguments import readable
 from mdft_fast.app.recipe import Recipe
-from mdft_fast.app.report import read_metrics
+from mdft_fast.app.report import read_metrics, read_result
 from mdft_fast.app.running import locked, run
 from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.app.running.run_state import read_state, write_state
@@ -116,6 +119,32 @@ def test_states_of_two_stages_that_were_exchanged(make_recipe: Make, tmp_path: P
     for file in (one, other):
         with pytest.raises(MdftError, match=f"{file.name}: must be this stage's state"):
             folder.load_state(file.stem)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "construct.pt": lambda file: read_state(file, ""),
+    "metrics.jsonl": lambda file: read_metrics(file.parent),
+    "result.json": lambda file: read_result(file.parent),
+    "splits.json": lambda file: check_inputs(file.parent, INPUTS),
+    "recipe.yaml": Recipe.load,
+    "recipe": readable,
+    "card.json": CoefficientCard.load,
+    "model.safetensors": load,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_pipe_in_a_file_s_place_is_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(MdftError, match=f"{name}: must be a file, got a named pipe"):
+        READERS[name](tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "result.json", "splits.json", "card.json"])
+def test_json_without_end_names_its_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("[" * 100_000 + "\n")
+    with pytest.raises(MdftError, match=f"{name}.*: not .*recursion"):
+        READERS[name](tmp_path / name)
 
 
 Lines = list[str]
