@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -27,6 +27,7 @@ WITHOUT_METRICS = (
     "put a copy back, or take the file away: the report has no curves of its steps then, and λ is "
     "not in it"
 )
+Stage = Literal["construct", "specialize", "control"]
 T = TypeVar("T")
 
 
@@ -138,6 +139,14 @@ class Phase(TypedDict):
     peak_mb: float | None
 
 
+class StageSteps(TypedDict):
+    """How many steps a stage made; stage 1 has no task."""
+
+    stage: Stage
+    task: str | None
+    steps: int
+
+
 class Result(TypedDict):
     """``result.json``."""
 
@@ -163,6 +172,7 @@ class Result(TypedDict):
     specialize: dict[str, list[SpecializePoint]]  # task -> its path through stage 2
     curve_samples: NotRequired[int]  # test samples a task that its accuracies are measured on
     holdout: NotRequired[Holdout | None]
+    stages: NotRequired[list[StageSteps]]  # in the order of the run
     phases: list[Phase]  # in the order of the run
     warnings: list[str]
     filter: NotRequired[Filter]
@@ -174,7 +184,7 @@ class Result(TypedDict):
 class Metric(TypedDict):
     """A line of ``metrics.jsonl``: one step."""
 
-    stage: Literal["construct", "specialize", "control"]
+    stage: Stage
     task: str | None
     step: int
     loss: float | None
@@ -227,11 +237,39 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[Metric]:
         stage = metric["stage"], metric["task"]
         wanted = steps.get(stage, metric["step"] - 1) + 1
         if metric["step"] != wanted:
-            raise MdftError(f"{where}: step must be {wanted}, got {metric['step']}: lines are "
-                            f"missing; {WITHOUT_METRICS}")  # fmt: skip
+            wrong = "lines are missing" if metric["step"] > wanted else "a line stands twice"
+            raise MdftError(
+                f"{where}: step must be {wanted}, got {metric['step']}: {wrong}; {WITHOUT_METRICS}"
+            )
         steps[stage] = wanted
         metrics.append(metric)
     return metrics
+
+
+def check_end(folder: str | os.PathLike[str], result: Result, metrics: Sequence[Metric]) -> None:
+    """Refuses metrics that end before the run did.
+
+    Their first stages may be missing: of a run that was resumed without its older metrics.
+
+    Args:
+        folder: whose they are, for the error.
+        result: says how many steps each stage made; older ones don't, and nothing is compared.
+        metrics: of the run; none are no error.
+
+    Raises:
+        MdftError: naming the file, and the first stage whose last steps are missing.
+    """
+    last = {(line["stage"], line["task"]): line["step"] for line in metrics}
+    begun = False
+    for made in result.get("stages", ()):
+        got = last.get((made["stage"], made["task"]), 0)
+        begun = begun or got > 0
+        if begun and got != made["steps"]:
+            of = f" of {made['task']!r}" if made["task"] is not None else ""
+            raise MdftError(
+                f"{Path(folder) / METRICS}: must have a line for each of {made['steps']} steps of "
+                f"{made['stage']}{of}, got {got}: lines are missing; {WITHOUT_METRICS}"
+            )
 
 
 def _content(path: Path) -> str:

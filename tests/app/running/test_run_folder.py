@@ -156,6 +156,8 @@ METRICS: dict[str, tuple[Callable[[Lines], Lines], str]] = {
     "no UTF-8": (lambda lines: [lines[0].replace("loss", "l\udcffss"), *lines[1:]], "line 1: "),
     "a line in the middle": (lambda lines: [lines[0], *lines[2:]],
                              r"line 2: step must be 2, got 3: lines are missing"),
+    "a line twice": (lambda lines: [lines[0], *lines],
+                     r"line 2: step must be 2, got 1: a line stands twice"),
 }  # fmt: skip
 
 
