@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mdft_fast.app.recipe import Recipe
-from mdft_fast.app.report import METRICS, WITHOUT_METRICS, Metric, read_metrics
+from mdft_fast.app.report import METRICS, TIMES, WITHOUT_METRICS, Metric, read_metrics
 from mdft_fast.app.running.folder_lock import LOCK, locked
 from mdft_fast.app.running.run_state import read_state, write_state
 from mdft_fast.app.running.same_inputs import (
@@ -165,7 +165,7 @@ class RunFolder:
 
 
 def _line(metric: Mapping[str, Any]) -> str:
-    return json.dumps(with_checksum(metric)) + "\n"
+    return json.dumps(with_checksum(metric, TIMES)) + "\n"
 
 
 def is_claimed(path: Path) -> bool:

@@ -89,6 +89,9 @@ def test_the_same_command_twice_gives_equal_bits(
     monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))  # which has no answer yet
     second = run(make_recipe(f"output={tmp_path / 'b'}"), progress="off")
     assert_same_cards(first.folder, second.folder)
+    one, other = metrics(first.folder), metrics(second.folder)
+    assert [line["sha256"] for line in one] == [line["sha256"] for line in other]
+    assert [line["seconds"] for line in one] != [line["seconds"] for line in other]
 
 
 @pytest.mark.parametrize("after", [3, 6])

@@ -19,7 +19,7 @@ from mdft_fast import CoefficientCard, load
 from mdft_fast.app.cli import export_model
 from mdft_fast.app.cli.arguments import readable
 from mdft_fast.app.recipe import Recipe
-from mdft_fast.app.report import read_metrics, read_result
+from mdft_fast.app.report import TIMES, read_metrics, read_result
 from mdft_fast.app.running import locked, run
 from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.app.running.run_state import read_state, write_state
@@ -153,6 +153,8 @@ METRICS: dict[str, tuple[Callable[[Lines], Lines], str]] = {
     "a number": (lambda lines: [lines[0].replace('"lr": 0', '"lr": 1'), *lines[1:]],
                  "line 1: its content's sha256 must be"),
     "a key": (lambda lines: [lines[0].replace('"step"', '"stop"'), *lines[1:]], "line 1: its"),
+    "a time": (lambda lines: [lines[0].replace("0.48", "NaN"), *lines[1:]],
+               "line 1: seconds: .*finite"),
     "no UTF-8": (lambda lines: [lines[0].replace("loss", "l\udcffss"), *lines[1:]], "line 1: "),
     "a line in the middle": (lambda lines: [lines[0], *lines[2:]],
                              r"line 2: step must be 2, got 3: lines are missing"),
@@ -163,7 +165,7 @@ METRICS: dict[str, tuple[Callable[[Lines], Lines], str]] = {
 
 @pytest.mark.parametrize("case", METRICS)
 def test_lines_of_metrics_that_are_not_as_they_were_written(tmp_path: Path, case: str) -> None:
-    lines = [json.dumps(with_checksum(line)) for line in make_metrics()[:4]]
+    lines = [json.dumps(with_checksum(line, TIMES)) for line in make_metrics()[:4]]
     change, message = METRICS[case]
     damaged = "".join(f"{line}\n" for line in change(lines))
     (tmp_path / "metrics.jsonl").write_bytes(damaged.encode("utf-8", "surrogateescape"))
@@ -174,7 +176,7 @@ def test_lines_of_metrics_that_are_not_as_they_were_written(tmp_path: Path, case
 def test_metrics_that_end_before_the_state(make_recipe: Make, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, make_recipe(*SHORT), resume=True)
     folder.save_state("construct", {"step": 3})
-    lines = [json.dumps(with_checksum(line)) + "\n" for line in make_metrics()[:4]]
+    lines = [json.dumps(with_checksum(line, TIMES)) + "\n" for line in make_metrics()[:4]]
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(lines[:2]))
     with pytest.raises(MdftError, match="a line for each of 3 steps of construct, got 2"):
