@@ -61,7 +61,7 @@ class RunFolder:
         if self.resume and not is_claimed(self.path):
             raise MdftError(f"{self.path}: no run to resume; start it without --resume")
         with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(self.path))
+            stack.enter_context(locked(self.path, ", or name another folder with --output"))
             if self.resume:
                 check_recipe(self.path, self.recipe)
             else:

@@ -41,6 +41,8 @@ def test_a_folder_in_use_is_refused_before_anything_is_loaded(make_recipe: Make)
     with locked(recipe.output):
         with pytest.raises(MdftError, match=r"is in use by process \d+ on .* since .*--output"):
             run(recipe, progress="off")
+        with pytest.raises(MdftError, match=r"wait for its end$"), locked(recipe.output):
+            pass  # as of commands without --output
         assert (recipe.output / ".mdft-lock").exists(), "the first one's is left alone"
     assert not recipe.output.exists()
 
