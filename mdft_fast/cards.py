@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from mdft_fast.checkpoints import write_tensors
 from mdft_fast.errors import MdftError
-from mdft_fast.files import replacing, write_json
-from mdft_fast.json_checksums import check_content, with_checksum
+from mdft_fast.files import check_regular, read_text, replacing, write_json
+from mdft_fast.json_checksums import CHECKSUM, check_content, with_checksum
 from mdft_fast.model import Granularity, Held, MetaModel, build_backbone
 from mdft_fast.pool import Pool, check_fits
 
@@ -46,6 +46,7 @@ class CoefficientCard:
         pool_checksum: of the pool that it belongs to.
         about: recipe, metrics, whatever a reader should know; plain JSON values.
         source: what errors call it; the file, where it was read from one.
+        notes: what should be known of that file, one sentence each.
     """
 
     coefficients: Tensor
@@ -56,6 +57,7 @@ class CoefficientCard:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     source: str = "coefficient card"
     rows: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def of(meta: MetaModel, about: Mapping[str, Any] | None = None) -> CoefficientCard:
@@ -100,8 +102,8 @@ class CoefficientCard:
             MdftError: if the file is no card, one of an unknown version, or not as it was written.
         """
         try:
-            card = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            card = json.loads(read_text(path))
+        except (OSError, ValueError, RecursionError) as error:
             raise MdftError(f"{path}: not a readable coefficient card: {error}") from None
         if not isinstance(card, dict) or card.get("format") != _FORMAT:
             raise MdftError(f"{path}: must be a coefficient card, got another file")
@@ -109,6 +111,8 @@ class CoefficientCard:
             wanted = f"{_VERSION} or {_ROW_VERSION}"
             raise MdftError(f"{path}: version must be {wanted}, got {card.get('version')!r}")
         check_content(path, card, _KEYS)
+        unchecked = f"{path}: carries no {CHECKSUM}, so that a change of its numbers is not noticed"
+        notes = () if CHECKSUM in card else (unchecked,)
         try:
             numbers, columns = card["coefficients"], tuple(card["columns"])
             rows = tuple(card["rows"]) if card["version"] == _ROW_VERSION else None
@@ -119,7 +123,7 @@ class CoefficientCard:
                 raise ValueError(f"coefficients {list(matrix.shape)} for {L} columns")
             return CoefficientCard(
                 matrix, tuple(numbers), columns, card["granularity"], card["pool_checksum"],
-                card.get("about", {}), str(path), rows,
+                dict(card.get("about", {})), str(path), rows, notes,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise MdftError(f"{path}: damaged coefficient card: {error!r}") from None
@@ -207,6 +211,7 @@ def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | 
         if module is None:
             module = _built(opened.backbone_spec, Held.by(opened.layout))
         return card.meta_model(opened, module).materialize()
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}

@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,7 @@ TRIES = 3  # another process may be exchanging the same entry just now
 _PIECE = 1 << 20  # bytes read and hashed at a time
 _TOKEN = 8  # bytes of a name that no other process chooses
 _UNFINISHED = re.compile(rf"\..+\.[0-9a-f]{{{2 * _TOKEN}}}\.part")
+_GIVEN = re.compile(r"/dev/stdin|/(dev|proc/self)/fd/\d+")  # open before we were called
 _STRAY_S = 24 * 3600  # what is unfinished and older has no process any more, on any machine
 
 
@@ -107,6 +109,36 @@ def remove_unfinished(folder: Path, below: Iterable[str] = ()) -> None:
         for path in place.glob(".*.part"):
             if is_unfinished(path):
                 path.unlink(missing_ok=True)
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuses a named pipe, a socket or a device, whose reading may never end.
+
+    Passed are folders and what is not there, which opening names, and what the process was given
+    open: a shell's ``<(command)`` is a pipe in ``/dev/fd``.
+
+    Raises:
+        MdftError: naming what is there.
+    """
+    if _GIVEN.fullmatch(os.path.abspath(path)):
+        return
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+            raise MdftError(
+                f"{path}: must be a file, got {kinds.get(stat.S_IFMT(mode), 'a device')}"
+            )
+
+
+def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
+    """Reads a text file in UTF-8; ``errors`` as :func:`open` takes it.
+
+    Raises:
+        MdftError: if it is no file but a pipe, a socket or a device.
+    """
+    check_regular(path)
+    return Path(path).read_text(encoding="utf-8", errors=errors)
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mdft_fast.files import filled_once, replacing, write_text
+from mdft_fast.errors import MdftError
+from mdft_fast.files import check_regular, filled_once, read_text, replacing, write_text
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
@@ -17,6 +18,21 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
         second.write_text("second")
     assert target.read_text() == "first", "the last one that ends wins, and wins whole"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_never_ends_is_not_read_but_a_pipe_we_were_given_is(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        check_regular(path)  # opening says what is wrong
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path, kind in ((tmp_path / "link", "a named pipe"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(MdftError, match=f"{path}: must be a file, got {kind}"):
+            read_text(path)
+    reading, writing = os.pipe()
+    os.write(writing, b"seed: 1")
+    os.close(writing)
+    assert read_text(f"/dev/fd/{reading}") == "seed: 1"
+    os.close(reading)
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

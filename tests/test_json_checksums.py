@@ -10,6 +10,9 @@ from mdft_fast.errors import MdftError
 from mdft_fast.json_checksums import check_content, with_checksum
 
 CONTENT: dict[str, Any] = {"a": 1, "b": [0.1, "ü", None]}
+DEEP: list[Any] = []
+for _ in range(5000):
+    DEEP = [DEEP]
 
 
 def test_comes_back_in_any_order_and_layout() -> None:
@@ -26,6 +29,7 @@ def test_comes_back_in_any_order_and_layout() -> None:
         ({**with_checksum(CONTENT), "c": 2}, "file: its content's sha256 must be"),
         ({"sha257": "0", **CONTENT}, r"unknown keys and no 'sha256', got \['sha257'\]"),
         ({**with_checksum(CONTENT), "a": float("nan")}, "numbers must be finite"),
+        ({"sha256": "", "a": DEEP}, "file: is nested too deeply"),
         ([1], "must be a JSON object, got list"),
     ],
 )

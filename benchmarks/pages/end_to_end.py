@@ -42,8 +42,8 @@ def section(content: Any) -> Iterator[str]:
     yield "## Whole runs"
     yield f"![CPU seconds of whole runs by phase](../benchmarks/results/{PICTURE})"
     header = [
-        "run", "cache", "wall s", "CPU s", "start and stages, %", "stages alone, %", "start, CPU s", "stages, CPU s",
-        "evaluation, CPU s", "images learned", "teachers'", "tested", "a test image",
+        "run", "cache", "wall s", "CPU s", "start and stages, %", "stages alone, %",
+        "start, CPU s", "stages, CPU s", "evaluation, CPU s", "images learned", "teachers'", "tested", "a test image",
     ]  # fmt: skip
     yield table(header, map(_line, content["results"]), left=2)
     yield (
@@ -71,7 +71,8 @@ def _line(row: Mapping[str, Any]) -> list[str]:
     tested = _sum(row, "seen", "evaluate")
     return [
         _name(row), row["cache"], f"{row['seconds']:.0f}", f"{row['cpu_s']:.0f}",
-        percent(row["learning_share"]), percent(seconds[1] / row["cpu_s"]), *(f"{one:.0f}" for one in seconds),
+        percent(row["learning_share"]), percent(seconds[1] / row["cpu_s"]),
+        *(f"{one:.0f}" for one in seconds),
         f"{_sum(row, 'learned', *row['phases']):,.0f}", f"{_sum(row, 'seen', 'teachers'):,.0f}",
         f"{tested:,.0f}", f"{tested / row['tests']:.1f}",
     ]  # fmt: skip

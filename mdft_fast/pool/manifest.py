@@ -109,7 +109,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise MdftError(f"{folder}: not a pool, {MANIFEST} is missing")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8
         raise MdftError(f"{path}: not readable as JSON: {error}") from None
     top = _Node(content, str(path))
     if "schema" not in top:

@@ -25,6 +25,7 @@ from mdft_fast.app.running import (
     is_claimed,
     locked,
     pool_of_card,
+    read_card,
     run,
     same_task,
 )
@@ -199,7 +200,7 @@ def measure_model(
         raise MdftError(f"{recipe}: some task must have labelled samples (`evaluate`), got none")
     module: nn.Module
     if model.suffix == ".json":
-        card = CoefficientCard.load(model)
+        card = _read(model)
         pool = pool_of_card(built.recipe, built.pool, card, model)
         module = card.meta_model(pool, built.backbone, built.device)
     else:
@@ -226,7 +227,7 @@ def specialize_run(
     file = _inside(folder, "meta/card.json")
     with locked(folder):
         built = build(recipe, verify=verify)
-        card = CoefficientCard.load(file)
+        card = _read(file)
         built = dataclasses.replace(built, pool=pool_of_card(recipe, built.pool, card, file))
         meta = card.meta_model(built.pool, built.backbone, built.device)
         specialize(meta, same_task(folder, built, meta, task), specialize_config(recipe))
@@ -251,11 +252,19 @@ def export_model(
         raise MdftError(f"--task: is for a run folder, got {source}")
     else:
         file = source
-    card = CoefficientCard.load(file)
+    card = _read(file)
     opened = load_recipe(recipe or _recipe_of(file), ())
     backbone, pool = open_pool(opened, verify=verify)
     pool = pool_of_card(opened, pool, card, file)
     save_model(card.meta_model(pool, backbone, choose_device(opened.device)), to)
+
+
+def _read(file: Path) -> CoefficientCard:
+    """Reads a card, and says what should be known of its file."""
+    card = read_card(file)
+    for note in card.notes:
+        complain(f"note: {note}")
+    return card
 
 
 def _inside(folder: Path, name: str) -> Path:

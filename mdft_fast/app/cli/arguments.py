@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from mdft_fast.app.cli.boundary import explain, is_usage
 from mdft_fast.app.cli.console import STOPPED, complain
 from mdft_fast.errors import MdftError
+from mdft_fast.files import check_regular
 
 
 class Group(TyperGroup):
@@ -40,6 +41,7 @@ class Group(TyperGroup):
 
 def readable(path: Path) -> Path:
     """Refuses a file that is not there, in a recipe's words, before anything is loaded for it."""
+    check_regular(path)
     try:
         if not path.is_dir():
             path.open("rb").close()

@@ -22,7 +22,7 @@ from mdft_fast.app.recipe.value_types import quoted
 from mdft_fast.app.recipe.yaml_text import leaves, parse, render
 from mdft_fast.checkpoints import find_checkpoint
 from mdft_fast.errors import nearest
-from mdft_fast.files import write_text
+from mdft_fast.files import read_text, write_text
 
 UNKNOWN = "CHANGE_ME"
 _THERE = {"file": Path.is_file, "folder": Path.is_dir, "file or folder": Path.exists}
@@ -44,7 +44,7 @@ class Recipe(Keys):
         """
         file = Path(path)
         try:
-            content = parse(file.read_text(encoding="utf-8"))
+            content = parse(read_text(file))
         except OSError as error:
             raise RecipeError(str(file), [f"not readable: {error.strerror}"]) from None
         except ValueError as error:  # no YAML, or not UTF-8

@@ -6,6 +6,7 @@ from mdft_fast.app.report.compared_models import COMPARED, ComparedModel, rows_o
 from mdft_fast.app.report.rendering import page, write_report
 from mdft_fast.app.report.schema import (
     METRICS,
+    TIMES,
     WITHOUT_METRICS,
     Metric,
     Result,
@@ -16,6 +17,7 @@ from mdft_fast.app.report.schema import (
 __all__ = [
     "COMPARED",
     "METRICS",
+    "TIMES",
     "WITHOUT_METRICS",
     "ComparedModel",
     "Metric",

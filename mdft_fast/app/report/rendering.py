@@ -18,8 +18,8 @@ from markupsafe import Markup, escape
 from mdft_fast.app.report.accuracies import Table, percent
 from mdft_fast.app.report.colors import stylesheet
 from mdft_fast.app.report.report_sections import Word, report_sections
-from mdft_fast.app.report.schema import Metric, Result, read_metrics, read_result
-from mdft_fast.files import write_text
+from mdft_fast.app.report.schema import Metric, Result, check_end, read_metrics, read_result
+from mdft_fast.files import read_text, write_text
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
@@ -37,8 +37,10 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     """
     folder = Path(folder)
     recipe = folder / "recipe.yaml"
-    written = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
-    sections = report_sections(read_result(folder), read_metrics(folder), written)
+    written = read_text(recipe) if recipe.exists() else ""
+    result, metrics = read_result(folder), read_metrics(folder)
+    check_end(folder, result, metrics)
+    sections = report_sections(result, metrics, written)
     path = folder / "report.md"
     markdown = _TEMPLATES.get_template("report.md").render(sections)
     write_text(path, markdown.rstrip() + "\n")

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
 from mdft_fast.app.report.compared_models import ComparedModel, compared_models
 from mdft_fast.errors import MdftError
+from mdft_fast.files import read_text
 from mdft_fast.json_checksums import check_content
 from mdft_fast.reference import EntropyOf
 
 METRICS = "metrics.jsonl"  # one JSON line a step
+TIMES = ("seconds", "samples_per_s")  # of a line; its checksum is equal in equal runs
 WITHOUT_METRICS = (
     "put a copy back, or take the file away: the report has no curves of its steps then, and λ is "
     "not in it"
 )
+Stage = Literal["construct", "specialize", "control"]
 T = TypeVar("T")
 
 
@@ -137,6 +140,14 @@ class Phase(TypedDict):
     peak_mb: float | None
 
 
+class StageSteps(TypedDict):
+    """How many steps a stage made; stage 1 has no task."""
+
+    stage: Stage
+    task: str | None
+    steps: int
+
+
 class Result(TypedDict):
     """``result.json``."""
 
@@ -162,6 +173,7 @@ class Result(TypedDict):
     specialize: dict[str, list[SpecializePoint]]  # task -> its path through stage 2
     curve_samples: NotRequired[int]  # test samples a task that its accuracies are measured on
     holdout: NotRequired[Holdout | None]
+    stages: NotRequired[list[StageSteps]]  # in the order of the run
     phases: list[Phase]  # in the order of the run
     warnings: list[str]
     filter: NotRequired[Filter]
@@ -173,14 +185,14 @@ class Result(TypedDict):
 class Metric(TypedDict):
     """A line of ``metrics.jsonl``: one step."""
 
-    stage: Literal["construct", "specialize", "control"]
+    stage: Stage
     task: str | None
     step: int
     loss: float | None
     losses: dict[str, float | None]
     kept: dict[str, float]
-    seconds: float
-    samples_per_s: float | None
+    seconds: FiniteFloat  # the checksum does not cover it
+    samples_per_s: FiniteFloat | None
     lr: float
 
 
@@ -220,34 +232,68 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[Metric]:
     for i, line in enumerate(lines, 1):
         where = f"{path}, line {i}"
         try:
-            metric = _checked(where, line, adapter, keys)
+            metric = _checked(where, line, adapter, keys, TIMES)
         except MdftError as error:
             raise MdftError(f"{error}; {WITHOUT_METRICS}") from None
         stage = metric["stage"], metric["task"]
         wanted = steps.get(stage, metric["step"] - 1) + 1
         if metric["step"] != wanted:
-            raise MdftError(f"{where}: step must be {wanted}, got {metric['step']}: lines are "
-                            f"missing; {WITHOUT_METRICS}")  # fmt: skip
+            wrong = "lines are missing" if metric["step"] > wanted else "a line stands twice"
+            raise MdftError(
+                f"{where}: step must be {wanted}, got {metric['step']}: {wrong}; {WITHOUT_METRICS}"
+            )
         steps[stage] = wanted
         metrics.append(metric)
     return metrics
 
 
+def check_end(folder: str | os.PathLike[str], result: Result, metrics: Sequence[Metric]) -> None:
+    """Refuses metrics that end before the run did.
+
+    Their first stages may be missing: of a run that was resumed without its older metrics.
+
+    Args:
+        folder: whose they are, for the error.
+        result: says how many steps each stage made; older ones don't, and nothing is compared.
+        metrics: of the run; none are no error.
+
+    Raises:
+        MdftError: naming the file, and the first stage whose last steps are missing.
+    """
+    last = {(line["stage"], line["task"]): line["step"] for line in metrics}
+    begun = False
+    for made in result.get("stages", ()):
+        got = last.get((made["stage"], made["task"]), 0)
+        begun = begun or got > 0
+        if begun and got != made["steps"]:
+            of = f" of {made['task']!r}" if made["task"] is not None else ""
+            raise MdftError(
+                f"{Path(folder) / METRICS}: must have a line for each of {made['steps']} steps of "
+                f"{made['stage']}{of}, got {got}: lines are missing; {WITHOUT_METRICS}"
+            )
+
+
 def _content(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")  # damage is one line's
+        return read_text(path, errors="surrogateescape")  # damage is one line's
     except OSError as error:
         raise MdftError(f"{path}: not readable: {error.strerror}") from None
 
 
-def _checked(where: str | Path, text: str, adapter: TypeAdapter[T], keys: Collection[str]) -> T:
+def _checked(
+    where: str | Path,
+    text: str,
+    adapter: TypeAdapter[T],
+    keys: Collection[str],
+    without: Collection[str] = (),
+) -> T:
     try:
         content = json.loads(text)
-        check_content(where, content, keys)
+        check_content(where, content, keys, without)
         return adapter.validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise MdftError(f"{where}: {key}: {first['msg']}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MdftError(f"{where}: not JSON: {error}") from None

@@ -18,16 +18,20 @@ LOCK = ".mdft-lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, or_else: str = "") -> Iterator[None]:
     """Holds a folder for the body of a ``with``; it is made, and gone again if it stays empty.
 
     Where the file system knows no locks, nothing is locked.
+
+    Args:
+        folder: which.
+        or_else: what a user can do besides waiting for another process's end, for the error.
 
     Raises:
         MdftError: if another process, or thread, holds the folder, or it cannot be made.
     """
     with _made(folder):
-        handle = _lock(folder)
+        handle = _lock(folder, or_else)
         try:
             yield
         finally:
@@ -50,7 +54,7 @@ def _made(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path, or_else: str) -> int:
     """Returns the handle of a folder's lock file, locked, with our name in it."""
     path = folder / LOCK
     for _ in range(TRIES):
@@ -58,7 +62,7 @@ def _lock(folder: Path) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             with naming(path):
-                _claim(handle, path)
+                _claim(handle, path, or_else)
             if is_still(handle, path):
                 return handle
         except BaseException:
@@ -68,12 +72,11 @@ def _lock(folder: Path) -> int:
     raise MdftError(f"{path}: other processes exchange this file all the time; try again")
 
 
-def _claim(handle: int, path: Path) -> None:
+def _claim(handle: int, path: Path, or_else: str) -> None:
     if try_lock(handle) is False:
         holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip()
         raise MdftError(
-            f"{path.parent}: is in use by {holder or 'another process'}; wait for its end, or name "
-            "another folder with --output"
+            f"{path.parent}: is in use by {holder or 'another process'}; wait for its end{or_else}"
         )
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     os.truncate(handle, 0)

@@ -77,6 +77,7 @@ def result_of(
         "curve_samples": recipe.evaluate.curve.samples,
         **({"shares": shares} if shares else {}),
         "holdout": learned.holdout,
+        "stages": _stages(learned),
         "phases": phases.list,
         "warnings": [
             *worse_than_base(measured.accuracy),
@@ -91,6 +92,14 @@ def result_of(
         "confusion": measured.confusion,
         "recipe": recipe.dump(),
     }
+
+
+def _stages(learned: Learned) -> list[dict[str, Any]]:
+    """Returns how many steps each stage made, in the order in which they were run."""
+    results: list[tuple[str, str | None, RunResult]] = [("construct", None, learned.construct)]
+    results += [("specialize", name, result) for name, result in learned.specialize.items()]
+    results += [("control", name, result) for name, result in learned.control.items()]
+    return [{"stage": s, "task": task, "steps": one.steps[-1]} for s, task, one in results]
 
 
 def _means(result: RunResult, coefficients: Tensor) -> list[list[float]]:

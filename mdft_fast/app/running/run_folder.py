@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mdft_fast.app.recipe import Recipe
-from mdft_fast.app.report import METRICS, WITHOUT_METRICS, Metric, read_metrics
+from mdft_fast.app.report import METRICS, TIMES, WITHOUT_METRICS, Metric, read_metrics
 from mdft_fast.app.running.folder_lock import LOCK, locked
 from mdft_fast.app.running.run_state import read_state, write_state
 from mdft_fast.app.running.same_inputs import (
@@ -61,7 +61,7 @@ class RunFolder:
         if self.resume and not is_claimed(self.path):
             raise MdftError(f"{self.path}: no run to resume; start it without --resume")
         with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(self.path))
+            stack.enter_context(locked(self.path, ", or name another folder with --output"))
             if self.resume:
                 check_recipe(self.path, self.recipe)
             else:
@@ -115,12 +115,12 @@ class RunFolder:
 
     def save_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Saves a stage's state after a step, whole or not at all."""
-        write_state(self._state(name), state, self._run)
+        write_state(self._state(name), state, self._owner(name))
 
     def load_state(self, name: str) -> dict[str, Any] | None:
         """Returns a stage's saved state, or None where it has not begun, or nothing is resumed."""
         path = self._state(name)
-        return read_state(path, self._run) if self.resume and path.exists() else None
+        return read_state(path, self._owner(name)) if self.resume and path.exists() else None
 
     def append_metrics(self, record: StepRecord, stage: str) -> None:
         """Adds a step's line, on the disk before its state; ``stage`` sets control runs apart."""
@@ -157,12 +157,15 @@ class RunFolder:
         """Returns every line of the metrics."""
         return read_metrics(self.path)
 
+    def _owner(self, name: str) -> str:
+        return f"{self._run}/{name}"
+
     def _state(self, name: str) -> Path:
         return self.path / "state" / f"{name}.pt"
 
 
 def _line(metric: Mapping[str, Any]) -> str:
-    return json.dumps(with_checksum(metric)) + "\n"
+    return json.dumps(with_checksum(metric, TIMES)) + "\n"
 
 
 def is_claimed(path: Path) -> bool:

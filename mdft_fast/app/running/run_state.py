@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stage's state as a file that says which run it is of, and notices damage."""
+"""A stage's state as a file that says which run and stage it is of, and notices damage."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from torch import Tensor
 
 from mdft_fast.arena import raw
 from mdft_fast.errors import MdftError
-from mdft_fast.files import replacing
+from mdft_fast.files import check_regular, replacing
 
-_RUN, _CHECKSUM = "run", "sha256"
+_OWNER, _CHECKSUM = "owner", "sha256"
 
 
-def write_state(path: Path, state: Mapping[str, Any], run: str) -> None:
+def write_state(path: Path, state: Mapping[str, Any], owner: str) -> None:
     """Writes a state, whole or not at all.
 
     Args:
         path: the file.
         state: dicts, lists, tensors, numbers, text.
-        run: what names the run's recipe and inputs.
+        owner: what names the run's recipe and inputs, and the stage.
     """
-    whole = {**state, _RUN: run}
+    whole = {**state, _OWNER: owner}
     written = io.BytesIO()  # torch's own writing to a full disk ends in a RuntimeError
     torch.save({**whole, _CHECKSUM: _checksum(whole)}, written)
     with replacing(path) as temporary:
         temporary.write_bytes(written.getbuffer())
 
 
-def read_state(path: Path, run: str) -> dict[str, Any]:
+def read_state(path: Path, owner: str) -> dict[str, Any]:
     """Reads a state back.
 
     Raises:
-        MdftError: if the file is damaged, or of another recipe or other inputs than ``run``.
+        MdftError: if the file is damaged, or of another recipe, other inputs or
+            another stage than ``owner`` names.
     """
     again = "put a copy back, or start the run again in another folder"
+    check_regular(path)
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch and zipfile raise a dozen kinds for damage
@@ -51,9 +53,10 @@ def read_state(path: Path, run: str) -> dict[str, Any]:
     written = state.pop(_CHECKSUM, None)
     if written != _checksum(state):
         raise MdftError(f"{path}: not what was written, its sha256 is another; {again}")
-    if state.pop(_RUN) != run:
+    if state.pop(_OWNER) != owner:
         raise MdftError(
-            f"{path}: must be of this folder's recipe and inputs, got another run's state; {again}"
+            f"{path}: must be this stage's state, of this folder's recipe and inputs, got another "
+            f"stage's or run's; {again}"
         )
     return state
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from mdft_fast.app.recipe import Recipe, leaves
 from mdft_fast.errors import MdftError
-from mdft_fast.files import write_json
+from mdft_fast.files import read_text, write_json
 from mdft_fast.json_checksums import CHECKSUM, check_content, content_checksum, with_checksum
 
 RECIPE = "recipe.yaml"
@@ -96,8 +96,8 @@ def _digest(recipe: Recipe) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise MdftError(f"{path}: not readable: {error}") from None
     check_content(path, content, _OLDER)
     return dict(content)

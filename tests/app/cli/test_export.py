@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.report import write_report
 from mdft_fast.app.running import run
 from mdft_fast.errors import MdftError
-from tests.app.conftest import Make
+from tests.app.conftest import Make, call
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -47,6 +48,35 @@ def test_a_run_is_exported_and_reported_without_its_data(
     write_report(folder)
     with pytest.raises(MdftError, match=r"tasks\[0\].head.file: no such file"):
         run(Recipe.load(folder / "recipe.yaml", [f"output={tmp_path / 'again'}"]))
+
+
+def test_a_card_is_of_its_place_and_says_if_it_carries_no_checksum(
+    make_recipe: Make, tmp_path: Path
+) -> None:
+    short = ("construct.steps=1", "specialize.steps=1", "specialize.control=false")
+    recipe, to = make_recipe(*short), tmp_path / "m.safetensors"
+    folder = run(recipe, progress="off").folder
+    meta, shapes, letters = (
+        folder / name / "card.json"
+        for name in ("meta", "specialized/shapes", "specialized/letters")
+    )
+    content = json.loads(letters.read_text())
+    shutil.copy(letters, shapes)
+    wanted = "must be the card of stage 'specialize', task 'shapes', got that of stage"
+    for command in ("export", folder, "--task", "shapes"), ("export", shapes):
+        assert f"{shapes}: {wanted} 'spec" in call(*command, "--to", to, code=1).stderr
+    shutil.copy(meta, shapes)
+    eval_shapes = call("eval", shapes, folder / "recipe.yaml", code=1)
+    assert f"{shapes}: {wanted} 'construct'\n" in eval_shapes.stderr
+    shutil.copy(letters, meta)
+    specialize = call("specialize", folder, "--task", "shapes", "--overwrite", code=1)
+    assert f"{meta}: must be the card of stage 'construct', got that of" in specialize.stderr
+    assert not to.exists()
+    assert "sha256" not in call("export", letters, "--to", to).stderr
+    del content["sha256"]
+    letters.write_text(json.dumps(content))
+    noted = call("export", letters, "--to", to, "--overwrite").stderr
+    assert f"note: {letters}: carries no sha256" in noted
 
 
 def test_an_export_names_what_the_pool_lacks(make_recipe: Make, tmp_path: Path) -> None:

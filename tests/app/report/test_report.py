@@ -14,7 +14,7 @@ from mdft_fast.app.report import page, read_metrics, read_result, write_report
 from mdft_fast.app.report.coefficient_maps import column_blocks
 from mdft_fast.app.report.report_sections import legend
 from mdft_fast.errors import MdftError
-from tests.app.report.conftest import Result, Write
+from tests.app.report.conftest import Result, Write, make_metrics
 from tests.conftest import contents
 
 
@@ -143,6 +143,25 @@ def test_no_result(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(MdftError, match=r"result\.json: not JSON"):
         write_report(tmp_path)
+
+
+def test_metrics_that_end_before_the_run_did(result: Result, folder: Write) -> None:
+    first = {"stage": "construct", "task": None, "steps": 100}
+    second = {"stage": "specialize", "task": "mnist", "steps": 2}
+    result["stages"] = [first, second]
+    lines = make_metrics()
+    late = [{**lines[0], "stage": "specialize", "task": "mnist", "step": n} for n in (1, 2)]
+    for gone, message in (
+        (lines[:2], "100 steps of construct, got 2"),
+        (lines, "2 steps of specialize of 'mnist', got 0"),
+        (late[:1], "2 steps of specialize of 'mnist', got 1"),
+    ):
+        with pytest.raises(
+            MdftError, match=rf"metrics.jsonl: must have a line .* {message}: lines"
+        ):
+            write_report(folder(result, gone))
+    for whole in ([*lines, *late], late, []):  # resumed without those of stage 1, or of all
+        write_report(folder(result, whole))
 
 
 def test_a_bad_line_of_metrics_is_named(result: Result, folder: Write) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def test_writes_everything_that_a_user_meets(make_recipe: Make) -> None:
     assert curve[-1]["distance"] == pytest.approx(float(away.norm()))
     lines = metrics(summary.folder)
     assert [line["step"] for line in lines if line["stage"] == "construct"] == [1, 2, 3, 4]
-    assert sum(line["stage"] == "control" for line in lines) == 6
+    steps = Counter((line["stage"], line["task"]) for line in lines)
+    assert steps == {(made["stage"], made["task"]): made["steps"] for made in result["stages"]}
 
 
 def test_the_same_command_twice_gives_equal_bits(
@@ -87,6 +89,9 @@ def test_the_same_command_twice_gives_equal_bits(
     monkeypatch.setenv("MDFT_CACHE", str(tmp_path / "cache"))  # which has no answer yet
     second = run(make_recipe(f"output={tmp_path / 'b'}"), progress="off")
     assert_same_cards(first.folder, second.folder)
+    one, other = metrics(first.folder), metrics(second.folder)
+    assert [line["sha256"] for line in one] == [line["sha256"] for line in other]
+    assert [line["seconds"] for line in one] != [line["seconds"] for line in other]
 
 
 @pytest.mark.parametrize("after", [3, 6])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from mdft_fast import CoefficientCard, load
 from mdft_fast.app.cli import export_model
+from mdft_fast.app.cli.arguments import readable
 from mdft_fast.app.recipe import Recipe
-from mdft_fast.app.report import read_metrics
+from mdft_fast.app.report import TIMES, read_metrics, read_result
 from mdft_fast.app.running import locked, run
 from mdft_fast.app.running.run_folder import RunFolder
 from mdft_fast.app.running.run_state import read_state, write_state
@@ -38,6 +41,8 @@ def test_a_folder_in_use_is_refused_before_anything_is_loaded(make_recipe: Make)
     with locked(recipe.output):
         with pytest.raises(MdftError, match=r"is in use by process \d+ on .* since .*--output"):
             run(recipe, progress="off")
+        with pytest.raises(MdftError, match=r"wait for its end$"), locked(recipe.output):
+            pass  # as of commands without --output
         assert (recipe.output / ".mdft-lock").exists(), "the first one's is left alone"
     assert not recipe.output.exists()
 
@@ -86,7 +91,7 @@ def _flipped(content: bytes) -> bytes:
 STATES: dict[str, Callable[[bytes], bytes]] = {
     "a bit of λ": _flipped,
     "another step": _changed(lambda state: state.update(step=3)),
-    "another run's": _changed(lambda state: state.update(run="another")),
+    "another run's": _changed(lambda state: state.update(owner="another")),
     "no checksum": _changed(lambda state: state.pop("sha256")),
     "cut": lambda content: content[:-300],
     "no state": lambda _: b"[1]",
@@ -98,11 +103,50 @@ def test_a_state_that_is_not_as_it_was_written(tmp_path: Path, case: str) -> Non
     file, state = tmp_path / "construct.pt", {"step": 2, "path": torch.rand(3, 2, 4)}
     write_state(file, state, "this run")
     assert torch.equal(read_state(file, "this run")["path"], state["path"])
-    with pytest.raises(MdftError, match="recipe and inputs, got another run's state"):
+    with pytest.raises(MdftError, match="recipe and inputs, got another stage's or run's"):
         read_state(file, "another run")
     file.write_bytes(STATES[case](file.read_bytes()))
     with pytest.raises(MdftError, match=r"construct.pt: .*put a copy back, or start"):
         read_state(file, "this run")
+
+
+def test_states_of_two_stages_that_were_exchanged(make_recipe: Make, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, make_recipe(*SHORT), resume=True)
+    one, other = (tmp_path / "state" / f"{name}-shapes.pt" for name in ("specialize", "control"))
+    for file in (one, other):
+        folder.save_state(file.stem, {"step": 3})
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    for file in (one, other):
+        with pytest.raises(MdftError, match=f"{file.name}: must be this stage's state"):
+            folder.load_state(file.stem)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "construct.pt": lambda file: read_state(file, ""),
+    "metrics.jsonl": lambda file: read_metrics(file.parent),
+    "result.json": lambda file: read_result(file.parent),
+    "splits.json": lambda file: check_inputs(file.parent, INPUTS),
+    "recipe.yaml": Recipe.load,
+    "recipe": readable,
+    "card.json": CoefficientCard.load,
+    "model.safetensors": load,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_pipe_in_a_file_s_place_is_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(MdftError, match=f"{name}: must be a file, got a named pipe"):
+        READERS[name](tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "result.json", "splits.json", "card.json"])
+def test_json_without_end_names_its_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("[" * 100_000 + "\n")
+    with pytest.raises(MdftError, match=f"{name}.*: not .*recursion"):
+        READERS[name](tmp_path / name)
 
 
 Lines = list[str]
@@ -111,15 +155,19 @@ METRICS: dict[str, tuple[Callable[[Lines], Lines], str]] = {
     "a number": (lambda lines: [lines[0].replace('"lr": 0', '"lr": 1'), *lines[1:]],
                  "line 1: its content's sha256 must be"),
     "a key": (lambda lines: [lines[0].replace('"step"', '"stop"'), *lines[1:]], "line 1: its"),
+    "a time": (lambda lines: [lines[0].replace("0.48", "NaN"), *lines[1:]],
+               "line 1: seconds: .*finite"),
     "no UTF-8": (lambda lines: [lines[0].replace("loss", "l\udcffss"), *lines[1:]], "line 1: "),
     "a line in the middle": (lambda lines: [lines[0], *lines[2:]],
                              r"line 2: step must be 2, got 3: lines are missing"),
+    "a line twice": (lambda lines: [lines[0], *lines],
+                     r"line 2: step must be 2, got 1: a line stands twice"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", METRICS)
 def test_lines_of_metrics_that_are_not_as_they_were_written(tmp_path: Path, case: str) -> None:
-    lines = [json.dumps(with_checksum(line)) for line in make_metrics()[:4]]
+    lines = [json.dumps(with_checksum(line, TIMES)) for line in make_metrics()[:4]]
     change, message = METRICS[case]
     damaged = "".join(f"{line}\n" for line in change(lines))
     (tmp_path / "metrics.jsonl").write_bytes(damaged.encode("utf-8", "surrogateescape"))
@@ -130,7 +178,7 @@ def test_lines_of_metrics_that_are_not_as_they_were_written(tmp_path: Path, case
 def test_metrics_that_end_before_the_state(make_recipe: Make, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, make_recipe(*SHORT), resume=True)
     folder.save_state("construct", {"step": 3})
-    lines = [json.dumps(with_checksum(line)) + "\n" for line in make_metrics()[:4]]
+    lines = [json.dumps(with_checksum(line, TIMES)) + "\n" for line in make_metrics()[:4]]
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(lines[:2]))
     with pytest.raises(MdftError, match="a line for each of 3 steps of construct, got 2"):
