@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,7 @@ TRIES = 3  # another process may be exchanging the same entry just now
 _PIECE = 1 << 20  # bytes read and hashed at a time
 _TOKEN = 8  # bytes of a name that no other process chooses
 _UNFINISHED = re.compile(rf"\..+\.[0-9a-f]{{{2 * _TOKEN}}}\.part")
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _STRAY_S = 24 * 3600  # what is unfinished and older has no process any more, on any machine
 
 
@@ -118,6 +120,22 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes JSON; numbers must be finite."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def regular(path: str | os.PathLike[str]) -> os.stat_result:
+    """Returns what the system says of a file, which a pipe is not: reading one would wait.
+
+    Raises:
+        MdftError: if it is not there, or no regular file.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise MdftError(f"{path}: not readable: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+        raise MdftError(f"{path}: must be a regular file, got {kind}")
+    return status
 
 
 def file_digest(path: Path) -> str:
