@@ -125,10 +125,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     with contextlib.suppress(OSError):
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-            raise MdftError(
-                f"{path}: must be a file, got {kinds.get(stat.S_IFMT(mode), 'a device')}"
-            )
+            raise MdftError(f"{path}: must be a file, got {_kind(mode)}")
 
 
 def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
@@ -150,6 +147,26 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes JSON; numbers must be finite."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def regular(path: str | os.PathLike[str]) -> os.stat_result:
+    """Returns what the system says of a file, which a pipe is not: reading one would wait.
+
+    Raises:
+        MdftError: if it is not there, or no regular file.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise MdftError(f"{path}: not readable: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise MdftError(f"{path}: must be a regular file, got {_kind(status.st_mode)}")
+    return status
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def file_digest(path: Path) -> str:

@@ -43,7 +43,8 @@ def section(content: Any) -> Iterator[str]:
     yield f"![CPU seconds of whole runs by phase](../benchmarks/results/{PICTURE})"
     header = [
         "run", "cache", "wall s", "CPU s", "start and stages, %", "stages alone, %",
-        "start, CPU s", "stages, CPU s", "evaluation, CPU s", "images learned", "teachers'", "tested", "a test image",
+        "start, CPU s", "stages, CPU s", "evaluation, CPU s", "images learned", "teachers'",
+        "tested", "a test image",
     ]  # fmt: skip
     yield table(header, map(_line, content["results"]), left=2)
     yield (

@@ -22,7 +22,13 @@ from mdft_fast.checkpoints.preprocess import (
 )
 from mdft_fast.checkpoints.safetensors_writer import Entry, Written, entry, write_tensors
 from mdft_fast.checkpoints.state import State, StateSource, renamed
-from mdft_fast.checkpoints.task_files import SUFFIXES, find_checkpoint, find_tasks, stem_of
+from mdft_fast.checkpoints.task_files import (
+    SUFFIXES,
+    deeper_ones,
+    find_checkpoint,
+    find_tasks,
+    stem_of,
+)
 from mdft_fast.checkpoints.tensor_cache import cached_tensors
 from mdft_fast.checkpoints.torch_content import text_tower
 
@@ -31,8 +37,7 @@ __all__ = [
     "Dtype", "Entry", "Interpolation", "Preprocess", "Resize", "SourceFacts", "State",
     "StateSource", "Weights", "Written", "activation_of", "arguments_of", "as_preprocess",
     "as_state", "cached_tensors", "check_activation", "check_architecture", "check_preprocess",
-    "compare_bases", "convert", "describe", "describe_preprocess", "edges_before_crop", "entry",
-    "example_input", "find_checkpoint", "find_tasks", "gather", "open_state", "read_json",
-    "renamed", "sniff",
-    "stem_of", "text_tower", "write_tensors",
+    "compare_bases", "convert", "deeper_ones", "describe", "describe_preprocess",
+    "edges_before_crop", "entry", "example_input", "find_checkpoint", "find_tasks", "gather",
+    "open_state", "read_json", "renamed", "sniff", "stem_of", "text_tower", "write_tensors",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mdft_fast.errors import MdftError
+from mdft_fast.files import regular
 
 Kind = Literal[
     "safetensors", "index", "torch zip", "torch legacy", "adapter", "transformers", "open_clip",
@@ -48,8 +49,9 @@ def sniff(path: Path) -> Kind:
     """
     if path.is_dir():
         return _folder(path)
-    if not path.is_file():
+    if not path.exists():
         raise MdftError(f"{path}: no such file")
+    regular(path)
     with open(path, "rb") as file:
         start = file.read(64)
     size = path.stat().st_size

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mdft_fast.checkpoints.averages import check_names
 from mdft_fast.checkpoints.file_kinds import read_json, sniff, weights_of
 from mdft_fast.checkpoints.library_folders import describe_open_clip, describe_transformers
 from mdft_fast.checkpoints.lora import read_adapter
@@ -84,7 +85,9 @@ def _read_file(path: Path, choice: Choice = AS_IT_IS) -> State:
 
 
 def _part_of(state: State, choice: Choice) -> State:
-    return named_part(unwrapped(state), choice.part or "")
+    if choice.part is not None:
+        return named_part(unwrapped(state), choice.part)
+    return check_names(unwrapped(state), choice.weights)
 
 
 def _two_files(file: Path, kind: str, other: Path) -> str:

@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, get_args
 
+from mdft_fast.checkpoints.averages import (
+    average_beside,
+    is_average,
+    not_understood,
+    refuse_raw,
+    words_of,
+)
 from mdft_fast.checkpoints.pickle_machine import StandIn, named
 from mdft_fast.checkpoints.state import State, renamed
 from mdft_fast.checkpoints.torch_values import TensorRef
@@ -21,9 +27,9 @@ Weights = Literal["ema", "raw"]
 _RAW = ("state_dict", "model_state_dict", "model", "net", "params", "module", "network", "student")
 # Averages that their own library takes where a file has both: timm twice, BasicSR, DINO.
 _TAKEN = {"state_dict_ema": "timm", "model_ema": "timm", "params_ema": "BasicSR", "teacher": "DINO"}
-# Words of a key that holds another version of the same model.
-_AVERAGES = {"ema", "avg", "average", "averaged", "swa", "shadow", "teacher", "mean"}
-_VERSIONS = _AVERAGES | {"best", "last", "final", "init", "initial"}
+_CURRENT = "current_model_state"  # Lightning's raw weights, beside a "state_dict" that is averaged
+# Words of a key that holds another version of the same model, if no average of it.
+_VERSIONS = {"best", "last", "final", "init", "initial"}
 _SHOWN = 60  # characters of a name, and names, in an error
 _DEEPEST = 4  # {"state_dict": {"model": ...}}
 _MOST_VERSIONS = 50  # that are looked at; two are too many already
@@ -36,7 +42,7 @@ class Choice:
 
     Attributes:
         weights: of :data:`Weights`, where a file has both; None: what its own library takes, where
-            that is known.
+            that is known. A file that has no word of an average has one model, which either takes.
         part: a key of the file, or what names begin with before a dot, or both, as ``teacher``,
             ``ema.module`` and ``state_dict.model``; None: the file's model.
     """
@@ -61,29 +67,39 @@ class Picked:
         beside: key -> why it is not in it.
         rest: of ``part`` what was no key: names begin with it.
         notes: what was chosen without being asked for.
+        choice: what is still to be looked for; of no weights and settled, where that was found.
+        settled: whether it is known which of raw weights and average the value is.
     """
 
     value: Any
     beside: dict[str, str]
     rest: str
     notes: list[str]
+    choice: Choice
+    settled: bool
+
+    def settle(self) -> None:
+        """Says that the value is what was wanted."""
+        self.choice, self.settled = AS_IT_IS, True
 
 
 def pick(path: object, root: Any, choice: Choice) -> Picked:
     """Narrows a torch file's content down to one state dict or module.
 
     Raises:
-        MdftError: if several would do, and neither the choice nor a library's rule says which.
+        MdftError: if several would do, and neither the choice nor a library's rule says which, or
+            if the weights that are wanted are not there.
     """
-    picked = Picked(root, {}, "", [])
+    picked = Picked(root, {}, "", [], choice, settled=choice.part is not None)
     if choice.part is not None:
         picked.rest = choice.part
         while isinstance(picked.value, dict) and (key := _key_of(picked)) is not None:
             _enter(picked, key)
             picked.rest = picked.rest[len(key) + 1 :]
-    entered = choice.part is not None and picked.value is not root
+    if picked.value is not root:
+        picked.settle()
     for _ in range(_DEEPEST):
-        chosen = _inner(path, picked, Choice() if entered else choice)
+        chosen = _inner(path, picked)
         if chosen is None:
             break
         _enter(picked, chosen)
@@ -142,51 +158,65 @@ def _enter(picked: Picked, key: str) -> None:
     picked.value = picked.value[key]
 
 
-def _inner(path: object, picked: Picked, choice: Choice) -> str | None:
+def _inner(path: object, picked: Picked) -> str | None:
     """Returns the key to go on with; None: the value is what is looked for."""
     root = picked.value
     if not isinstance(root, dict):
         return None
     known: dict[int, bool] = {}
     holding = [k for k in root if isinstance(k, str) and _holds_tensors(root[k], known)]
-    raw = [key for key in _RAW if key in holding]
-    averages = [key for key in holding if _words(key) & _AVERAGES or key in _TAKEN]
-    if not raw and not averages:
-        if any(isinstance(value, TensorRef) for value in root.values()):
-            return None
-        if len(holding) > 1:
-            raise MdftError(
-                f"{path}: must hold one model, got {_shown(holding)}; name one as part (a recipe's "
-                "pool.part, of `mdft convert` --part)"
-            )
-        return next(iter(holding), _empty_wrapper(root))
-    first = (raw or averages)[0]
-    rivals = [key for key in _rivals(root, holding, first) if key in raw or key not in _RAW]
-    averages = [key for key in rivals if key in averages]
-    others = [key for key in rivals if key not in averages]
-    return _among(path, first, averages, others, picked, choice)
-
-
-def _among(
-    path: object, first: str, averages: list[str], others: list[str], picked: Picked, choice: Choice
-) -> str:
-    """Returns the key of the version that is wanted; a rule of its library's is noted."""
-    if choice.weights == "ema" and len(averages) == 1:
-        return averages[0]
-    if not others and (not averages or choice.weights == "raw"):
-        return first
-    if choice.weights is None and not others and len(averages) == 1 and averages[0] in _TAKEN:
-        library = _TAKEN[averages[0]]
-        picked.notes.append(
-            f"{path}: {averages[0]!r} is taken, as {library} does, not {first!r} beside it; "
-            "weights: raw takes that"
+    averages = {key for key in holding if is_average(key) or key in _TAKEN}
+    if _CURRENT in holding:
+        averages |= {"state_dict"} & set(holding)
+    raw = [key for key in (*_RAW, _CURRENT) if key in holding and key not in averages]
+    if raw or averages:
+        first = next(key for key in (*raw, *holding) if key in raw or key in averages)
+        chosen = _among(path, [first, *_rivals(root, holding, first)], averages, picked)
+    elif any(isinstance(value, TensorRef) for value in root.values()):
+        return None
+    elif len(holding) > 1:
+        raise MdftError(
+            f"{path}: must hold one model, got {_shown(holding)}; name one as part (a recipe's "
+            "pool.part, of `mdft convert` --part)"
         )
-        return averages[0]
-    said = f", as weights or part: {first!r}" if averages else ", as part"
+    elif not holding:
+        return _empty_wrapper(root)
+    else:
+        chosen = holding[0]
+    if not picked.settled and picked.choice.weights != "raw":
+        where = average_beside(root, chosen)
+        if where is not None:
+            picked.notes.append(not_understood(path, where, picked.choice.weights))
+    return chosen
+
+
+def _among(path: object, found: list[str], averages: set[str], picked: Picked) -> str:
+    """Returns the key of the version that is wanted; a rule of its library's is noted."""
+    averaged = [key for key in found if key in averages]
+    plain = [key for key in found if key not in averages]
+    wanted = picked.choice.weights
+    if wanted == "raw" and not plain:
+        refuse_raw(path, _shown(averaged))
+    some = {"ema": averaged, "raw": plain}.get(wanted or "", []) if averaged else []
+    if len(some) == 1:
+        picked.settle()
+        return some[0]
+    if len(found) == 1:
+        return found[0]
+    if wanted is None and len(plain) == len(averaged) == 1:
+        library = "Lightning" if plain[0] == _CURRENT else _TAKEN.get(averaged[0])
+        if library is not None:
+            picked.settle()
+            picked.notes.append(
+                f"{path}: {averaged[0]!r} is taken, as {library} does, not {plain[0]!r} beside it; "
+                "weights: raw takes that"
+            )
+            return averaged[0]
+    said = f", as weights or part: {found[0]!r}" if averaged else ", as part"
     raise MdftError(
-        f"{path}: holds several versions of one model, {_shown([first, *averages, *others])}; say "
-        f"which is wanted{said} (a recipe's pool.weights, ema or raw, or pool.part; of `mdft "
-        "convert` --weights or --part)"
+        f"{path}: holds several versions of one model, "
+        f"{_shown([*plain[:1], *averaged, *plain[1:]])}; say which is wanted{said} (a recipe's "
+        "pool.weights, ema or raw, or pool.part; of `mdft convert` --weights or --part)"
     )
 
 
@@ -197,7 +227,7 @@ def _shown(keys: list[str]) -> list[str]:
 def _rivals(root: Mapping[Any, Any], holding: list[str], first: str) -> Iterator[str]:
     """Yields other keys that hold the same model: of the same names, under a key that says so."""
     mine, stored = _names(root[first]), _storages(root[first])
-    others = (k for k in holding if k in _RAW or k in _TAKEN or _words(k) & _VERSIONS)
+    others = (k for k in holding if _is_version(k))
     for key in islice(others, _MOST_VERSIONS):
         if key == first:
             continue
@@ -256,5 +286,6 @@ def _holds_tensors(value: Any, known: dict[int, bool]) -> bool:
     return known[id(value)]
 
 
-def _words(key: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", key.lower()))
+def _is_version(key: str) -> bool:
+    known = key in _RAW or key in _TAKEN or key == _CURRENT
+    return known or is_average(key) or bool(words_of(key) & _VERSIONS)

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from mdft_fast.checkpoints.file_kinds import ADAPTER, sniff
 from mdft_fast.errors import MdftError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
+_SHOWN = 4  # checkpoints in an error
+_MOST_FOLDERS = 1000  # that are looked into for an error
 _FINETUNED = "finetuned.pt"  # in task_vectors' layout
 # Beginnings of files that stand beside a model: optimizers, heads, arguments.
 _NO_MODELS = (
@@ -51,8 +56,27 @@ def find_checkpoint(folder: Path, task: str) -> Path:
     raise MdftError(
         f"{folder}: must hold the checkpoint of task {task!r}, as a file {task!r} that ends in one "
         f"of {list(SUFFIXES)}, as {f'{task}/{_FINETUNED}'!r}, or as a folder {task!r} of "
-        "transformers, open_clip or a LoRA adapter (capitals make no difference), got none"
+        "transformers, open_clip or a LoRA adapter (capitals make no difference), got "
+        f"{deeper_ones(alike)}"
     )
+
+
+def deeper_ones(entries: Iterable[Path]) -> str:
+    """Returns what an error says it got: the checkpoints deeper in some folders, or none."""
+    found: list[str] = []
+    for entry in entries:
+        for where, folders, names in islice(os.walk(entry), _MOST_FOLDERS):
+            place = Path(where)
+            if place != entry and _is_checkpoint(place):
+                folders.clear()
+                found.append(place.relative_to(entry.parent).as_posix())
+                continue
+            folders.sort()
+            files = (place / n for n in sorted(names) if not n.lower().startswith(_NO_MODELS))
+            found += [f.relative_to(entry.parent).as_posix() for f in files if stem_of(f)]
+    if not found:
+        return "none"
+    return f"what lies deeper, {found[:_SHOWN]}; put the one that is meant where it is looked for"
 
 
 def find_tasks(folder: Path, base: Path) -> list[str]:
@@ -84,9 +108,7 @@ def _name(entry: Path) -> str:
 
 def _models(entry: Path) -> list[Path]:
     """Returns the checkpoints that a file or folder of a task's name is, or holds."""
-    if entry.is_file():
-        return [entry]
-    if _is_checkpoint(entry):
+    if not entry.is_dir() or _is_checkpoint(entry):  # a pipe is refused where it is opened
         return [entry]
     if (entry / _FINETUNED).is_file():
         return [entry / _FINETUNED]

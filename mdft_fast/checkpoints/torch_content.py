@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mdft_fast.checkpoints.averages import check_names
 from mdft_fast.checkpoints.metadata import SourceFacts
 from mdft_fast.checkpoints.parts import AS_IT_IS, Choice, is_module, named_part, pick
 from mdft_fast.checkpoints.pickle_machine import StandIn, kind_of, named
@@ -78,7 +79,8 @@ def read_torch(path: Path, choice: Choice = AS_IT_IS, *, legacy: bool) -> State:
         str(path), LazyTensors(readers), kind, content.left_out, facts, normalize=normalize,
         unreadable=content.unreadable, notes=tuple(picked.notes), check=check,
     )  # fmt: skip
-    return named_part(unwrapped(state), picked.rest)
+    state = named_part(unwrapped(state), picked.rest)
+    return state if picked.settled else check_names(state, picked.choice.weights)
 
 
 def text_tower(name: str) -> bool:

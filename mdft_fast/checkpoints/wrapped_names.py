@@ -18,6 +18,7 @@ _ANYWHERE = {
 # they may be a model's own.
 _BEFORE = ("module.", "_module.")
 _COUNTERS = ("n_averaged",)  # AveragedModel's, beside the module
+_COUNTED = "counts the models of an average"
 _MOST_WRAPPED = 4
 
 
@@ -39,10 +40,15 @@ def unwrapped(state: State) -> State:
     if not counters and all(new == old for new, old in names.items()):
         return state
     kept = {new: old for new, old in names.items() if new not in counters}
-    left_out = dict.fromkeys(counters, "counts the models of an average")
+    left_out = dict.fromkeys(counters, _COUNTED)
     return replace(
         state, tensors=renamed(state.tensors, kept), left_out={**state.left_out, **left_out}
     )
+
+
+def is_counted(state: State) -> bool:
+    """Says whether an unwrapped checkpoint is torch's ``AveragedModel``."""
+    return any(state.left_out.get(name) == _COUNTED for name in _COUNTERS)
 
 
 def _cleaned(name: str) -> str:

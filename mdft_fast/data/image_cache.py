@@ -38,7 +38,7 @@ from mdft_fast.data.images.decoding import Array, fit
 from mdft_fast.data.images.listing import Listing, Opened
 from mdft_fast.errors import MdftError, need
 from mdft_fast.file_locks import lock_on
-from mdft_fast.files import TRIES, filled_once, remove_strays, replacing, write_json
+from mdft_fast.files import TRIES, filled_once, regular, remove_strays, replacing, write_json
 from mdft_fast.terminal import is_terminal, printable
 
 Watch = Callable[[str, int, int], None]  # what is done, how many of how many
@@ -177,10 +177,7 @@ def _pixels(listing: Listing, preprocess: Preprocess) -> dict[str, Any]:
 def _state(files: Sequence[Path]) -> list[tuple[str, int, int]]:
     states = []
     for file in files:
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise MdftError(f"{file}: not readable: {error.strerror}") from None
+        status = regular(file)
         states.append((str(file), status.st_size, status.st_mtime_ns))
     return states
 

@@ -49,8 +49,8 @@ def _exact(number: float) -> Tensor:
 
 def file_digest(path: str | os.PathLike[str]) -> str:
     """Returns the sha256 of a file; of one that has not changed since it is known already."""
+    facts = files.regular(path)
     try:
-        facts = os.stat(path)
         return _digest(os.path.realpath(path), facts.st_size, facts.st_mtime_ns)
     except OSError as error:
         raise MdftError(f"{path}: not readable: {error.strerror}") from None

@@ -102,6 +102,63 @@ def test_a_part_is_what_names_begin_with(form: str, tmp_path: Path) -> None:
     assert same(open_state(tmp_path / "b.safetensors").tensors, EMA)
 
 
+LISTED = {"decay": 0.9, "shadow_params": list(EMA.values())}  # torch_ema's
+BOTH = {f"online_model.{n}": t for n, t in RAW.items()}  # ema_pytorch's
+BOTH |= {f"ema_model.{n}": t for n, t in EMA.items()}
+FLAT = {f"model_ema.{n.replace('.', '')}": t for n, t in EMA.items()}  # LitEma's
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        ({"model": RAW, "ema": LISTED}, "ema"),
+        ({"model": RAW, "ema": BOTH}, "ema"),
+        (
+            {"state_dict": RAW, "callbacks": {"X": {"ema_state_dict": EMA}}},
+            "callbacks.X.ema_state_",
+        ),
+        ({"state_dict": RAW, "optimizer_states": [{"ema": tuple(EMA.values())}]}, "optimizer_s"),
+        ({"state_dict": {**RAW, **FLAT}}, "model_ema"),
+    ],
+)
+def test_an_average_that_is_not_understood_is_refused_or_said(
+    value: Any, where: str, tmp_path: Path
+) -> None:
+    with pytest.raises(MdftError, match=rf"as weights: ema wants it, got '{where}.*not understood"):
+        opened(value, tmp_path, weights="ema")
+    plain = opened(value, tmp_path)
+    assert re.search(rf"a.pt: '{where}.* is named like an average", *plain.notes)
+    assert same({name: plain.tensors[name] for name in RAW}, RAW)
+    assert not opened(value, tmp_path, weights="raw").notes
+
+
+def test_raw_weights_are_never_an_average(tmp_path: Path) -> None:
+    averaged = AveragedModel(nn.Linear(3, 2)).state_dict()
+    named = {f"ema.{n}": t for n, t in EMA.items()}
+    for value in ({"ema": EMA}, {"model": None, "ema": EMA}, {"model": averaged}, named):
+        with pytest.raises(MdftError, match=r"must hold raw weights.* got an average alone"):
+            opened(value, tmp_path, weights="raw")
+        assert same(opened(value, tmp_path, weights="ema").tensors, opened(value, tmp_path).tensors)
+
+
+def test_lightnings_averaged_state_dict_stands_beside_raw_weights(tmp_path: Path) -> None:
+    value = {"state_dict": EMA, "current_model_state": RAW, "averaging_state": {"n": 1}}
+    assert same(opened(value, tmp_path, weights="raw").tensors, RAW)
+    assert same(opened(value, tmp_path, weights="ema").tensors, EMA)
+    plain = opened(value, tmp_path)
+    assert same(plain.tensors, EMA)
+    assert re.search(r"'state_dict' is taken, as Lightning does", *plain.notes)
+
+
+def test_a_file_without_a_word_of_an_average_has_one_model(tmp_path: Path) -> None:
+    optimizer = {"state": {0: {"exp_avg": RAW["stem.weight"], "exp_avg_sq": RAW["stem.bias"]}}}
+    value = {"model": RAW, "optimizer": optimizer, "ema": None, "ema_decay": 0.9}
+    for weights in (None, "ema", "raw"):
+        state = opened(value, tmp_path, weights=weights)
+        assert same(state.tensors, RAW)
+        assert not state.notes
+
+
 def test_a_wrong_choice_is_named(tmp_path: Path) -> None:
     with pytest.raises(MdftError, match=r"weights: must be 'ema' or 'raw', got 'EMA'"):
         Choice(weights="EMA")

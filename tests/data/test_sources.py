@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from mdft_fast.checkpoints import as_preprocess
 from mdft_fast.data import (
     TORCHVISION_SETS,
     FolderSource,
@@ -25,6 +26,7 @@ from mdft_fast.data import (
     load_samples,
     shared_images,
 )
+from mdft_fast.data.image_cache import cached_images
 from mdft_fast.errors import MdftError
 from mdft_fast.evaluation import load_test_sets
 from mdft_fast.pool import Head
@@ -265,7 +267,14 @@ def test_splits_may_be_called_otherwise(train: str, test: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "names", [("seg_train", "seg_test"), ("Training", "Evaluation"), ("train", "unlabeled")]
+    "names",
+    [
+        ("seg_train", "seg_test"),
+        ("Training", "Evaluation"),
+        ("train", "unlabeled"),
+        ("labeled", "unlabeled"),
+        ("seg_train", "unlabelled"),
+    ],
 )
 def test_what_can_only_be_splits_must_be_named(names: tuple[str, str], tmp_path: Path) -> None:
     for name in names:
@@ -347,6 +356,28 @@ def test_the_order_of_numbered_classes_must_be_said(tmp_path: Path) -> None:
     check_order(listing, sorted(names), "recipe")
 
 
+def test_the_order_of_capitals_must_be_said(tmp_path: Path) -> None:
+    write_folders(tmp_path, ("Zebra", "apple", "Bee"), each=1)
+    with pytest.raises(MdftError, match=r"class 0 is 'Bee' in torchvision's .* 'apple' in timm's"):
+        FolderSource(tmp_path).check_labels("test")
+    for order, wanted in (("number", "apple Bee Zebra"), ("text", "Bee Zebra apple")):
+        source = FolderSource(tmp_path, order=order)  # type: ignore[arg-type]
+        assert source.listing("test").class_names == tuple(wanted.split())
+
+
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    write_folders(tmp_path, ("bus", "car"), each=2)
+    os.mkfifo(tmp_path / "bus" / "pipe.png")
+    os.symlink(tmp_path / "bus" / "bus_001.jpg", tmp_path / "car" / "link.jpg")
+    listing = FolderSource(tmp_path).listing("test")
+    assert len(listing.files) == 5
+    assert listing.notes[0].endswith(": passed over, as torchvision does, 1 .png.")
+    (tmp_path / "car" / "link.jpg").unlink()
+    os.mkfifo(tmp_path / "car" / "link.jpg")  # after it was listed
+    with pytest.raises(MdftError, match=r"link.jpg: must be a regular file, got a pipe"):
+        cached_images(listing, as_preprocess(PREPROCESS))
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     write_folders(tmp_path, ("bus", "train"))
     assert FolderSource(tmp_path).listing("test").class_names == ("bus", "train")
@@ -366,6 +397,18 @@ def test_lists_of_splits(form: str, tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_text("nobody_001.jpg\n")
     with pytest.raises(MdftError, match=r"test.txt: every line must name an image .*nobody_001"):
         FolderSource(tmp_path).listing("test")
+
+
+def test_lists_of_splits_are_utf8(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    text = "airplane_001.jpg\r\nwetland_002.jpg\n"
+    (tmp_path / "test.txt").write_bytes(text.encode("utf-8-sig"))
+    source = FolderSource(tmp_path, split="test")
+    assert source.listing("test").open().labels() == [0, 2]
+    for wrong, line in ((text.encode("utf-16"), 1), (f"{text}été.jpg".encode("latin-1"), 3)):
+        (tmp_path / "test.txt").write_bytes(wrong)
+        with pytest.raises(MdftError, match=rf"test.txt: must be text in UTF-8, .* line {line};"):
+            source.listing("test")
 
 
 def test_a_folder_without_splits_is_split_by_a_fixed_seed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from mdft_fast.checkpoints import (
     SUFFIXES,
     State,
+    deeper_ones,
     find_checkpoint,
     find_tasks,
     open_state,
@@ -68,10 +69,11 @@ def find_models(folder: Path) -> tuple[Path, Path, list[str]]:
     inside = folder / "models" if (folder / "models").is_dir() else folder
     names = find_tasks(inside, bases[0])
     if not names:
+        others = (path for path in sorted(inside.iterdir()) if path != bases[0])
         raise MdftError(
             f"{inside}: must hold the fine-tuned models as <task>/finetuned.pt, folders of "
             f"transformers, open_clip or LoRA adapters, or files that end in one of "
-            f"{list(SUFFIXES)}, got none"
+            f"{list(SUFFIXES)}, got {deeper_ones(others)}"
         )
     wrong = [name for name in names if not is_task_name(name) or name == "average"]
     if wrong:

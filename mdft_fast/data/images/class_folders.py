@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from mdft_fast.data.images.split_names import (
     SPLITS,
     find_split,
     is_hidden,
+    read_list,
     same_form,
     splits_among,
 )
@@ -49,9 +51,9 @@ class FolderSource(ListedSource):
             and without a look at classes, and "train" the rest. None: what is adapted to takes
             "train" and what is evaluated "test" where the folder has both; else all. Folders of
             splits without "test", or without "train", are no classes: a split must be named.
-        order: of the classes: "text", as torchvision's ``ImageFolder`` has it (0, 1, 10, 2);
-            "number", as timm's data sets have it (0, 1, 2, 10). None: where both are the same;
-            where they differ labels are refused.
+        order: of the classes: "text", as torchvision's ``ImageFolder`` has it (0, 1, 10, 2;
+            B, a); "number", as timm's data sets have it (0, 1, 2, 10; a, B). None: where both are
+            the same; where they differ labels are refused.
         exif: whether images are turned as their EXIF orientation says. torchvision and timm do
             not, ``datasets`` does.
     """
@@ -174,9 +176,9 @@ class _Numbered(NamedTuple):
 
 
 def _numbered(classes: tuple[str, ...], order: str | None) -> _Numbered:
+    natural = tuple(sorted(classes, key=lambda name: _natural(name.lower())))
     if order == "number":
-        return _Numbered(tuple(sorted(classes, key=lambda name: _natural(name.lower()))))
-    natural = sorted(classes, key=_natural)
+        return _Numbered(natural)
     first = next((i for i, name in enumerate(classes) if name != natural[i]), None)
     if first is None or order is not None:
         return _Numbered(classes)
@@ -280,7 +282,13 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not is_hidden(path.name)
+    """Says whether a path is an image's; one without a file is too, so that an error names it."""
+    if path.suffix.lower() not in EXTENSIONS or is_hidden(path.name):
+        return False
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def _part(
@@ -302,7 +310,7 @@ def _listed(file: Path, root: Path, pairs: list[tuple[Path, int]]) -> list[tuple
     if len(by_name) < len(pairs):  # names that stand in two classes say nothing alone
         by_name = {}
     chosen = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in read_list(file).splitlines():
         if line.strip():
             pair = by_path.get(line.strip()) or by_name.get(line.strip())
             if pair is None:

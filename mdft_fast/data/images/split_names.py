@@ -19,7 +19,7 @@ _WORDS: dict[str, Split] = {
     "dev": "val", "test": "test", "testing": "test",
 }  # fmt: skip
 _UNLABELLED = {"unlabelled", "unlabeled"}  # alone, all that there is
-_OTHER_WORDS = {"eval", "evaluation", "holdout", "extra", *_UNLABELLED}
+_OTHER_WORDS = {"eval", "evaluation", "holdout", "extra", "labelled", "labeled", *_UNLABELLED}
 _FILLERS = {"set", "data", "dataset", "split", "images", "image", "imgs", "img", "samples"}
 # Left beside a class's folder by programs: notebooks, macOS archives, NAS thumbnails, trash.
 _LITTER = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
@@ -68,6 +68,22 @@ def find_split(root: Path, split: str) -> Path | None:
     return None
 
 
+def read_list(file: Path) -> str:
+    """Returns the text of a list of a split, without a mark of its byte order.
+
+    Raises:
+        MdftError: if it is not in UTF-8; it names the line.
+    """
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise MdftError(
+            f"{file}: must be text in UTF-8, got byte {error.object[error.start]:#04x} in line "
+            f"{line}; save it in UTF-8"
+        ) from None
+
+
 def splits_among(names: Iterable[str]) -> list[str]:
     """Returns the folders that can only be splits, so no classes.
 
@@ -78,8 +94,8 @@ def splits_among(names: Iterable[str]) -> list[str]:
     plain += [n for n in names if set(_words(n)) & _OTHER_WORDS and not split_of(n)]
     if len(plain) > 1:
         return plain
-    known = (_WORDS.keys() | _OTHER_WORDS) - _UNLABELLED
-    return names if all(set(_words(n)) & known for n in names) else []
+    words = [(_WORDS.keys() | _OTHER_WORDS) & set(_words(n)) for n in names]
+    return names if all(words) and set().union(*words) - _UNLABELLED else []
 
 
 def _words(name: str) -> list[str]:

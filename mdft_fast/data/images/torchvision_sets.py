@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from mdft_fast.data.images.class_folders import SPLIT_SEED, FolderSource
 from mdft_fast.data.images.listing import ListedSource, Listing, Opened, Role, of_files
-from mdft_fast.data.images.split_names import SPLITS
+from mdft_fast.data.images.split_names import SPLITS, read_list
 from mdft_fast.errors import MdftError, nearest, need
 from mdft_fast.model import split as random_split
 
@@ -117,10 +117,10 @@ def _sun397(root: Path, chosen: str) -> Listing:
     # torchvision has every image and no split: the first of the official partitions is usual.
     folder = root / "SUN397"
     names, chosen_list = folder / "ClassName.txt", folder / _sun397_list(chosen)
-    lines = names.read_text(encoding="utf-8").split()
+    lines = read_list(names).split()
     classes = [line[3:] for line in lines]  # /a/abbey
     number = {name: i for i, name in enumerate(classes)}
-    listed = chosen_list.read_text(encoding="utf-8").split()
+    listed = read_list(chosen_list).split()
     relative = [Path(line.strip("/")) for line in listed]
     files = tuple(folder / path for path in relative)
 

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from mdft_fast.app.recipe.discovery import find_models
 from mdft_fast.checkpoints import find_checkpoint, find_tasks, open_state
 from mdft_fast.errors import MdftError
+from mdft_fast.heads import file_digest
 from mdft_fast.pool import Head
 from tests.app.conftest import call
 from tests.checkpoints.corpus import MEAN, same, save_encoder, save_head, tiny_clip
@@ -139,6 +142,29 @@ def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
         (tmp_path / "mnist" / name).touch()
     with pytest.raises(MdftError, match=r"a file 'mnist' .*'.pth.tar'.*mnist/finetuned.pt"):
         find_checkpoint(tmp_path, "mnist")
+
+
+def test_what_lies_deeper_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "models" / "alpha" / "run1" / "checkpoint-5"
+    place.mkdir(parents=True)
+    (place / "adapter_config.json").touch()
+    (tmp_path / "base.pt").touch()
+    deeper = r"got what lies deeper, \['alpha/run1/checkpoint-5'\]; put the one"
+    with pytest.raises(MdftError, match=rf"task 'alpha'.* {deeper}"):
+        find_checkpoint(tmp_path / "models", "alpha")
+    with pytest.raises(MdftError, match=rf"must hold the fine-tuned models .* {deeper}"):
+        find_models(tmp_path)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mnist.pt")
+    os.mkfifo(tmp_path / "base")
+    assert find_checkpoint(tmp_path, "mnist") == tmp_path / "mnist.pt"
+    for path in (tmp_path / "mnist.pt", tmp_path / "base"):
+        with pytest.raises(MdftError, match="must be a regular file, got a pipe"):
+            open_state(path)
+    with pytest.raises(MdftError, match="must be a regular file, got a pipe"):
+        file_digest(tmp_path / "mnist.pt")
 
 
 def test_convert_takes_a_part_in_a_dtype(tmp_path: Path) -> None:
