@@ -374,7 +374,7 @@ def test_a_pipe_is_no_image(tmp_path: Path) -> None:
     assert listing.notes[0].endswith(": passed over, as torchvision does, 1 .png.")
     (tmp_path / "car" / "link.jpg").unlink()
     os.mkfifo(tmp_path / "car" / "link.jpg")  # after it was listed
-    with pytest.raises(MdftError, match=r"link.jpg: must be a regular file, got a pipe"):
+    with pytest.raises(MdftError, match=r"link.jpg: must be a regular file, got a named pipe"):
         cached_images(listing, as_preprocess(PREPROCESS))
 
 

@@ -161,9 +161,9 @@ def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "base")
     assert find_checkpoint(tmp_path, "mnist") == tmp_path / "mnist.pt"
     for path in (tmp_path / "mnist.pt", tmp_path / "base"):
-        with pytest.raises(MdftError, match="must be a regular file, got a pipe"):
+        with pytest.raises(MdftError, match="must be a regular file, got a named pipe"):
             open_state(path)
-    with pytest.raises(MdftError, match="must be a regular file, got a pipe"):
+    with pytest.raises(MdftError, match="must be a regular file, got a named pipe"):
         file_digest(tmp_path / "mnist.pt")
 
 
