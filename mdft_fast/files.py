@@ -157,6 +157,8 @@ def regular(path: str | os.PathLike[str]) -> os.stat_result:
     """
     try:
         status = os.stat(path)
+    except FileNotFoundError:
+        raise MdftError(f"{path}: no such file") from None
     except OSError as error:
         raise MdftError(f"{path}: not readable: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):

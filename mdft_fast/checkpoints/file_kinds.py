@@ -49,8 +49,6 @@ def sniff(path: Path) -> Kind:
     """
     if path.is_dir():
         return _folder(path)
-    if not path.exists():
-        raise MdftError(f"{path}: no such file")
     regular(path)
     with open(path, "rb") as file:
         start = file.read(64)
@@ -74,6 +72,7 @@ def sniff(path: Path) -> Kind:
 
 def read_json(path: Path) -> Any:
     """Reads a JSON file."""
+    regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -93,9 +93,9 @@ def find_tasks(folder: Path, base: Path) -> list[str]:
     for entry in folder.iterdir():
         if entry == base or entry.name.lower().startswith(_NO_MODELS):
             continue
-        if entry.is_file() and (stem := stem_of(entry)):
+        if not entry.is_dir() and (stem := stem_of(entry)):
             names.add(stem)
-        elif (entry / _FINETUNED).is_file():
+        elif (entry / _FINETUNED).exists():
             names.add(entry.name.lower())
         elif _is_checkpoint(entry) or any(entry.glob(f"*/{ADAPTER}")):
             names.add(entry.name)
@@ -110,10 +110,12 @@ def _models(entry: Path) -> list[Path]:
     """Returns the checkpoints that a file or folder of a task's name is, or holds."""
     if not entry.is_dir() or _is_checkpoint(entry):  # a pipe is refused where it is opened
         return [entry]
-    if (entry / _FINETUNED).is_file():
+    if (entry / _FINETUNED).exists():
         return [entry / _FINETUNED]
     inside = [path for path in sorted(entry.iterdir()) if not path.name.startswith(_NO_MODELS)]
-    return [path for path in inside if _is_checkpoint(path) or (path.is_file() and stem_of(path))]
+    return [
+        path for path in inside if _is_checkpoint(path) or (not path.is_dir() and stem_of(path))
+    ]
 
 
 def _is_checkpoint(path: Path) -> bool:

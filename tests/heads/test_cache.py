@@ -107,5 +107,5 @@ def test_a_files_digest_follows_the_file(tmp_path: Path) -> None:
     file.write_bytes(b"abd")
     os.utime(file, ns=(1, 1))
     assert file_digest(file) != known
-    with pytest.raises(MdftError, match="not readable: No such file"):
+    with pytest.raises(MdftError, match="no such file"):
         file_digest(tmp_path / "b")

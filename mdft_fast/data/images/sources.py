@@ -19,6 +19,7 @@ from mdft_fast.checkpoints import Preprocess
 from mdft_fast.data.images.decoding import Array, fit, is_pil
 from mdft_fast.data.images.listing import ListedSource
 from mdft_fast.errors import MdftError, nearest
+from mdft_fast.files import regular
 from mdft_fast.model import available_memory
 
 _HEADERS = {  # version of the npy format -> what reads its header; 3 differs in a name's letters
@@ -128,10 +129,9 @@ def npz_keys(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def _open_npz(path: str | os.PathLike[str]) -> Any:
+    regular(path)
     try:
         archive = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise MdftError(f"{path}: no such file") from None
     except Exception as error:  # zipfile and numpy raise a dozen kinds for damage
         raise MdftError(f"{path}: not a readable npz file: {error}") from None
     if not isinstance(archive, np.lib.npyio.NpzFile):

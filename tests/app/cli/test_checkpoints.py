@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from mdft_fast.app.recipe.discovery import find_models
-from mdft_fast.checkpoints import find_checkpoint, find_tasks, open_state
+from mdft_fast.checkpoints import find_checkpoint, find_tasks, open_state, read_json
+from mdft_fast.data import npz_keys
 from mdft_fast.errors import MdftError
 from mdft_fast.heads import file_digest
 from mdft_fast.pool import Head
@@ -159,12 +160,17 @@ def test_what_lies_deeper_is_named(tmp_path: Path) -> None:
 def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "mnist.pt")
     os.mkfifo(tmp_path / "base")
+    (tmp_path / "cars").mkdir()
+    os.mkfifo(tmp_path / "cars" / "finetuned.pt")
+    assert find_tasks(tmp_path, tmp_path / "base") == ["cars", "mnist"]
+    assert find_checkpoint(tmp_path, "cars") == tmp_path / "cars" / "finetuned.pt"
     assert find_checkpoint(tmp_path, "mnist") == tmp_path / "mnist.pt"
     for path in (tmp_path / "mnist.pt", tmp_path / "base"):
         with pytest.raises(MdftError, match="must be a regular file, got a named pipe"):
             open_state(path)
-    with pytest.raises(MdftError, match="must be a regular file, got a named pipe"):
-        file_digest(tmp_path / "mnist.pt")
+    for read in (file_digest, npz_keys, read_json):
+        with pytest.raises(MdftError, match="must be a regular file, got a named pipe"):
+            read(tmp_path / "mnist.pt")
 
 
 def test_convert_takes_a_part_in_a_dtype(tmp_path: Path) -> None:
