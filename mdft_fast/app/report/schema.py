@@ -173,7 +173,7 @@ class Result(TypedDict):
     specialize: dict[str, list[SpecializePoint]]  # task -> its path through stage 2
     curve_samples: NotRequired[int]  # test samples a task that its accuracies are measured on
     holdout: NotRequired[Holdout | None]
-    stages: NotRequired[list[StageSteps]]  # in the order of the run
+    stages: NotRequired[list[StageSteps]]  # those that were run, in their order
     phases: list[Phase]  # in the order of the run
     warnings: list[str]
     filter: NotRequired[Filter]

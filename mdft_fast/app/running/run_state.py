@@ -38,8 +38,8 @@ def read_state(path: Path, owner: str) -> dict[str, Any]:
     """Reads a state back.
 
     Raises:
-        MdftError: if the file is damaged, or of another recipe, other inputs or
-            another stage than ``owner`` names.
+        MdftError: if the file is damaged, or of another recipe, other inputs or another stage
+            than ``owner`` names.
     """
     again = "put a copy back, or start the run again in another folder"
     check_regular(path)
@@ -53,7 +53,7 @@ def read_state(path: Path, owner: str) -> dict[str, Any]:
     written = state.pop(_CHECKSUM, None)
     if written != _checksum(state):
         raise MdftError(f"{path}: not what was written, its sha256 is another; {again}")
-    if state.pop(_OWNER) != owner:
+    if state.pop(_OWNER, None) != owner:
         raise MdftError(
             f"{path}: must be this stage's state, of this folder's recipe and inputs, got another "
             f"stage's or run's; {again}"

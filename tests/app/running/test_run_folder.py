@@ -22,7 +22,7 @@ from mdft_fast.app.recipe import Recipe
 from mdft_fast.app.report import TIMES, read_metrics, read_result
 from mdft_fast.app.running import locked, run
 from mdft_fast.app.running.run_folder import RunFolder
-from mdft_fast.app.running.run_state import read_state, write_state
+from mdft_fast.app.running.run_state import _checksum, read_state, write_state
 from mdft_fast.app.running.same_inputs import check_inputs, check_recipe, write_inputs
 from mdft_fast.errors import MdftError
 from mdft_fast.json_checksums import with_checksum
@@ -88,10 +88,16 @@ def _flipped(content: bytes) -> bytes:
     return content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
 
 
+def _ownerless(state: dict[str, Any]) -> None:
+    del state["owner"], state["sha256"]
+    state["sha256"] = _checksum(state)
+
+
 STATES: dict[str, Callable[[bytes], bytes]] = {
     "a bit of λ": _flipped,
     "another step": _changed(lambda state: state.update(step=3)),
     "another run's": _changed(lambda state: state.update(owner="another")),
+    "nobody's": _changed(_ownerless),
     "no checksum": _changed(lambda state: state.pop("sha256")),
     "cut": lambda content: content[:-300],
     "no state": lambda _: b"[1]",
