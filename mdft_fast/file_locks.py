@@ -58,7 +58,7 @@ def lock_on(path: Path) -> Iterator[None]:
         while try_lock(handle) is False:
             time.sleep(_PAUSE_S)
         if not is_still(handle, path):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         yield
     finally:
         os.close(handle)

@@ -56,7 +56,7 @@ class Held(NamedTuple):
         return Held(len(layout.slots), sum(slot.numel for slot in layout.slots))
 
 
-_FEW = Held(256, 1 << 24)
+_FEW = Held(256, 1 << 28)  # a text tower that open_clip makes along, say
 
 
 def build_backbone(spec: Mapping[str, Any], held: Held | None = None) -> nn.Module:
