@@ -132,7 +132,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
-    """Reads a text file in UTF-8; ``errors`` as :func:`open` takes it.
+    """Reads a text file in UTF-8; ``errors`` as Python's own takes it.
 
     Raises:
         MdftError: if it is no file but a pipe, a socket or a device.
