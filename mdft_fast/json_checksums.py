@@ -29,7 +29,7 @@ def with_checksum(content: Mapping[str, Any], without: Collection[str] = ()) -> 
     """Returns an object with its checksum; numbers must be finite.
 
     It is the first key: a gap torn into the text that takes it along takes the next one too, which
-    readers want. ``without`` is :func:`content_checksum`'s.
+    readers want. ``without`` names keys that it does not cover.
     """
     own = {key: value for key, value in content.items() if key != CHECKSUM}
     return {CHECKSUM: content_checksum(own, without), **own}
