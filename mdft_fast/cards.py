@@ -209,7 +209,7 @@ def load(path: str | os.PathLike[str], *, pool: Pool | str | os.PathLike[str] | 
         opened = pool if isinstance(pool, Pool) else Pool.open(pool)
         module = backbone
         if module is None:
-            module = _built(opened.backbone_spec, Held.by(opened.layout))
+            module = _built(opened.backbone_spec, Held.by(opened))
         return card.meta_model(opened, module).materialize()
     check_regular(path)
     try:

@@ -8,6 +8,8 @@ import os
 import sys
 from typing import Any
 
+STOPPED = 130  # as a shell reports a program that Ctrl-C ended
+
 
 def printable(text: str) -> str:
     r"""Returns a text in which nothing but signs, spaces, tabs and line ends is left as it is.

@@ -49,10 +49,9 @@ def sniff(path: Path) -> Kind:
     """
     if path.is_dir():
         return _folder(path)
-    regular(path)
+    size = regular(path).st_size
     with open(path, "rb") as file:
         start = file.read(64)
-    size = path.stat().st_size
     if start[:4] == b"PK\x03\x04":
         return "torch zip"
     if (start[:1] == b"\x80" and start[1:2] in _PROTOCOLS) or start.startswith(_OLD_MAGIC):

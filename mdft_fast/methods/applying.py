@@ -108,7 +108,7 @@ def _backbone(
             f"pass backbone=..."
         )
     with torch.device("meta"):
-        return build_backbone(pool.backbone_spec, Held.by(pool.layout))
+        return build_backbone(pool.backbone_spec, Held.by(pool))
 
 
 def _begin(pool: Pool, backbone: nn.Module | None) -> Stream:

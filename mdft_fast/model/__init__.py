@@ -2,7 +2,7 @@
 """The meta-model: backbone, pool and λ."""
 
 from mdft_fast.checkpoints import Batch
-from mdft_fast.model.backbones.builders import Held, build_backbone, without_alarm
+from mdft_fast.model.backbones.builders import Held, build_backbone, in_float32, without_alarm
 from mdft_fast.model.backbones.recognition import Recognized, recognize
 from mdft_fast.model.batches import each, joined, tensors_of
 from mdft_fast.model.granularity import Granularity, block_of
@@ -34,6 +34,6 @@ __all__ = [
     "LinearLayer", "MetaModel", "Mode", "Precision", "Recognized", "Samples", "StartLike",
     "UnlabelledTask", "VariedSamples", "available_memory", "batches_of", "block_of",
     "build_backbone", "check_shapes", "each", "find_blocks", "find_linear_layers", "find_owners",
-    "generator_of", "joined", "names_of", "permutation", "recognize", "replaced_forward",
-    "return_freed_memory", "split", "tensors_of", "trim_heaps", "without_alarm",
+    "generator_of", "in_float32", "joined", "names_of", "permutation", "recognize",
+    "replaced_forward", "return_freed_memory", "split", "tensors_of", "trim_heaps", "without_alarm",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 import typer
 from torch import nn
 
-from mdft_fast.app.cli.console import STOPPED, complain, say, show_table, show_wide_table
+from mdft_fast.app.cli.console import complain, say, show_table, show_wide_table
 from mdft_fast.app.demo import default_folder, ensure_pool, is_finished
 from mdft_fast.app.forecast import plan, size
 from mdft_fast.app.opening import build, choose_device, open_pool, pack, spec_of, specialize_config
@@ -39,6 +39,7 @@ from mdft_fast.methods import METHODS, describe_field, explain_walk, needs, summ
 from mdft_fast.model import build_backbone
 from mdft_fast.options import options
 from mdft_fast.pool import Pool
+from mdft_fast.terminal import STOPPED
 
 _OF_STAGE_2 = ("specialize", "memory", "precision", "device", "deterministic", "seed")
 

@@ -10,9 +10,10 @@ import typer
 from typer.core import TyperGroup
 
 from mdft_fast.app.cli.boundary import explain, is_usage
-from mdft_fast.app.cli.console import STOPPED, complain
+from mdft_fast.app.cli.console import complain
 from mdft_fast.errors import MdftError
 from mdft_fast.files import check_regular
+from mdft_fast.terminal import STOPPED
 
 
 class Group(TyperGroup):

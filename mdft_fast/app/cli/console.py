@@ -18,7 +18,6 @@ from mdft_fast.terminal import printable
 if TYPE_CHECKING:  # it loads torch
     from mdft_fast.arena import CodecError
 
-STOPPED = 130  # as a shell reports a program that Ctrl-C ended
 _UNBOUNDED = 10_000  # columns: more than any table has
 _WORST = 10  # tensors whose codec error is shown unasked
 

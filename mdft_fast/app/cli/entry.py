@@ -8,10 +8,9 @@ import signal
 import sys
 
 from mdft_fast.late_imports import LateModule
-from mdft_fast.terminal import open_standard_streams
+from mdft_fast.terminal import STOPPED, open_standard_streams
 
 commands = LateModule("mdft_fast.app.cli.commands")  # imports take a while, and may be stopped too
-_STOPPED = 130  # as a shell reports a program that Ctrl-C ended
 
 
 def main() -> None:
@@ -21,6 +20,6 @@ def main() -> None:
         commands.app()
     except KeyboardInterrupt:  # before the command itself could say so
         os.write(sys.stderr.fileno(), b"stopped\n")
-        sys.exit(_STOPPED)
+        sys.exit(STOPPED)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the interpreter's own end is left

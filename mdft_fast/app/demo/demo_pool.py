@@ -26,7 +26,7 @@ from mdft_fast.app.demo.glyphs import SIZE
 from mdft_fast.cache import cache_folder
 from mdft_fast.errors import MdftError, need
 from mdft_fast.files import expanded, filled_once
-from mdft_fast.model import TASK_ARITHMETIC
+from mdft_fast.model import TASK_ARITHMETIC, in_float32
 
 VERSION = 1  # raise it with every change of what is built: the folder's name and stamp hold it
 _MODULES = ("open_clip", "sklearn", "matplotlib")
@@ -123,10 +123,8 @@ def ensure_pool(
 @contextmanager
 def _own_settings() -> Iterator[None]:
     """Shields the build from the caller's torch settings, and the caller's from the build."""
-    dtype = torch.get_default_dtype()
     with ExitStack() as stack:
-        stack.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float32)
+        stack.enter_context(in_float32())
         stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

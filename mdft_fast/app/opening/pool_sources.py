@@ -121,7 +121,7 @@ def shapes_alone(spec: Mapping[str, Any], held: Held | None = None) -> nn.Module
 
 def without_weights(spec: Mapping[str, Any], pool: Pool) -> nn.Module:
     """Returns a backbone in which merged weights take no memory, and all else is in place."""
-    module = shapes_alone(spec, Held.by(pool.layout))
+    module = shapes_alone(spec, Held.by(pool))
     merged = {name for names in names_of(pool.layout, pool.ties) for name in names}
     named_tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
     if any(name not in merged and name not in pool.buffers for name, _ in named_tensors):

@@ -134,7 +134,7 @@ def _without_tests(
     adapt, count = about["adapt"], len(samples)
     kept = unshared(samples, *tests.values()).tolist()
     gone = sorted(set(range(count)) - set(kept))
-    about["dropped"] = {"count": len(gone), "images": [_named(adapt, samples, [i]) for i in gone]}
+    about["dropped"] = {"count": len(gone), "images": _named(adapt, samples, gone)}
     if not gone:
         return samples, []
     words = f"{len(gone):,} of {count:,} unlabelled images are test images, pixel for pixel"
@@ -172,17 +172,19 @@ def _overlap(
     )
     if transductive:
         return [f"Transductive: {words}."]
-    first = _named(about["adapt"], samples, mine[:3])
+    first = ", ".join(_named(about["adapt"], samples, mine[:3]))
     raise MdftError(
         f"{words}, pixel for pixel ({first}{', ...' if len(mine) > 3 else ''}); take them out, say "
         "`duplicates: drop` to leave them out, or `transductive: true` to learn from them"
     )
 
 
-def _named(about: dict[str, Any], samples: Samples, indices: Sequence[int]) -> str:
+def _named(about: dict[str, Any], samples: Samples, indices: Sequence[int]) -> list[str]:
     """Returns images as an error names them: by file, or by their number in the source."""
-    files, numbers = about.get("files"), samples.numbers.tolist()
-    return ", ".join(files[i] if files else f"number {numbers[i]}" for i in indices)
+    if files := about.get("files"):
+        return [files[i] for i in indices]
+    numbers = samples.numbers.tolist()
+    return [f"number {numbers[i]}" for i in indices]
 
 
 def _origin(source: object, samples: Samples, role: Role = "train") -> dict[str, Any]:

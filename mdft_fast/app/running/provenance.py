@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mdft_fast.errors import MdftError, need
+from mdft_fast.files import file_digest
 from mdft_fast.ops import kernels
 from mdft_fast.version import __version__
 
@@ -42,11 +43,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 def code_digest() -> str:
     """Returns what tells this package's Python code apart, whatever its version says."""
     package = Path(__file__).parents[2]
-    files = sorted(package.rglob("*.py"))
-    total = hashlib.sha256()
-    for file in files:
-        total.update(hashlib.sha256(file.read_bytes()).digest())
-    return total.hexdigest()
+    digests = [file_digest(file) for file in sorted(package.rglob("*.py"))]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def version_of(distribution: str) -> str | None:

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from mdft_fast.arena import Layout
 from mdft_fast.errors import MdftError, nearest, need
 from mdft_fast.model.backbones import transformers_encoders
+from mdft_fast.pool import Pool
 
 _PLACE = re.compile(r"[/\\:~\x00]")  # in a path, an address or a scheme such as "hf-hub:"
 # Arguments that read files or the net, as a part of the name or as a word of it ("file" is a part
@@ -51,9 +51,9 @@ class Held(NamedTuple):
     elements: int
 
     @staticmethod
-    def by(layout: Layout) -> Held:
+    def by(pool: Pool) -> Held:
         """Returns what a pool's base holds."""
-        return Held(len(layout.slots), sum(slot.numel for slot in layout.slots))
+        return Held(len(pool.layout.slots), pool.parameters)
 
 
 _FEW = Held(256, 1 << 28)  # a text tower that open_clip makes along, say
@@ -94,11 +94,16 @@ def build_backbone(spec: Mapping[str, Any], held: Held | None = None) -> nn.Modu
     arguments = spec.get("kwargs") or {}
     _check_plain(arguments, "kwargs")
     build = partial(_BUILDERS[library], name)
-    with torch.random.fork_rng(devices=[]), _in_float32():
+    with torch.random.fork_rng(devices=[]), in_float32():
         try:
-            if held is not None:
-                _refuse_larger(held, lambda: build(dict(arguments)))
-            module = build(dict(arguments))
+            if held is not None and torch.get_default_device().type != "meta":
+                # What a library cannot build without data, it builds with them below.
+                harmless = contextlib.suppress(RuntimeError, NotImplementedError)
+                with harmless, torch.device("meta"), _no_larger_than(held):
+                    build(dict(arguments))
+                held = None
+            with contextlib.nullcontext() if held is None else _no_larger_than(held):
+                module = build(dict(arguments))
         except MdftError:
             raise
         except Exception as error:  # whatever the library raises for a bad name or argument
@@ -107,7 +112,8 @@ def build_backbone(spec: Mapping[str, Any], held: Held | None = None) -> nn.Modu
 
 
 @contextlib.contextmanager
-def _in_float32() -> Iterator[None]:
+def in_float32() -> Iterator[None]:
+    """Lets modules be made in float32, whatever PyTorch's default is."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -116,8 +122,9 @@ def _in_float32() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _refuse_larger(held: Held, build: Callable[[], nn.Module]) -> None:
-    """Builds a module without data, and stops where it has many more parameters than are held."""
+@contextlib.contextmanager
+def _no_larger_than(held: Held) -> Iterator[None]:
+    """Stops a module's making where it has many more parameters than are held."""
     most = Held(_MORE * held.tensors + _FEW.tensors, _MORE * held.elements + _FEW.elements)
     made, me = Held(0, 0), threading.get_ident()
 
@@ -135,9 +142,7 @@ def _refuse_larger(held: Held, build: Callable[[], nn.Module]) -> None:
 
     hook = register_module_parameter_registration_hook(count)
     try:
-        # What a library cannot build without data, it builds with them, as before.
-        with torch.device("meta"), contextlib.suppress(RuntimeError, NotImplementedError):
-            build()
+        yield
     finally:
         hook.remove()
 
